@@ -1,0 +1,243 @@
+"""The command line: ``attnrl train``, ``attnrl eval``, ``attnrl sft``, ``attnrl plot``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from attnrl.config import SftConfig, TrainConfig, dump_config, load_config, recipe_names
+from attnrl.errors import UserError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Train reasoning language models with attention-guided process-supervised RL (AttnRL).",
+)
+console = Console()
+
+RECIPES = f"A .yaml file, or one of: {', '.join(recipe_names())}."
+OVERRIDES = "Settings to change, as key.path=value (for example: seed=1 method.branching.criterion=random)."
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help=RECIPES)],
+    overrides: Annotated[list[str] | None, typer.Argument(help=OVERRIDES, metavar="[KEY=VALUE]...")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the run, stop.")] = False,
+) -> None:
+    """Train a model.
+
+    Everything a run writes is in its output_dir: config.yaml, metrics.jsonl, trees.jsonl, samples.jsonl and
+    checkpoints/. The same command again continues where the last one stopped (resume=auto). Ctrl-C finishes
+    the step and saves; twice leaves at once.
+
+    [bold]Examples[/bold]
+
+    attnrl train attnrl output_dir=runs/first
+
+    attnrl train attnrl model=PATH task=null data.train=train.parquet data.eval=test.parquet output_dir=runs/mine
+
+    attnrl train grpo steps=20 --dry-run
+    """
+    from attnrl.report.display import Display
+    from attnrl.run import prepare
+    from attnrl.run import train as run_training
+
+    config = load_config(TrainConfig, recipe, overrides or ())
+    plan = prepare(config)
+    if dry_run:
+        console.print(dump_config(config), highlight=False, markup=False, soft_wrap=True)
+        for line in describe(plan):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        return
+    rows = run_training(plan, Display(console))
+    finished = rows[-1]["step"] >= config.steps
+    for line in summarize(rows):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"Run directory: {config.output_dir}", highlight=False, markup=False, soft_wrap=True)
+    if not finished:
+        console.print("Stopped early. The same command continues from here.", highlight=False)
+
+
+def describe(plan: object) -> list[str]:
+    """Sizes of a run that is about to start, for ``--dry-run``."""
+    from attnrl.run import Plan
+
+    assert isinstance(plan, Plan)
+    config, method = plan.config, plan.config.method
+    parameters = sum(parameter.numel() for parameter in plan.model.parameters())
+    problems = "without end" if plan.training_problems is None else f"{plan.training_problems:,}"
+    responses = config.prompts * method.leaves
+    return [
+        f"model       {plan.model_directory} ({plan.model.config.model_type}, {parameters:,} parameters, "
+        f"{config.dtype}, {plan.device})",
+        f"problems    {problems} to train on, {len(plan.held_out)} held out",
+        f"step        {config.prompts} problems x {method.trunks} initial responses, up to {responses:,} "
+        f"responses to train on, at most {responses * config.sampling.max_new_tokens:,} tokens",
+        f"resumes     {plan.checkpoint.directory if plan.checkpoint else 'nothing: a new run'}",
+    ]
+
+
+def summarize(rows: list[dict[str, float]]) -> list[str]:
+    """What a run has come to: held-out accuracy before and after, and what it took."""
+    lines = []
+    evaluated = [row for row in rows if "eval/accuracy" in row]
+    if evaluated:
+        before, after = evaluated[0], evaluated[-1]
+        gain = 100 * (after["eval/accuracy"] - before["eval/accuracy"])
+        lines += [
+            f"Held-out accuracy before: {before['eval/accuracy']:.1%} ± {before['eval/standard_error']:.1%}",
+            f"Held-out accuracy after:  {after['eval/accuracy']:.1%} ± {after['eval/standard_error']:.1%}"
+            f"  ({gain:+.1f} points, step {after['step']:.0f})",
+        ]
+    stepped = [row for row in rows if "time/step" in row]
+    if stepped:
+        seconds = sum(row["time/step"] for row in stepped)
+        lines.append(
+            f"{len(stepped)} training steps, {stepped[-1]['tokens/total']:,.0f} tokens sampled, "
+            f"{seconds:.0f} s of training"
+        )
+        chosen = [row["branch/beyond_first_steps_ratio"] for row in stepped if "branch/beyond_first_steps_ratio" in row]
+        if chosen:
+            lines.append(
+                f"Branch points other than the first two possible steps: {sum(chosen) / len(chosen):.0%} of trunks"
+            )
+    return lines
+
+
+@app.command("eval")
+def evaluate_model(
+    model: Annotated[str, typer.Argument(help="A checkpoint directory, or the name of a shipped model.")],
+    task: Annotated[str | None, typer.Option(help="A procedural task: its held-out problems.")] = None,
+    data: Annotated[Path | None, typer.Option(help="A file of problems (parquet, jsonl, json).")] = None,
+    problems: Annotated[int, typer.Option(min=1, help="Problems, at most.")] = 200,
+    samples: Annotated[int, typer.Option(min=1, help="Responses per problem (k).")] = 8,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    max_prompt_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    prompt_suffix: Annotated[str, typer.Option(help="Appended to every problem of --data.")] = "",
+    seed: Annotated[int, typer.Option()] = 0,
+    device: Annotated[str, typer.Option()] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
+    output: Annotated[Path | None, typer.Option(help="Write every response to this .jsonl file.")] = None,
+) -> None:
+    """Measure a model: avg@k, pass@k, response length."""
+    from attnrl.evaluate import evaluate
+    from attnrl.local.engine import build_sampler, choose_device, load_model, load_tokenizer, model_directory
+    from attnrl.run import check_length, held_out_problems
+    from attnrl.tasks.datasets import load_problems
+    from attnrl.tasks.grading import BoxedGrader
+
+    if (task is None) == (data is None):
+        raise UserError("give either --task or --data")
+    if dtype not in {"float32", "bfloat16"}:
+        raise UserError(f"--dtype {dtype}: expected float32 or bfloat16")
+    directory = model_directory(model)
+    if data is not None:
+        chosen = load_problems(data, prompt_suffix=prompt_suffix)[:problems]
+    else:
+        assert task is not None
+        chosen = held_out_problems(task, problems)
+    tokenizer = load_tokenizer(directory)
+    loaded = load_model(directory, device=choose_device(device), dtype=dtype)
+    check_length(loaded, max_prompt_tokens + max_new_tokens)
+    with console.status("sampling ...") as status:
+        evaluation = evaluate(
+            chosen,
+            sampler=build_sampler(
+                loaded,
+                tokenizer,
+                temperature=temperature,
+                top_p=top_p,
+                max_batch=256,
+                on_progress=lambda tokens, done: status.update(f"sampling: {done} responses, {tokens:,} tokens"),
+            ),
+            grader=BoxedGrader(),
+            tokenizer=tokenizer,
+            samples=samples,
+            max_new_tokens=max_new_tokens,
+            max_prompt_tokens=max_prompt_tokens,
+            seed=seed,
+        )
+    table = Table("problems", f"avg@{samples}", f"pass@{samples}", "mean length", "cut off", title=str(model))
+    numbers = evaluation.metrics()
+    table.add_row(
+        str(len(chosen)),
+        f"{numbers['accuracy']:.1%} ± {numbers['standard_error']:.1%}",
+        f"{numbers['pass_at_k']:.1%}",
+        f"{numbers['response_length']:.0f} tokens",
+        f"{numbers['truncated_ratio']:.1%}",
+    )
+    console.print(table)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        rows = "".join(json.dumps(sample.as_dict()) + "\n" for sample in evaluation.samples)
+        output.write_text(rows, encoding="utf-8")
+
+
+@app.command()
+def sft(
+    recipe: Annotated[str, typer.Argument(help=RECIPES)] = "sft_ledger",
+    overrides: Annotated[list[str] | None, typer.Argument(help=OVERRIDES, metavar="[KEY=VALUE]...")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe, show it, stop.")] = False,
+) -> None:
+    """Train a small base model from scratch on a procedural task's demonstrations.
+
+    This is how the models that the package ships were made: attnrl sft sft_ledger
+    """
+    import torch
+    from rich.progress import Progress
+
+    from attnrl.sft import SftProgress, train_sft
+
+    config = load_config(SftConfig, recipe, overrides or ())
+    if dry_run:
+        console.print(dump_config(config), highlight=False, markup=False, soft_wrap=True)
+        return
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    with Progress(console=console) as progress:
+        bar = progress.add_task("supervised training", total=sum(stage.steps for stage in config.stages))
+
+        def show(step: SftProgress) -> None:
+            description = f"{step.stage}: loss {step.loss:.3f}, {step.tokens_per_second:,.0f} tokens/s"
+            progress.update(bar, completed=step.step, description=description)
+
+        checkpoints = train_sft(config, show)
+    for checkpoint in checkpoints:
+        console.print(f"Wrote {checkpoint}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write (.png or .svg).")] = Path(
+        "curves.png"
+    ),
+) -> None:
+    """Draw the learning curves of runs: held-out accuracy over tokens sampled and over time."""
+    from attnrl.report.curves import draw_curves
+
+    draw_curves(runs, output)
+    console.print(f"Wrote {output}", highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command line; bad input ends in one line and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"attnrl: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("attnrl: interrupted", file=sys.stderr)
+        sys.exit(130)

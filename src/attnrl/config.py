@@ -1,0 +1,319 @@
+"""Recipes: what a run is, checked before anything is loaded.
+
+A recipe is a YAML file; every key may be overridden on the command line as ``key.path=value``. Unknown keys
+and values out of range end in one line that names the key. GRPO, TreeRL and AttnRL are settings of the same
+:class:`TrainConfig`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from attnrl.errors import UserError
+
+Share = Field(ge=0, le=1)
+
+
+class Strict(BaseModel):
+    """Frozen; unknown keys and values out of range are errors that name the key."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BranchingConfig(Strict):
+    """Where to branch, and how often (attention-based tree branching and its rivals)."""
+
+    criterion: Literal["fci", "entropy", "random"] = "fci"
+    points: NonNegativeInt = Field(2, description="branch points on each expanded trunk (N); 0 = no branching")
+    samples: PositiveInt = Field(2, description="continuations from each branch point (T)")
+    rho: float = Field(0.2, gt=0, le=1, description="share of steps with the highest FCI that are candidates")
+    delta: NonNegativeInt = Field(4, description="steps between a step and the later steps that count for its FCI")
+    spacing: NonNegativeInt = Field(0, description="least number of tokens between branch points")
+    reduction: Literal["max", "zscore_max"] = Field("max", description="over layers and heads")
+
+
+class AdaptiveConfig(Strict):
+    """What to spend samples on (adaptive sampling)."""
+
+    filter: bool = Field(True, description="drop all-correct problems whose mean FCI is below the running mean")
+    expansion: Literal["ceil", "round", "all"] = Field("ceil", description="trunks expanded: exp(-accuracy) * n")
+    batch_size: bool = Field(True, description="adapt prompts per step to keep the training batch full")
+    smoothing: float = Field(0.9, ge=0, lt=1, description="lambda of the batch size controller")
+    max_growth: float = Field(4.0, ge=1, description="bounds of the controller: prompts / this .. prompts * this")
+
+
+class MethodConfig(Strict):
+    """AttnRL, TreeRL, GRPO and everything between, as settings."""
+
+    pipeline: Literal["one_step", "two_phase"] = Field(
+        "one_step",
+        description="one_step: one generation a step, one-step off-policy; two_phase: two generations",
+    )
+    trunks: PositiveInt = Field(6, description="initial responses per problem (n)")
+    advantage: Literal["tree", "grpo", "grpo_no_std"] = "tree"
+    branching: BranchingConfig = BranchingConfig()
+    adaptive: AdaptiveConfig = AdaptiveConfig()
+
+    @property
+    def leaves(self) -> int:
+        """Leaves of a fully expanded problem: n * (1 + N * T)."""
+        return self.trunks * (1 + self.branching.points * self.branching.samples)
+
+    @model_validator(mode="after")
+    def _grpo_has_no_branches(self) -> MethodConfig:
+        if self.advantage != "tree" and self.branching.points:
+            raise ValueError(f"advantage={self.advantage} gives whole responses one advantage: set branching.points=0")
+        return self
+
+
+class LossConfig(Strict):
+    """The clipped policy loss."""
+
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    clip_high: PositiveFloat = 0.28
+    dual_clip: float | None = Field(None, gt=1, description="lower bound on the loss of negative advantages")
+    kl: NonNegativeFloat = Field(0.001, description="weight of the KL to the frozen starting model")
+
+
+class OptimizerConfig(Strict):
+    """AdamW and how a training batch is cut."""
+
+    learning_rate: PositiveFloat = 1e-6
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: NonNegativeFloat = 0.0
+    warmup_steps: NonNegativeInt = 0
+    max_grad_norm: PositiveFloat = 1.0
+    mini_batches: PositiveInt = Field(2, description="optimizer steps per training step, of equal token counts")
+    micro_batch_tokens: PositiveInt = Field(8192, description="padded tokens per forward and backward pass")
+    gradient_checkpointing: bool = False
+
+
+class SamplingConfig(Strict):
+    """How responses are drawn."""
+
+    temperature: PositiveFloat = 1.0
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_new_tokens: PositiveInt = 8192
+    max_prompt_tokens: PositiveInt = 1024
+    max_batch: PositiveInt = Field(256, description="sequences decoded at once")
+
+
+class DataConfig(Strict):
+    """Problems from files; a procedural ``task`` needs none."""
+
+    train: Path | None = Field(None, description="parquet, jsonl or json file with rows as in verl or TRL")
+    eval: Path | None = None
+    prompt_suffix: str = Field("", description="appended to the last user message of every problem")
+
+
+class EvalConfig(Strict):
+    """Held-out evaluation during training."""
+
+    every: NonNegativeInt = Field(10, description="training steps between evaluations; 0 = none at all")
+    problems: PositiveInt = 100
+    samples: PositiveInt = Field(8, description="responses per problem (k of avg@k)")
+    temperature: NonNegativeFloat = 1.0
+    top_p: float = Field(1.0, gt=0, le=1)
+
+
+class CheckpointConfig(Strict):
+    """When to save, and how many checkpoints to keep."""
+
+    every: NonNegativeInt = Field(50, description="training steps between checkpoints; the last step always saves")
+    keep_last: PositiveInt = 2
+
+
+class LogConfig(Strict):
+    """What a run writes besides its metrics."""
+
+    trees_every: NonNegativeInt = Field(10, description="steps between forests written to trees.jsonl; 0 = never")
+    samples: NonNegativeInt = Field(4, description="responses per evaluation written to samples.jsonl")
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    project: str = "attnrl"
+
+
+class TrainConfig(Strict):
+    """A training run (``attnrl train``)."""
+
+    model: str = Field(description="a Hugging Face checkpoint directory, or the name of a shipped model")
+    output_dir: Path
+    task: str | None = Field(None, description="a procedural task; or give data.train")
+    data: DataConfig = DataConfig()
+    steps: PositiveInt
+    prompts: PositiveInt = Field(64, description="problems per step, before the batch size adapts")
+    seed: int = 0
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    threads: NonNegativeInt = Field(0, description="CPU threads of torch; 0 = as torch chooses")
+    resume: str = Field("auto", description="auto: continue the newest checkpoint of output_dir; never; or a path")
+    method: MethodConfig = MethodConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _one_source_of_problems(self) -> TrainConfig:
+        if (self.task is None) == (self.data.train is None):
+            raise ValueError("give either task or data.train")
+        return self
+
+
+class SftStage(Strict):
+    """One stage of the curriculum; ends with a checkpoint in ``output_dir/NAME`` if ``save`` names one."""
+
+    task: str
+    steps: PositiveInt
+    learning_rate: tuple[PositiveFloat, PositiveFloat] = Field(description="at the start and at the end")
+    save: str | None = None
+
+
+class SftConfig(Strict):
+    """Supervised training of a small base model on a task's demonstrations (``attnrl sft``)."""
+
+    output_dir: Path
+    architecture: dict[str, Any] = Field(description="a transformers config: model_type and its sizes")
+    stages: tuple[SftStage, ...] = Field(min_length=1)
+    batch_size: PositiveInt = 64
+    warmup_steps: NonNegativeInt = Field(100, description="at the very start")
+    weight_decay: NonNegativeFloat = 0.01
+    max_grad_norm: PositiveFloat = 1.0
+    threads: NonNegativeInt = 0
+    seed: int = 0
+
+
+ConfigT = TypeVar("ConfigT", bound=Strict)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that the package ships."""
+    return sorted(
+        entry.name.removesuffix(".yaml")
+        for entry in resources.files("attnrl.recipes").iterdir()
+        if entry.name.endswith(".yaml")
+    )
+
+
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """Read a YAML recipe: a path, or the name of one that the package ships.
+
+    Raises:
+        UserError: there is no such recipe, or it is not a YAML mapping.
+    """
+    path = Path(recipe)
+    if path.suffix in {".yaml", ".yml"}:
+        if not path.is_file():
+            raise UserError(f"recipe {recipe}: no such file")
+        text = path.read_text(encoding="utf-8")
+    elif recipe in recipe_names():
+        text = resources.files("attnrl.recipes").joinpath(f"{recipe}.yaml").read_text(encoding="utf-8")
+    else:
+        raise UserError(f"recipe {recipe!r} is neither a .yaml file nor one of: {', '.join(recipe_names())}")
+    try:
+        settings = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"recipe {recipe}: not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"recipe {recipe}: expected a mapping of settings, found {type(settings).__name__}")
+    return settings
+
+
+def apply_overrides(settings: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return ``settings`` with each ``key.path=value`` set; values are read as YAML.
+
+    Raises:
+        UserError: an override is not of that form, or its path runs through a value that has no keys.
+    """
+    merged: dict[str, Any] = yaml.safe_load(yaml.safe_dump(settings))
+    for override in overrides:
+        path, equals, value = override.partition("=")
+        keys = path.split(".")
+        if not equals or not all(keys):
+            raise UserError(f"override {override!r}: expected key.path=value")
+        target = merged
+        for key in keys[:-1]:
+            target = target.setdefault(key, {})
+            if not isinstance(target, dict):
+                raise UserError(f"override {override!r}: {key} is a value, not a group of settings")
+        try:
+            target[keys[-1]] = _parse_value(value)
+        except yaml.YAMLError:
+            raise UserError(f"override {override!r}: the value is not valid YAML") from None
+    return merged
+
+
+def _parse_value(value: str) -> Any:
+    parsed = yaml.safe_load(value)
+    if isinstance(parsed, str):
+        # YAML 1.1 reads 3e-4 as text; everyone who types it means a number.
+        try:
+            return float(parsed)
+        except ValueError:
+            return parsed
+    return parsed
+
+
+def load_config(kind: type[ConfigT], recipe: str, overrides: Sequence[str] = ()) -> ConfigT:
+    """Read a recipe, apply overrides, validate.
+
+    Raises:
+        UserError: naming the recipe and the first faulty key.
+    """
+    return validate_config(kind, apply_overrides(read_recipe(recipe), overrides), source=f"recipe {recipe}")
+
+
+def validate_config(kind: type[ConfigT], settings: Mapping[str, Any], source: str) -> ConfigT:
+    """Validate settings; a fault ends in a :class:`UserError` that names ``source`` and every faulty key."""
+    try:
+        return kind.model_validate(settings)
+    except ValidationError as error:
+        faults = [_describe(fault, kind) for fault in error.errors()]
+        raise UserError(f"{source}: {'; '.join(faults)}") from None
+
+
+def _describe(fault: Mapping[str, Any], kind: type[BaseModel]) -> str:
+    path = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        known = ", ".join(_keys_beside(kind, fault["loc"]))
+        return f"unknown key {path} (known here: {known})"
+    if fault["type"] == "missing":
+        return f"{path} is required"
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    if not path:
+        return message
+    return (
+        f"{path}: {message} (got {fault['input']!r})" if not isinstance(fault["input"], dict) else f"{path}: {message}"
+    )
+
+
+def _keys_beside(kind: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+    here: type[BaseModel] = kind
+    for part in location[:-1]:
+        field = here.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            break
+        here = field.annotation
+    return sorted(here.model_fields)
+
+
+def dump_config(config: Strict) -> str:
+    """The resolved config as YAML, every default spelled out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,159 @@
+"""Puts the local engine together: model, tokenizer, sampler and policy of one process."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from attnrl.config import TrainConfig
+from attnrl.errors import UserError
+from attnrl.fci import FciUnsupportedError
+from attnrl.local.policy import LocalPolicy
+from attnrl.local.sampler import LocalSampler, ProgressHook, UnsupportedModelError
+
+SHIPPED = resources.files("attnrl") / "models"
+
+
+def shipped_models() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(entry.name for entry in SHIPPED.iterdir() if (entry / "config.json").is_file())
+
+
+def model_directory(model: str) -> Path:
+    """The directory of a shipped model, or the given directory itself.
+
+    Raises:
+        UserError: it is neither the name of a shipped model nor a checkpoint directory.
+    """
+    if model in shipped_models():
+        return Path(str(SHIPPED / model))
+    directory = Path(model)
+    if (directory / "config.json").is_file():
+        return directory
+    problem = "has no config.json" if directory.is_dir() else "no such directory"
+    raise UserError(f"model {model}: {problem} (shipped models: {', '.join(shipped_models())})")
+
+
+def choose_device(device: str) -> torch.device:
+    """``auto`` is the first CUDA device, or the CPU.
+
+    Raises:
+        UserError: not a device of this machine.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"device: {device!r} is not a device (auto, cpu, cuda or cuda:N)") from None
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device: {device} is not here ({torch.cuda.device_count()} CUDA devices)")
+    return chosen
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a checkpoint directory; code in the directory is never run.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"model {directory}: its tokenizer cannot be loaded ({_one_line(error)})") from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"model {directory}: its tokenizer has no end-of-sequence token")
+    return tokenizer
+
+
+def load_model(directory: Path, *, device: torch.device, dtype: str) -> PreTrainedModel:
+    """Load the weights of a checkpoint directory; code in the directory is never run.
+
+    Raises:
+        UserError: they cannot be read, or are not a causal language model that transformers knows.
+    """
+    transformers_logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            directory,
+            config=config,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"model {directory}: cannot be loaded ({_one_line(error)})") from None
+    moved: Any = model.to(device)
+    loaded: PreTrainedModel = moved.eval()
+    return loaded
+
+
+def end_of_sequence_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token that ends a response, by the tokenizer and by the model's generation config."""
+    declared = model.generation_config.eos_token_id if model.generation_config is not None else None
+    more = declared if isinstance(declared, list) else [declared]
+    return sorted({token for token in (tokenizer.eos_token_id, *more) if token is not None})
+
+
+def build_sampler(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    temperature: float,
+    top_p: float,
+    max_batch: int,
+    on_progress: ProgressHook | None = None,
+) -> LocalSampler:
+    """A sampler that decodes with the very ``model`` that is being trained.
+
+    Raises:
+        UserError: the model's cache cannot be handled.
+    """
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    try:
+        return LocalSampler(
+            model,
+            eos_token_ids=end_of_sequence_ids(model, tokenizer),
+            pad_token_id=pad,
+            temperature=temperature,
+            top_p=top_p,
+            max_batch=max_batch,
+            on_progress=on_progress,
+        )
+    except UnsupportedModelError as error:
+        raise UserError(f"model: {_one_line(error)}") from None
+
+
+def build_policy(config: TrainConfig, model: PreTrainedModel, reference: PreTrainedModel | None) -> LocalPolicy:
+    """The policy to train, with the frozen starting model of its KL if that is weighed.
+
+    Raises:
+        UserError: FCI cannot be taken from this model's attention.
+    """
+    try:
+        return LocalPolicy(
+            model,
+            reference,
+            loss=config.loss,
+            optimizer=config.optimizer,
+            branching=config.method.branching,
+            temperature=config.sampling.temperature,
+        )
+    except FciUnsupportedError as error:
+        raise UserError(f"model: {_one_line(error)}") from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,23 @@
+"""The method: pure functions and small frozen dataclasses, one function for each equation.
+
+Nothing here knows a model, a file, an engine or a clock, and every random choice is made by the
+``random.Random`` that the caller passes in. Equation numbers are those of "Attention as a Compass"
+(arXiv 2509.26628).
+
+==============================  =============================================================
+setting (steps of a response)   :func:`attnrl.method.steps.split_steps`
+eq. 1, policy loss              :func:`attnrl.method.loss.policy_loss`, KL: ``loss.kl_k3``
+eq. 2, value of a state         :meth:`attnrl.method.forest.Forest.paths`
+eq. 3, tree advantage           :func:`attnrl.method.advantage.tree_advantage`
+GRPO advantage                  :func:`attnrl.method.advantage.grpo_advantages`
+eq. 4, step-to-step attention   :func:`attnrl.method.influence.step_attention`
+eq. 5, FCI of one head          :func:`attnrl.method.influence.forward_context_influence`
+eq. 6, FCI over layers, heads   :func:`attnrl.method.influence.reduce_max`
+eq. 7, branch points            :func:`attnrl.method.branching.branch_points`
+eq. 8, filtering                :func:`attnrl.method.adaptive.keep_problem`
+eq. 9, expansion                :func:`attnrl.method.adaptive.expansion_count`
+eq. 10, batch size              :class:`attnrl.method.adaptive.BatchSizeController`
+==============================  =============================================================
+
+Letters in names and docstrings: T tokens, S steps, L layers, H heads, n initial responses (trunks).
+"""

@@ -1,0 +1,46 @@
+"""Advantages: of a segment of a tree (eq. 3) and of a response in a group (GRPO)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, stdev
+
+
+def tree_advantage(value: float, parent_value: float, root_value: float, leaves: int) -> float:
+    """Return the advantage of every token of a segment (eq. 3).
+
+    ``A = (V(s) - V(root) + V(s) - V(parent(s))) / sqrt(leaves)``: how much better than the problem's
+    average, plus how much this segment improved on the one before. The root dampens segments that many
+    leaves share, whose tokens are trained once for each leaf.
+
+    Args:
+        value: V(s), mean reward of the leaves below the segment (eq. 2).
+        parent_value: V of the segment before it; the root's for the first.
+        root_value: V(root), mean reward of all leaves of the problem.
+        leaves: number of leaves below the segment.
+
+    Raises:
+        ValueError: fewer than one leaf.
+    """
+    if leaves < 1:
+        raise ValueError(f"a segment has at least one leaf below it, got {leaves}")
+    return ((value - root_value) + (value - parent_value)) / math.sqrt(leaves)
+
+
+def grpo_advantages(rewards: Sequence[float], normalize_std: bool = True, eps: float = 1e-6) -> list[float]:
+    """Return the advantage of each response of one problem: ``(R_i - mean R) / (std R + eps)``.
+
+    The standard deviation is the sample one (divisor G - 1), as torch and verl have it. Equal rewards, and
+    so a group of one, give exact zeros.
+
+    Args:
+        rewards: rewards of the G responses.
+        normalize_std: whether to divide at all (False: "Dr. GRPO").
+        eps: keeps the quotient finite when rewards hardly differ.
+    """
+    if len(set(rewards)) < 2:
+        return [0.0] * len(rewards)
+    mean = fmean(rewards)
+    scale = stdev(rewards) + eps if normalize_std else 1.0
+    return [(reward - mean) / scale for reward in rewards]

@@ -1,0 +1,256 @@
+"""All trees of one problem: values of segments (eq. 2) and the paths that training goes over.
+
+A tree is a list of nodes, each one sampled completion that ends in one leaf. Node 0 is the trunk; every
+other node keeps the first ``at`` tokens of the path of an earlier node and adds tokens of its own. A token
+is therefore known by its owner (the node that sampled it) and its offset in the owner's own tokens. Each
+owner's tokens are cut into segments after the last token that some branch keeps of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import mean  # exact, so that equal rewards have exactly their own mean; fmean rounds twice
+from typing import Any
+
+from attnrl.method.advantage import tree_advantage
+
+Span = tuple[int, int, int]
+"""``(node, start, end)``: a range of the own tokens of a node, end exclusive."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One sampled completion and the leaf it ends in.
+
+    Attributes:
+        parent: the node whose path it branches from; None for a trunk.
+        at: tokens of the parent's path that it keeps; 0 for a trunk.
+        length: tokens of its own; 0 if it sampled nothing.
+        reward: reward of its leaf.
+    """
+
+    parent: int | None
+    at: int
+    length: int
+    reward: float
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A range of tokens with the same leaves below it, and so with one value and one advantage.
+
+    Attributes:
+        owner: the node that sampled the tokens.
+        start: first token, counted in the owner's own tokens.
+        end: one past the last.
+        leaves: number of leaves below.
+        value: V(s), their mean reward (eq. 2).
+        advantage: advantage of each token (eq. 3).
+    """
+
+    owner: int
+    start: int
+    end: int
+    leaves: int
+    value: float
+    advantage: float
+
+    @property
+    def length(self) -> int:
+        """Number of tokens."""
+        return self.end - self.start
+
+
+@dataclass(frozen=True)
+class Path:
+    """One whole response, from the root to the leaf of a node.
+
+    Attributes:
+        tree: index of the tree.
+        node: index of the node whose leaf it ends in.
+        reward: reward of the leaf.
+        trained: whether the tree is trained on.
+        segments: its segments in order; together they are the tokens of the response.
+    """
+
+    tree: int
+    node: int
+    reward: float
+    trained: bool
+    segments: tuple[Segment, ...]
+
+    @property
+    def length(self) -> int:
+        """Number of response tokens."""
+        return sum(segment.length for segment in self.segments)
+
+    def spans(self) -> list[Span]:
+        """Return the ``(node, start, end)`` ranges of own tokens that make up the path, in order."""
+        spans: list[Span] = []
+        for segment in self.segments:
+            if spans and spans[-1][0] == segment.owner:  # the next segment of the same owner is adjacent
+                spans[-1] = (segment.owner, spans[-1][1], segment.end)
+            else:
+                spans.append((segment.owner, segment.start, segment.end))
+        return spans
+
+    def token_advantages(self) -> list[float]:
+        """Return the advantage of each token of the response."""
+        return [segment.advantage for segment in self.segments for _ in range(segment.length)]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A trunk and everything that branches from it.
+
+    Attributes:
+        nodes: the trunk, then the branches, each after the node it branches from.
+        trained: False for a trunk that was not chosen for expansion: it counts in V(root) only.
+    """
+
+    nodes: tuple[Node, ...]
+    trained: bool = True
+
+    def path_length(self, node: int) -> int:
+        """Return the number of response tokens from the root to the leaf of ``node``."""
+        return self.nodes[node].at + self.nodes[node].length
+
+    def anchor(self, node: int) -> tuple[int, int] | None:
+        """Return ``(owner, cut)`` of the last token that ``node`` keeps, or None if it keeps none.
+
+        ``cut`` counts the owner's own tokens up to and including that token, so it is at least 1.
+        """
+        at, owner = self.nodes[node].at, self.nodes[node].parent
+        # A path up to its node's own first token is the path of the parent: climb to whoever sampled the
+        # last kept token. The trunk has at == 0, so the climb ends there at the latest.
+        while owner is not None and at <= self.nodes[owner].at:
+            owner = self.nodes[owner].parent
+        return None if owner is None else (owner, at - self.nodes[owner].at)
+
+    @cached_property
+    def _segment_ends(self) -> list[list[int]]:
+        """For each node the ends of the segments of its own tokens, ascending; none if it has no tokens."""
+        ends = [{node.length} - {0} for node in self.nodes]
+        for node in range(len(self.nodes)):
+            anchor = self.anchor(node)
+            if anchor is not None:
+                owner, cut = anchor
+                ends[owner].add(cut)
+        return [sorted(cuts) for cuts in ends]
+
+    def segment_spans(self, node: int) -> list[Span]:
+        """Return the segments from the root to the leaf of ``node``."""
+        spans: list[Span] = []
+        place: tuple[int, int] | None = (node, self.nodes[node].length)
+        while place is not None:
+            owner, kept = place
+            ends = [end for end in self._segment_ends[owner] if end <= kept]
+            spans = [(owner, start, end) for start, end in zip([0, *ends], ends, strict=False)] + spans
+            place = self.anchor(owner)
+        return spans
+
+
+@dataclass(frozen=True)
+class Forest:
+    """All trees of one problem.
+
+    Raises:
+        ValueError: no trees, or a node that does not fit its tree; the message names tree and node.
+    """
+
+    trees: tuple[Tree, ...]
+
+    def __post_init__(self) -> None:
+        """Check the attributes."""
+        if not self.trees:
+            raise ValueError("a forest needs at least one tree")
+        for index, tree in enumerate(self.trees):
+            _check_tree(tree, f"tree {index}")
+
+    @classmethod
+    def from_dict(cls, case: Mapping[str, Any]) -> Forest:
+        """Read ``{"trees": [{"length", "reward", "branches": [{"at", "length", "reward"}]}]}``.
+
+        Optional keys: ``parent`` of a branch (default 0, the trunk), ``trained`` of a tree (default true).
+
+        Raises:
+            ValueError: a missing key, or trees that are not valid.
+        """
+        try:
+            return cls(tuple(_read_tree(tree) for tree in case["trees"]))
+        except KeyError as missing:
+            raise ValueError(f"forest without key {missing}") from None
+
+    @property
+    def leaf_rewards(self) -> list[float]:
+        """Rewards of all leaves, in the order tree, then node."""
+        return [node.reward for tree in self.trees for node in tree.nodes]
+
+    @property
+    def root_value(self) -> float:
+        """V(root): mean reward of all leaves of the problem, unexpanded trunks included (eq. 2)."""
+        return mean(self.leaf_rewards)
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether leaves differ in reward; if not, every advantage is 0 and the problem is discarded."""
+        return len(set(self.leaf_rewards)) > 1
+
+    def paths(self) -> list[Path]:
+        """Return the path to every leaf, in the order tree, then node, with values and advantages."""
+        root_value = self.root_value
+        return [path for index in range(len(self.trees)) for path in self._tree_paths(index, root_value)]
+
+    def _tree_paths(self, index: int, root_value: float) -> list[Path]:
+        tree = self.trees[index]
+        spans_of_node = [tree.segment_spans(node) for node in range(len(tree.nodes))]
+        rewards_below: defaultdict[Span, list[float]] = defaultdict(list)
+        for node, spans in zip(tree.nodes, spans_of_node, strict=True):
+            for span in spans:
+                rewards_below[span].append(node.reward)
+        value = {span: mean(rewards) for span, rewards in rewards_below.items()}
+
+        paths = []
+        for number, (node, spans) in enumerate(zip(tree.nodes, spans_of_node, strict=True)):
+            segments = []
+            parent_value = root_value
+            for span in spans:
+                leaves = len(rewards_below[span])
+                advantage = tree_advantage(value[span], parent_value, root_value, leaves)
+                segments.append(Segment(*span, leaves, value[span], advantage))
+                parent_value = value[span]
+            paths.append(Path(index, number, node.reward, tree.trained, tuple(segments)))
+        return paths
+
+
+def _read_tree(tree: Mapping[str, Any]) -> Tree:
+    trunk = Node(None, 0, tree["length"], float(tree["reward"]))
+    branches = (
+        Node(branch.get("parent", 0), branch["at"], branch["length"], float(branch["reward"]))
+        for branch in tree.get("branches", ())
+    )
+    return Tree((trunk, *branches), tree.get("trained", True))
+
+
+def _check_tree(tree: Tree, name: str) -> None:
+    """Raise ValueError, naming tree and node, unless the nodes form a tree."""
+    if not tree.nodes:
+        raise ValueError(f"{name} has no nodes")
+    for index, node in enumerate(tree.nodes):
+        where = f"{name} node {index}"
+        if node.length < 0:
+            raise ValueError(f"{where}: length {node.length} is negative")
+        if not math.isfinite(node.reward):
+            raise ValueError(f"{where}: reward {node.reward} is not finite")
+        if index == 0:
+            if node.parent is not None or node.at != 0:
+                raise ValueError(f"{where}: a trunk has no parent and keeps nothing, got {node}")
+        elif node.parent is None or not 0 <= node.parent < index:
+            raise ValueError(f"{where}: parent {node.parent} is not an earlier node")
+        elif not 0 <= node.at <= tree.path_length(node.parent):
+            length = tree.path_length(node.parent)
+            raise ValueError(f"{where}: at {node.at} is outside its parent's {length} tokens")

@@ -1,0 +1,121 @@
+"""Forward context influence (FCI): how much later steps attend to a step.
+
+This is the plain, dense definition, which needs the attention matrix; passes that never build that matrix
+are checked against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+from attnrl.method.steps import Steps
+
+
+def step_attention(attention: Tensor, starts: Sequence[int]) -> Tensor:
+    """Average token attention to step-to-step attention (eq. 4).
+
+    ``alpha[j, k]`` is the mean of ``attention[q, t]`` over query tokens q in step j and key tokens t in
+    step k, the zeros of the causal mask included.
+
+    Args:
+        attention: softmax probabilities ``[..., T, T]``, query by key, prompt tokens included.
+        starts: absolute offset of each step's first token; the last step ends with the sequence. Tokens
+            before the first step (the prompt) belong to no step.
+
+    Returns:
+        ``alpha [..., S, S]``.
+
+    Raises:
+        ValueError: the matrix is not square, or the offsets do not increase within it.
+    """
+    tokens = attention.shape[-1]
+    if attention.ndim < 2 or attention.shape[-2] != tokens:
+        raise ValueError(f"attention must be [..., T, T], got {list(attention.shape)}")
+    edges = [*starts, tokens]
+    if edges[0] < 0 or any(start >= end for start, end in pairwise(edges)):
+        raise ValueError(f"starts must increase within 0..{tokens - 1}, got {list(starts)}")
+    average_ST = attention.new_zeros(len(starts), tokens)
+    for step, (start, end) in enumerate(pairwise(edges)):
+        average_ST[step, start:end] = 1.0 / (end - start)
+    return average_ST @ attention @ average_ST.T
+
+
+def forward_context_influence(alpha: Tensor, delta: int = 4) -> Tensor:
+    """Sum the attention a step receives from steps at least ``delta`` later (eq. 5).
+
+    ``y[k] = sum over j >= k + delta of alpha[j, k]``.
+
+    Args:
+        alpha: step-to-step attention ``[..., S, S]``.
+        delta: smallest distance that counts, at least 0.
+
+    Returns:
+        ``y [..., S]``, in practice ``[L, H, S]``; the last ``delta`` steps have 0.
+
+    Raises:
+        ValueError: negative ``delta``.
+    """
+    if delta < 0:
+        raise ValueError(f"delta must not be negative, got {delta}")
+    return torch.tril(alpha, diagonal=-delta).sum(dim=-2)
+
+
+def reduce_max(influence_LHS: Tensor) -> Tensor:
+    """Reduce ``[L, H, S]`` to ``[S]``: the largest value over layers and heads (eq. 6)."""
+    return influence_LHS.amax(dim=(0, 1))
+
+
+def reduce_zscore_max(influence_LHS: Tensor) -> Tensor:
+    """Reduce ``[L, H, S]`` to ``[S]``: z-score over the steps within each head, then the largest value.
+
+    Eq. 6 lets the head with the largest scale decide; z-scores let every head speak, however weakly it
+    attends. A head that is constant over steps prefers none of them and gives 0.
+    """
+    centred = influence_LHS - influence_LHS.mean(dim=-1, keepdim=True)
+    spread = influence_LHS.std(dim=-1, correction=0, keepdim=True)
+    # The mean of equal numbers is off by rounding, so a constant head has a spread of some ulps, not of 0.
+    rounding = 8 * torch.finfo(influence_LHS.dtype).eps * influence_LHS.abs().amax(dim=-1, keepdim=True)
+    varies = spread > rounding
+    return reduce_max(torch.where(varies, centred / spread.where(varies, 1.0), 0.0))
+
+
+REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"max": reduce_max, "zscore_max": reduce_zscore_max}
+
+
+def eligible_steps(steps: Steps) -> list[int]:
+    """Return the steps worth branching at: all but the first, and but ``</think>``'s and those after it."""
+    end = len(steps) if steps.think_end is None else steps.think_end
+    return list(range(1, end))
+
+
+def mask_influence(fci: Sequence[float], steps: Steps) -> tuple[float, ...]:
+    """Set the FCI of steps that are not eligible to 0, as the mean of eq. 8 wants it.
+
+    0 is the least value of the ``max`` reduction but a middling one among z-scores, so a masked FCI alone
+    does not keep a step from being preferred: branch criteria rank the :func:`eligible_steps` only.
+
+    Raises:
+        ValueError: not one value for each step.
+    """
+    if len(fci) != len(steps):
+        raise ValueError(f"{len(fci)} FCI values for {len(steps)} steps")
+    eligible = set(eligible_steps(steps))
+    return tuple(value if step in eligible else 0.0 for step, value in enumerate(fci))
+
+
+def mean_influence(fci_of_responses: Sequence[Sequence[float]]) -> float:
+    """Return a problem's mean FCI: the mean over responses of the mean over steps (used by eq. 8).
+
+    A response without steps counts as 0.
+
+    Raises:
+        ValueError: no responses.
+    """
+    if not fci_of_responses:
+        raise ValueError("mean_influence needs at least one response")
+    return fmean(fmean(fci) if fci else 0.0 for fci in fci_of_responses)

@@ -1,0 +1,129 @@
+"""What one training step reports. Every name is documented in docs/metrics.md."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from statistics import fmean
+
+from attnrl.rollout import Grown, Sample, sampled_tokens
+
+CORRECT = 1.0
+
+
+class PhaseClock:
+    """Seconds spent in each phase of a step."""
+
+    def __init__(self, on_phase: Callable[[str], None] | None = None) -> None:
+        """``on_phase`` hears the name of each phase when it begins."""
+        self.seconds: dict[str, float] = {}
+        self._on_phase = on_phase
+        self._started = time.perf_counter()
+
+    def restart(self) -> None:
+        """Forget the last step."""
+        self.seconds = {}
+        self._started = time.perf_counter()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to phase ``name``, and keep ``step`` up to date with the whole."""
+        if self._on_phase is not None:
+            self._on_phase(name)
+        entered = time.perf_counter()
+        yield
+        left = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + left - entered
+        self.seconds["step"] = left - self._started
+
+
+def step_metrics(
+    grown: Sequence[Grown],
+    trained: Sequence[Grown],
+    updated: Mapping[str, float],
+    *,
+    prompt_batch_size: int,
+    generated_tokens: int,
+    sampled_tokens: int,
+    phases: Mapping[str, float],
+) -> dict[str, float]:
+    """All metrics of a step, of the batch that was trained on in it unless said otherwise."""
+    trunks = [trunk for problem in grown for trunk in problem.plan.group.trunks]
+    branches = [branch for problem in grown for branch in problem.branches]
+    paths = [len(trunk.tokens) for trunk in trunks] + [
+        at + len(sample.tokens)
+        for problem in grown
+        for (_, at), sample in zip(problem.plan.branches, problem.branches, strict=True)
+    ]
+    batch_tokens = sum(len(sample.tokens) for sample in [*trunks, *branches])
+    valid_tokens = sum(_trained_tokens(problem) for problem in trained)
+    solved = [problem for problem in grown if _all_correct(problem.plan.group.trunks)]
+    rewards_initial = [[t.reward for t in problem.plan.group.trunks] for problem in grown]
+    rewards_mc = [[branch.reward for branch in problem.branches] for problem in grown if problem.branches]
+    rewards_all = [problem.forest.leaf_rewards for problem in grown]
+    return {
+        "reward": fmean([reward for rewards in rewards_all for reward in rewards]),
+        "reward/initial": fmean([trunk.reward for trunk in trunks]),
+        **({"reward/mc": fmean([branch.reward for branch in branches])} if branches else {}),
+        "entropy": fmean([fmean(s.entropy) for s in [*trunks, *branches] if s.entropy]),
+        "response_length": fmean(paths),
+        "truncated_ratio": fmean([s.finish_reason == "length" for s in [*trunks, *branches]]),
+        "prompt_batch_size": prompt_batch_size,
+        "trained_responses": sum(_trained_paths(problem) for problem in trained),
+        "tokens/generated": generated_tokens,
+        "tokens/total": sampled_tokens,
+        "tokens/valid": valid_tokens,
+        "tokens/valid_ratio": valid_tokens / max(1, batch_tokens),
+        "filtered_ratio": fmean([not problem.plan.kept for problem in grown]),
+        **_solve_ratios("initial", rewards_initial),
+        **_solve_ratios("mc", rewards_mc),
+        **_solve_ratios("all", rewards_all),
+        "all_correct_then_valid_ratio": (fmean([problem.forest.has_signal for problem in solved]) if solved else 0.0),
+        **_branch_places(grown),
+        "update_skipped": float(not updated),
+        **updated,
+        **{f"time/{phase}": seconds for phase, seconds in phases.items()},
+        "time/generated_tokens_per_second": generated_tokens / max(1e-9, phases.get("generate", 0.0)),
+    }
+
+
+def _solve_ratios(samples: str, rewards_of_problems: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Shares of problems whose samples are all correct, all wrong, or neither (valid)."""
+    if not rewards_of_problems:
+        return {}
+    solve_all = fmean([min(rewards) >= CORRECT for rewards in rewards_of_problems])
+    solve_none = fmean([max(rewards) < CORRECT for rewards in rewards_of_problems])
+    return {
+        f"{samples}/solve_all_ratio": solve_all,
+        f"{samples}/solve_none_ratio": solve_none,
+        f"{samples}/valid_ratio": 1.0 - solve_all - solve_none,
+    }
+
+
+def _branch_places(grown: Sequence[Grown]) -> dict[str, float]:
+    """Where branch points fall: as a share of the response, and how often beyond its first two steps."""
+    shares, beyond = [], []
+    for problem in grown:
+        for index, points in problem.plan.points.items():
+            trunk = problem.plan.group.trunks[index]
+            if points:
+                shares += [at / len(trunk.tokens) for at in points]
+                # The first two places a branch could be: the second and the third step.
+                beyond.append(set(points) != set(trunk.steps.starts[1 : 1 + len(points)]))
+    if not shares:
+        return {}
+    return {"branch/position": fmean(shares), "branch/beyond_first_steps_ratio": fmean(beyond)}
+
+
+def _all_correct(samples: Sequence[Sample]) -> bool:
+    return all(sample.reward >= CORRECT for sample in samples)
+
+
+def _trained_paths(problem: Grown) -> int:
+    return sum(path.trained for path in problem.forest.paths())
+
+
+def _trained_tokens(problem: Grown) -> int:
+    """Distinct sampled tokens that are trained on."""
+    return sum(sampled_tokens(problem.node_samples(tree)) for tree in problem.plan.points)

@@ -1,0 +1,115 @@
+"""What the training loop asks of an engine: four small protocols and the plain records they exchange.
+
+The loop (:mod:`attnrl.trainer`) is written against these; an engine (``attnrl.local``, ``attnrl.verl``)
+implements them. Token ids are plain ints and log-probabilities are in nats, so that a record can be
+written to JSON as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from attnrl.method.steps import Steps
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One continuation to sample.
+
+    Attributes:
+        prompt: token ids to continue (for a branch: the prompt and the kept part of the trunk).
+        max_new_tokens: this request's own remaining budget, at least 1.
+        seed: decides every random draw of this request, whatever else is in the batch.
+    """
+
+    prompt: tuple[int, ...]
+    max_new_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a sampler returns for one :class:`Request`.
+
+    Attributes:
+        tokens: sampled token ids, the end-of-sequence token included when ``finish_reason`` is ``stop``.
+        logprobs: log-probability of each token under the sampled distribution, same length as ``tokens``.
+        finish_reason: ``stop`` when an end-of-sequence token was sampled, ``length`` when the budget ran out.
+    """
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one forward of the policy tells about one response.
+
+    Attributes:
+        logprobs: log-probability of each response token, length T.
+        entropy: entropy in nats of the distribution each response token was drawn from, length T.
+        fci: raw forward context influence of each step (before masking), length S; empty when not asked for.
+    """
+
+    logprobs: tuple[float, ...]
+    entropy: tuple[float, ...]
+    fci: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class TrainingRow:
+    """One root-to-leaf path to train on; all per-token tuples have the response's length.
+
+    Attributes:
+        prompt: prompt token ids (not trained).
+        response: response token ids.
+        old_logprobs: log-probabilities under the policy that sampled each token.
+        advantages: one advantage per token.
+    """
+
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+    old_logprobs: tuple[float, ...]
+    advantages: tuple[float, ...]
+
+
+class Sampler(Protocol):
+    """Draws completions from the current policy."""
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Return one completion per request, in order. An empty batch returns an empty list."""
+        ...
+
+
+class Grader(Protocol):
+    """Scores finished responses."""
+
+    def grade(self, answers: Sequence[str], responses: Sequence[str]) -> list[float]:
+        """Return a reward in [0, 1] for each response, given the true answer of its problem."""
+        ...
+
+
+class Policy(Protocol):
+    """The model being trained."""
+
+    def score(
+        self,
+        prompts: Sequence[Sequence[int]],
+        responses: Sequence[Sequence[int]],
+        steps: Sequence[Steps] | None = None,
+    ) -> list[Score]:
+        """Score responses under the current weights; FCI is computed when ``steps`` is given."""
+        ...
+
+    def update(self, rows: Sequence[TrainingRow]) -> Mapping[str, float]:
+        """Take the optimizer steps of one training step and return its training metrics."""
+        ...
+
+    def sync(self) -> None:
+        """Make the sampler see the updated weights."""
+        ...

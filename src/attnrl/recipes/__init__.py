@@ -1,0 +1,1 @@
+"""The recipes that the package ships: YAML files, read by :func:`attnrl.config.read_recipe`."""

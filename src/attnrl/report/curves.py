@@ -1,0 +1,62 @@
+"""Learning curves of runs as one picture (``pip install attnrl[report]``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+
+from attnrl.errors import UserError
+from attnrl.report.run_directory import METRICS, RunDirectory
+
+
+def draw_curves(runs: Sequence[Path], output: Path) -> None:
+    """Draw held-out accuracy of each run over tokens sampled and over seconds of training.
+
+    Runs in directories of the same name up to a last ``-NUMBER`` (seeds of one recipe) share a colour.
+
+    Raises:
+        UserError: matplotlib is missing, a directory holds no evaluated run, or the picture's kind is unknown.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise UserError("plot needs matplotlib: pip install 'attnrl[report]'") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    colours: dict[str, str] = {}
+    for run in runs:
+        tokens, seconds, accuracies = _series(run)
+        name = run.name.rpartition("-")[0] if run.name.rpartition("-")[2].isdigit() else run.name
+        seen = name in colours
+        colour = colours.setdefault(name, f"C{len(colours)}")
+        for panel, x in zip(panels, (tokens, seconds), strict=True):
+            panel.plot(x, accuracies, color=colour, label=None if seen else name, marker=".", alpha=0.8)
+    panels[0].set(xlabel="tokens sampled", ylabel="held-out accuracy")
+    panels[1].set(xlabel="seconds of training")
+    for panel in panels:
+        panel.grid(alpha=0.3)
+    panels[0].legend()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        figure.savefig(output, dpi=150)
+    except ValueError as error:
+        raise UserError(f"{output}: {error}") from None
+    pyplot.close(figure)
+
+
+def _series(run: Path) -> tuple[list[float], list[float], list[float]]:
+    """Tokens sampled, seconds of training and accuracy at each evaluation of a run."""
+    rows = RunDirectory(run).read(METRICS)
+    seconds = list(accumulate(row.get("time/step", 0.0) for row in rows))
+    evaluated = [
+        (row.get("tokens/total", 0.0), elapsed, row["eval/accuracy"])
+        for row, elapsed in zip(rows, seconds, strict=True)
+        if "eval/accuracy" in row
+    ]
+    if not evaluated:
+        raise UserError(f"{run}: no evaluations in {METRICS}")
+    tokens, times, accuracies = zip(*evaluated, strict=True)
+    return list(tokens), list(times), list(accuracies)

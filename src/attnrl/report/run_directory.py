@@ -1,0 +1,86 @@
+"""The files of a run: one directory, text that people and programs can read.
+
+========================  =======================================================================
+``config.yaml``           the resolved recipe, every default spelled out
+``metrics.jsonl``         one object per training step; names in docs/metrics.md
+``trees.jsonl``           every forest of the steps chosen (``log.trees_every``)
+``samples.jsonl``         some responses of every evaluation (``log.samples``)
+``checkpoints/``          Hugging Face model directories, from which a run resumes
+========================  =======================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from attnrl.errors import UserError
+
+METRICS, TREES, SAMPLES, CONFIG = "metrics.jsonl", "trees.jsonl", "samples.jsonl", "config.yaml"
+
+
+class RunDirectory:
+    """Writes the files of one run."""
+
+    def __init__(self, root: Path) -> None:
+        """``root`` is made when the run is opened."""
+        self.root = root
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints go."""
+        return self.root / "checkpoints"
+
+    def holds_a_run(self) -> bool:
+        """Whether an earlier run has written here."""
+        return (self.root / CONFIG).exists()
+
+    def open(self, config: str, from_step: int | None) -> None:
+        """Make the directory, write ``config.yaml``, and drop what was logged after step ``from_step``.
+
+        Args:
+            config: text of ``config.yaml``.
+            from_step: the step that the run resumes after; None for a new run, which keeps nothing.
+
+        Raises:
+            UserError: the directory cannot be written.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            (self.root / CONFIG).write_text(config, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"output_dir {self.root}: cannot be written ({error.strerror})") from None
+        for name in (METRICS, TREES, SAMPLES):
+            rows = [] if from_step is None else [row for row in self.read(name) if row["step"] <= from_step]
+            aside = self.root / f".{name}.partial"
+            aside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            os.replace(aside, self.root / name)
+
+    def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append one line per row to the file ``name``."""
+        with (self.root / name).open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def read(self, name: str) -> list[dict[str, Any]]:
+        """The rows of the file ``name``; none if it does not exist. A last line cut short by a kill is left out.
+
+        Raises:
+            UserError: any other line is not JSON.
+        """
+        path = self.root / name
+        if not path.exists():
+            return []
+        lines = path.read_text(encoding="utf-8").split("\n")
+        rows = []
+        for number, line in enumerate(lines, start=1):
+            if line:
+                try:
+                    rows.append(json.loads(line))
+                except json.JSONDecodeError:
+                    if number == len(lines):  # no newline behind it: the write was cut short
+                        break
+                    raise UserError(f"{path}, line {number}: not JSON") from None
+        return rows

@@ -1,0 +1,45 @@
+"""tensorboard, wandb and trackio, through accelerate's trackers (``pip install attnrl[trackers]``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from attnrl.config import TrainConfig
+from attnrl.errors import UserError
+
+
+class Trackers(Protocol):
+    """Where metrics go beside ``metrics.jsonl``."""
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Send the metrics of one step."""
+        ...
+
+    def end_training(self) -> None:
+        """Flush and close."""
+        ...
+
+
+def open_trackers(config: TrainConfig) -> Trackers | None:
+    """The trackers of ``log.trackers``, or None when there are none.
+
+    Raises:
+        UserError: accelerate or a tracker asked for is not installed.
+    """
+    if not config.log.trackers:
+        return None
+    try:
+        from accelerate import Accelerator
+        from accelerate.tracking import filter_trackers
+    except ImportError:
+        raise UserError("log.trackers needs accelerate: pip install 'attnrl[trackers]'") from None
+    directory = str(config.output_dir / "trackers")
+    found = {str(tracker) for tracker in filter_trackers(list(config.log.trackers), directory)}
+    missing = [name for name in config.log.trackers if name not in found]
+    if missing:
+        raise UserError(f"log.trackers: {', '.join(missing)} is not installed")
+    accelerator: Any = Accelerator(cpu=True, log_with=list(config.log.trackers), project_dir=directory)
+    accelerator.init_trackers(config.log.project)
+    trackers: Trackers = accelerator
+    return trackers

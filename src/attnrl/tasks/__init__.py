@@ -1,0 +1,1 @@
+"""Problems and how their answers are graded."""

@@ -1,0 +1,122 @@
+"""Problems from files: verl rows and TRL rows, in parquet, jsonl or json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from attnrl.errors import UserError
+from attnrl.tasks.problem import Chat, Problem
+
+# The paper's suffix (section 6).
+BOXED_SUFFIX = " Let's think step by step and output the final answer within \\boxed{}."
+
+
+def read_rows(path: Path) -> list[Any]:
+    """Read the rows of a .parquet, .jsonl or .json file.
+
+    Raises:
+        UserError: the file is missing, empty, of another kind or malformed (with the line where one is known).
+    """
+    if not path.is_file():
+        raise UserError(f"data file {path}: no such file")
+    if path.suffix == ".parquet":
+        try:
+            rows: list[Any] = pyarrow.parquet.read_table(path).to_pylist()
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(f"data file {path}: not readable as parquet ({' '.join(str(error).split())})") from None
+    elif path.suffix in {".jsonl", ".json"}:
+        rows = _read_json(path)
+    else:
+        raise UserError(f"data file {path}: expected .parquet, .jsonl or .json")
+    if not rows:
+        raise UserError(f"data file {path}: no rows")
+    return rows
+
+
+def _read_json(path: Path) -> list[Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"data file {path}: not UTF-8 text") from None
+    if path.suffix == ".json":
+        try:
+            rows = json.loads(text) if text.strip() else []
+        except json.JSONDecodeError as error:
+            raise UserError(f"data file {path}, line {error.lineno}: not JSON ({error.msg})") from None
+        if not isinstance(rows, list):
+            raise UserError(f"data file {path}: expected a list of rows")
+        return rows
+    parsed = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            try:
+                parsed.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise UserError(f"data file {path}, line {number}: not JSON ({error.msg})") from None
+    return parsed
+
+
+def load_problems(path: Path, *, prompt_suffix: str = "") -> list[Problem]:
+    """Read problems from a file; ``prompt_suffix`` is appended to each last user message.
+
+    A row has ``prompt`` (text or chat messages) and its true answer in ``reward_model.ground_truth`` (verl) or
+    ``answer`` or ``solution`` (TRL). Ids are the file's name and the row's number, so no two rows share one.
+
+    Raises:
+        UserError: naming the file and row.
+    """
+    return [
+        _to_problem(row, f"data file {path}, row {number}", f"{path.stem}:{number}", prompt_suffix)
+        for number, row in enumerate(read_rows(path))
+    ]
+
+
+def _to_problem(row: Any, where: str, problem_id: str, prompt_suffix: str) -> Problem:
+    if not isinstance(row, Mapping):
+        raise UserError(f"{where}: expected an object, found {type(row).__name__}")
+    return Problem(
+        id=problem_id,
+        prompt=_prompt(row.get("prompt"), where, prompt_suffix),
+        answer=_answer(row, where),
+        source=str(row.get("data_source") or problem_id.rpartition(":")[0]),
+    )
+
+
+def _prompt(prompt: Any, where: str, suffix: str) -> str | Chat:
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise UserError(f"{where}: prompt is empty")
+        return prompt + suffix
+    if not isinstance(prompt, Sequence) or not prompt:
+        raise UserError(f"{where}: prompt must be text or a non-empty list of chat messages")
+    messages = []
+    for message in prompt:
+        if not isinstance(message, Mapping) or not all(
+            isinstance(message.get(key), str) for key in ("role", "content")
+        ):
+            raise UserError(f"{where}: each prompt message needs a role and a content, both text")
+        messages.append({"role": message["role"], "content": message["content"]})
+    users = [message for message in messages if message["role"] == "user"]
+    if not users:
+        raise UserError(f"{where}: prompt has no user message")
+    users[-1]["content"] += suffix
+    return tuple(messages)
+
+
+def _answer(row: Mapping[str, Any], where: str) -> str:
+    reward_model = row.get("reward_model")
+    answer = reward_model.get("ground_truth") if isinstance(reward_model, Mapping) else None
+    answer = next((a for a in (answer, row.get("answer"), row.get("solution")) if a is not None), None)
+    if isinstance(answer, list) and len(answer) == 1:
+        answer = answer[0]
+    if isinstance(answer, (int, float)) and not isinstance(answer, bool):
+        answer = str(answer)
+    if not isinstance(answer, str) or not answer.strip():
+        raise UserError(f"{where}: no true answer (reward_model.ground_truth, answer or solution)")
+    return answer

@@ -1,0 +1,61 @@
+"""Grading: what a response put in its last ``\\boxed{}``, compared with the true answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+BOX = "\\boxed{"
+THINK_END = "</think>"
+MAX_ANSWER_CHARS = 2_000  # no true answer is longer; whatever is longer is not an answer
+
+
+def extract_boxed(response: str) -> str | None:
+    """The content of the last ``\\boxed{...}`` after the last ``</think>``, or None.
+
+    Braces inside the box may nest. A box that is never closed is no answer.
+    """
+    conclusion = response.rpartition(THINK_END)[2]
+    start = conclusion.rfind(BOX)
+    if start < 0:
+        return None
+    start += len(BOX)
+    depth = 1
+    for end in range(start, min(len(conclusion), start + MAX_ANSWER_CHARS)):
+        depth += {"{": 1, "}": -1}.get(conclusion[end], 0)
+        if depth == 0:
+            return conclusion[start:end]
+    return None
+
+
+def normalize_answer(answer: str) -> str:
+    """Spell the same answer the same way: spaces, dollar signs, sizes of brackets and trailing zeros go."""
+    text = answer.strip().strip("$").strip()
+    text = re.sub(r"\\(left|right|,|;|!|:|displaystyle)(?![a-zA-Z])", "", text)
+    text = re.sub(r"\\(?:text|mathrm|mbox)\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"\\[dt]frac(?![a-zA-Z])", r"\\frac", text)
+    text = re.sub(r"\^\{?\\circ\}?|\\%|%", "", text)
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
+    text = re.sub(r"\s+", "", text).rstrip(".")
+    if re.fullmatch(r"[+-]?\d*\.?\d+", text):
+        sign = "-" if text.startswith("-") else ""
+        whole, _, fraction = text.lstrip("+-").partition(".")
+        fraction = fraction.rstrip("0")
+        text = sign + (whole.lstrip("0") or "0") + (f".{fraction}" if fraction else "")
+    return "0" if text == "-0" else text
+
+
+@dataclass(frozen=True)
+class BoxedGrader:
+    """Reward 1 when the boxed answer equals the true one after :func:`normalize_answer`, else 0."""
+
+    def grade(self, answers: Sequence[str], responses: Sequence[str]) -> list[float]:
+        """Grade each response against the true answer of its problem; see :class:`attnrl.protocols.Grader`."""
+        return [
+            float(_equal(answer, extract_boxed(response))) for answer, response in zip(answers, responses, strict=True)
+        ]
+
+
+def _equal(answer: str, found: str | None) -> bool:
+    return found is not None and normalize_answer(found) == normalize_answer(answer) != ""

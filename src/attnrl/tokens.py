@@ -1,0 +1,70 @@
+"""Between text and token ids, for any transformers tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from transformers import PreTrainedTokenizerBase
+
+from attnrl.errors import UserError
+from attnrl.tasks.problem import Problem
+
+UNFINISHED = "\ufffd"  # what decoding gives for a character whose last bytes are still missing
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    """The text of ``tokens``, special tokens included and spaces left as they are."""
+    return cast(str, tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def token_pieces(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> list[str]:
+    """The text that each token adds, so that the pieces join to the text of all.
+
+    A token that ends inside a character adds ``""``; the token that completes it adds the character.
+    """
+    piece_of = {token: decode(tokenizer, [token]) for token in set(tokens)}
+    pieces = [piece_of[token] for token in tokens]
+    if "".join(pieces) == decode(tokenizer, tokens) and not any(UNFINISHED in piece for piece in pieces):
+        return pieces
+    # Tokens whose text depends on their neighbours: decode growing windows, each opened one piece back.
+    pieces = []
+    start = done = 0
+    for end in range(1, len(tokens) + 1):
+        before = decode(tokenizer, tokens[start:done])
+        text = decode(tokenizer, tokens[start:end])
+        finished = len(text) > len(before) and not text.endswith(UNFINISHED)
+        pieces.append(text[len(before) :] if finished else "")
+        if finished:
+            start, done = done, end
+    return pieces
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem, max_tokens: int) -> tuple[int, ...]:
+    """The token ids that a response to ``problem`` continues.
+
+    Text is encoded as it is; chat messages are rendered with the tokenizer's chat template.
+
+    Raises:
+        UserError: the prompt has more than ``max_tokens`` tokens or none, or the tokenizer has no chat template.
+    """
+    if isinstance(problem.prompt, str):
+        text = problem.prompt
+    elif tokenizer.chat_template is None:
+        raise UserError(f"problem {problem.id}: chat messages, but the model's tokenizer has no chat template")
+    else:
+        text = cast(
+            str,
+            tokenizer.apply_chat_template(
+                [dict(message) for message in problem.prompt], tokenize=False, add_generation_prompt=True
+            ),
+        )
+    # A chat template writes the special tokens itself.
+    ids = tokenizer(text, add_special_tokens=isinstance(problem.prompt, str))["input_ids"]
+    if not ids:
+        raise UserError(f"problem {problem.id}: the prompt has no tokens")
+    if len(ids) > max_tokens:
+        raise UserError(
+            f"problem {problem.id}: its prompt has {len(ids)} tokens, sampling.max_prompt_tokens is {max_tokens}"
+        )
+    return tuple(ids)
