@@ -188,7 +188,8 @@ class LocalPolicy:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return next(self.model.parameters()).device
+        device: torch.device = self.model.device
+        return device
 
     @torch.no_grad()
     def score(
