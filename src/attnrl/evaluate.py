@@ -23,7 +23,7 @@ class EvaluatedSample:
     sample: int
     prompt: str
     response: str
-    answer: str
+    answers: tuple[str, ...]
     reward: float
     tokens: int
     finish_reason: str
@@ -104,7 +104,7 @@ def evaluate(
         [Request(prompts[problem.id], max_new_tokens, rng.getrandbits(62)) for problem, _ in pairs]
     )
     responses = [decode(tokenizer, completion.tokens) for completion in completions]
-    rewards = grader.grade([problem.answer for problem, _ in pairs], responses)
+    rewards = grader.grade([problem.answers for problem, _ in pairs], responses)
     return Evaluation(
         tuple(
             EvaluatedSample(
@@ -112,7 +112,7 @@ def evaluate(
                 sample=k,
                 prompt=decode(tokenizer, prompts[problem.id]),
                 response=response,
-                answer=problem.answer,
+                answers=problem.answers,
                 reward=reward,
                 tokens=len(completion.tokens),
                 finish_reason=completion.finish_reason,

@@ -89,8 +89,8 @@ class Sampler(Protocol):
 class Grader(Protocol):
     """Scores finished responses."""
 
-    def grade(self, answers: Sequence[str], responses: Sequence[str]) -> list[float]:
-        """Return a reward in [0, 1] for each response, given the true answer of its problem."""
+    def grade(self, answers: Sequence[Sequence[str]], responses: Sequence[str]) -> list[float]:
+        """Return a reward in [0, 1] for each response, given the accepted answers of its problem."""
         ...
 
 

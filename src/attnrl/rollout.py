@@ -52,14 +52,14 @@ class Group:
     Attributes:
         position: place of the problem in the order of the run; names it for good.
         problem_id: its id.
-        answer: its true answer.
+        answers: its accepted answers.
         prompt: its prompt's token ids.
         trunks: the initial responses.
     """
 
     position: int
     problem_id: str
-    answer: str
+    answers: tuple[str, ...]
     prompt: tuple[int, ...]
     trunks: tuple[Trunk, ...]
 

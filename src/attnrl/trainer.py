@@ -192,13 +192,13 @@ class Trainer:
         limits = self.config.sampling
         # A continuation's context is its prompt and the trunk tokens it keeps.
         branches = [
-            (plan.group.prompt, plan.group.trunks[trunk].tokens[:at], plan.group.answer)
+            (plan.group.prompt, plan.group.trunks[trunk].tokens[:at], plan.group.answers)
             for plan in plans
             for trunk, at in plan.branches
         ]
         prompts = [encode_prompt(self.tokenizer, problem, limits.max_prompt_tokens) for _, problem in problems]
         initial = [
-            (prompt, (), problem.answer)
+            (prompt, (), problem.answers)
             for prompt, (_, problem) in zip(prompts, problems, strict=True)
             for _ in range(self.config.method.trunks)
         ]
@@ -213,7 +213,7 @@ class Trainer:
             )
         with self.clock.phase("grade"):
             rewards = self.grader.grade(
-                [answer for _, _, answer in contexts],
+                [answers for _, _, answers in contexts],
                 [
                     decode(self.tokenizer, kept + completion.tokens)
                     for (_, kept, _), completion in zip(contexts, completions, strict=True)
@@ -270,6 +270,6 @@ def _group(
     """Give each problem its initial responses, equally many each."""
     each = len(trunks) // len(problems) if problems else 0
     return tuple(
-        Group(position, problem.id, problem.answer, prompt, tuple(trunks[i * each : (i + 1) * each]))
+        Group(position, problem.id, problem.answers, prompt, tuple(trunks[i * each : (i + 1) * each]))
         for i, ((position, problem), prompt) in enumerate(zip(problems, prompts, strict=True))
     )

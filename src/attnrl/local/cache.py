@@ -1,9 +1,12 @@
 """Key/value cache for decoding a changing batch: right-aligned rows, written in place, prefixes held once.
 
-Every row ends at the same column, so a decoding step appends one column for all rows with a slice copy, and
-attention sees a view: nothing is concatenated, as :class:`transformers.DynamicCache` does at each step.
-Rows live in the first slots of buffers whose batch dimension leads, so a finished row is dropped by moving the
-last live row into its slot.
+Every row ends at the same column, so a decoding step appends one column for all rows with a slice copy; nothing
+is concatenated, as :class:`transformers.DynamicCache` does at each step. Rows live in the first slots of buffers
+whose batch dimension leads, so a finished row is dropped by moving the last live row into its slot.
+
+Attention reads the buffers whole, and the mask hides the few columns that are not written yet: a gap after each
+row's and head's columns would break the processor's prefetching and cost as much as the reading itself (measured:
+twice the time at 64 columns). That is why the buffers are kept hardly wider than their content.
 
 Rows whose prompts begin alike may form a *group*, whose common prefix is held once, in a second store. Reading
 keys and values is most of the cost of decoding: a group of six reads its prompt once, not six times.
@@ -15,6 +18,7 @@ Suffixes: ``B`` rows, ``K`` key/value heads, ``G`` query heads for each, ``C`` c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +27,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.cache_utils import Cache, CacheLayerMixin
-
-_GROWTH = 128  # columns added at a time, so that memory follows the lengths that really occur
 
 KeysValues = tuple[Tensor, Tensor]
 """One layer's keys and values, each [rows, K, tokens, D]."""
@@ -69,7 +71,11 @@ class Groups:
 
 
 class DecodeLayer(CacheLayerMixin):  # type: ignore[misc]
-    """One layer: ``rows`` x ``columns`` is the live part of buffers that may be larger; ``shared`` the prefixes."""
+    """One layer's keys and values [rows, K, capacity, D], of which ``columns`` are written.
+
+    ``shared`` holds the prefixes of ``groups``; ``unread`` is set when they have been offered to the attention
+    function and not been taken.
+    """
 
     is_sliding = False  # sliding windows are kept by the mask: the cache itself holds every column
     keys: Tensor
@@ -80,46 +86,52 @@ class DecodeLayer(CacheLayerMixin):  # type: ignore[misc]
         super().__init__()
         self.rows = 0
         self.columns = 0
+        self.capacity = 0
         self.shared: KeysValues | None = None
         self.groups: Groups | None = None
         self.unread = False
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing to do: :meth:`reserve` allocates."""
+        """Nothing to do: :meth:`rebuild` allocates."""
 
-    def reserve(self, rows: int, columns: int, like: KeysValues) -> None:
-        """Make room for ``rows`` x ``columns``; new memory is zero, because masked garbage could be NaN."""
-        old = (self.keys, self.values) if self.is_initialized else None
-        if old is not None:
-            rows, columns = max(rows, old[0].shape[0]), max(columns, old[0].shape[2])
-            if old[0].shape[0] == rows and old[0].shape[2] == columns:
-                return
-        columns = -(-columns // _GROWTH) * _GROWTH
-        self.keys, self.values = (tensor.new_zeros(rows, tensor.shape[1], columns, tensor.shape[3]) for tensor in like)
-        for new_BKCD, old_BKCD in zip((self.keys, self.values), old or (), strict=False):
-            new_BKCD[: self.rows, :, : self.columns] = old_BKCD[: self.rows, :, : self.columns]
-        self.is_initialized = True
+    def rebuild(self, like: KeysValues, *, new_rows: int = 0, pad: int = 0, drop: int = 0) -> None:
+        """Copy to buffers with ``new_rows`` more rows, ``pad`` more columns before and ``drop`` fewer.
+
+        What is not copied is zero: it is masked until written, but masked garbage could still be NaN.
+        """
+        rows, kept = self.rows, self.columns - drop
+        columns = pad + kept
+        # Reading unused capacity and copying to a wider buffer balance where the margin is about sqrt(5 columns).
+        self.capacity = columns + max(16, math.isqrt(5 * columns))
+        for name, sample_BKTD in zip(("keys", "values"), like, strict=True):
+            heads, size = sample_BKTD.shape[1], sample_BKTD.shape[3]
+            new_BKCD = sample_BKTD.new_empty(rows + new_rows, heads, self.capacity, size)
+            new_BKCD[rows:] = 0
+            new_BKCD[:rows, :, :pad] = 0
+            new_BKCD[:rows, :, columns:] = 0
+            if rows:
+                new_BKCD[:rows, :, pad:columns] = getattr(self, name)[:rows, :, drop : self.columns]
+            setattr(self, name, new_BKCD)
+        self.rows, self.columns, self.is_initialized = rows + new_rows, columns, True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write one new column [B, K, 1, D] for all live rows and return views [B, K, columns, D].
+        """Write one new column [B, K, 1, D] for all live rows and return the live rows [B, K, capacity, D].
 
-        When rows share prefixes, the view of the keys carries this layer as its attribute ``decode_layer``: that
-        is how the attention function finds the rest, and it clears ``self.unread`` to prove that it did.
+        When rows share prefixes, the keys carry this layer as their attribute ``decode_layer``: that is how the
+        attention function finds the rest.
         """
-        if self.columns == self.keys.shape[2]:
-            self.reserve(self.rows, self.columns + 1, (key_states, value_states))
         column, self.columns = self.columns, self.columns + 1
-        self.keys[: self.rows, :, column : self.columns] = key_states
-        self.values[: self.rows, :, column : self.columns] = value_states
-        keys_BKCD = self.keys[: self.rows, :, : self.columns]
+        keys_BKCD, values_BKCD = self.keys[: self.rows], self.values[: self.rows]
+        keys_BKCD[:, :, column : self.columns] = key_states
+        values_BKCD[:, :, column : self.columns] = value_states
         if self.shared is not None:
             self.unread = True
             keys_BKCD.decode_layer = self  # type: ignore[attr-defined]
-        return keys_BKCD, self.values[: self.rows, :, : self.columns]
+        return keys_BKCD, values_BKCD
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Key length after the coming update, and the offset of the first column (always 0)."""
-        return self.columns + query_length, 0
+        """Length of the keys that :meth:`update` returns, and the offset of the first column (always 0)."""
+        return self.capacity, 0
 
     def get_seq_length(self) -> int:
         """Columns written so far."""
@@ -146,17 +158,25 @@ class DecodeCache(Cache):  # type: ignore[misc]
         """Columns written: every live row ends there."""
         return self.layers[0].columns
 
+    @property
+    def capacity(self) -> int:
+        """Columns that attention reads: those written and those there is room for."""
+        return self.layers[0].capacity
+
     def extend(self, rows: int, columns: int, like: Sequence[KeysValues]) -> None:
-        """Append rows of unset content, and shift all rows right where there are fewer than ``columns`` columns."""
+        """Append empty rows, and shift all rows right where there are fewer than ``columns`` columns."""
         for layer, pair in zip(self.layers, like, strict=True):
-            shift = max(0, columns - layer.columns)
-            layer.reserve(layer.rows + rows, layer.columns + shift, pair)
-            for buffer in (layer.keys, layer.values):
-                if shift and layer.rows:
-                    live = buffer[: layer.rows]
-                    live[:, :, shift : shift + layer.columns] = live[:, :, : layer.columns].clone()
-            layer.rows += rows
-            layer.columns += shift
+            layer.rebuild(pair, new_rows=rows, pad=max(0, columns - layer.columns))
+
+    def grow(self) -> None:
+        """Make room for more columns."""
+        for layer in self.layers:
+            layer.rebuild((layer.keys, layer.values))
+
+    def trim(self, columns: int) -> None:
+        """Forget the first ``columns`` columns, which no live row uses."""
+        for layer in self.layers:
+            layer.rebuild((layer.keys, layer.values), drop=columns)
 
     def fill(self, slots: Sequence[int], prefill: Sequence[KeysValues], source: int, tokens: slice) -> None:
         """Put the tokens ``tokens`` of the prefill's row ``source`` at the end of the rows ``slots``."""
@@ -206,12 +226,3 @@ class DecodeCache(Cache):  # type: ignore[misc]
             layer.rows = rows
             if not rows:
                 layer.columns = 0
-
-    def trim(self, columns: int) -> None:
-        """Forget the first ``columns`` columns, which no live row uses."""
-        for layer in self.layers:
-            kept = layer.columns - columns
-            for buffer in (layer.keys, layer.values):
-                live = buffer[: layer.rows]
-                live[:, :, :kept] = live[:, :, columns : layer.columns].clone()
-            layer.columns = kept

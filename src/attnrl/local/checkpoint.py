@@ -130,7 +130,8 @@ def _trainer_state(fields: Mapping[str, Any]) -> TrainerState:
 
 def _group(fields: Mapping[str, Any]) -> Group:
     trunks = tuple(_trunk(trunk) for trunk in fields["trunks"])
-    return Group(**{**fields, "prompt": tuple(fields["prompt"]), "trunks": trunks})
+    sequences = {name: tuple(fields[name]) for name in ("answers", "prompt")}
+    return Group(**{**fields, **sequences, "trunks": trunks})
 
 
 def _trunk(fields: Mapping[str, Any]) -> Trunk:

@@ -273,15 +273,6 @@ class LocalSampler:
         self._layers, self._windowed = _cached_layers(model)
         self._inputs = frozenset(inspect.signature(model.forward).parameters)
 
-    def _can_group(self) -> bool:
-        """Whether decoding attention can be split into shared and own columns; asked while decoding."""
-        return (
-            self.share_attention
-            and not self._windowed
-            and self.model.device.type == "cpu"
-            and self.model.config.get_text_config(decoder=True)._attn_implementation == DECODE_ATTENTION
-        )
-
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Return one completion per request, in order. An empty batch returns an empty list.
 
@@ -323,7 +314,15 @@ class _Run:
         self.group_lengths: list[int] = []
         self.regrouped = False
         self.token_B = torch.empty(0, dtype=torch.long, device=self.device)
-        self.grouping = sampler._can_group() and _worth_grouping([r.prompt[:-1] for r in requests])
+        # Ours is the attention of all layers, and all see the same columns.
+        config = self.model.config.get_text_config(decoder=True)
+        self.uniform = config._attn_implementation == DECODE_ATTENTION and not sampler._windowed
+        self.grouping = (
+            sampler.share_attention
+            and self.uniform
+            and self.device.type == "cpu"
+            and _worth_grouping([request.prompt[:-1] for request in requests])
+        )
 
     def finish(self) -> list[Completion]:
         """Decode until every request is done."""
@@ -419,7 +418,7 @@ class _Run:
         if self.max_positions is not None:
             steps = min(steps, self.max_positions - int(position_B.max()))
         uniform_SB = uniforms(seeds_B, done_B[:, None] + torch.arange(steps, device=self.device)).T.contiguous()
-        mask_BC = self._mask(cache.columns + steps)
+        mask = self._mask()
         stopped_B = torch.zeros(rows, dtype=torch.bool, device=self.device)
         look = 1 if self.device.type == "cpu" else _LOOK_EVERY
         tokens: list[Tensor] = []
@@ -427,7 +426,10 @@ class _Run:
         wasted = 0
         for step in range(steps):
             optional = {"position_ids": position_B[:, None], "logits_to_keep": 1}
-            mask = None if mask_BC is None else mask_BC[..., : cache.columns + 1]
+            if cache.columns == cache.capacity:
+                cache.grow()
+                mask = self._mask()
+            mask[..., cache.columns] = 0.0 if mask.is_floating_point() else True
             logits_BV = self.model(
                 input_ids=self.token_B[:, None],
                 attention_mask=mask,
@@ -458,19 +460,19 @@ class _Run:
     def _tensor(self, values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)
 
-    def _mask(self, columns: int) -> Tensor | None:
-        """What hides the columns before each row's start, for the steps up to ``columns``; None when there are none.
+    def _mask(self) -> Tensor:
+        """What hides the columns before each row's start and those not yet written, over the cache's capacity.
 
-        Models with full attention only take it ready-made, additive [B, 1, 1, columns], shared by all layers. For
-        others it is the padding mask [B, columns], from which transformers makes each layer's own (the windows).
+        Models with full attention only take it ready-made, additive [B, 1, 1, C], shared by all layers. For others
+        it is the padding mask [B, C], from which transformers makes each layer's own (with its windows).
         """
-        if not any(self.starts) and not self.sampler._windowed:
-            return None
-        valid_BC = torch.arange(columns, device=self.device) >= self._tensor(self.starts)[:, None]
-        if self.sampler._windowed:
+        column_C = torch.arange(self.cache.capacity, device=self.device)
+        valid_BC = (column_C >= self._tensor(self.starts)[:, None]) & (column_C < self.cache.columns)
+        if not self.uniform:
             return valid_BC
-        bias_BC = torch.zeros(valid_BC.shape, dtype=self.model.dtype, device=self.device)
-        return bias_BC.masked_fill_(~valid_BC, torch.finfo(self.model.dtype).min)[:, None, None]
+        dtype = self.model.dtype
+        bias_BC = torch.zeros(valid_BC.shape, dtype=dtype, device=self.device)
+        return bias_BC.masked_fill_(~valid_BC, torch.finfo(dtype).min)[:, None, None]
 
     # Bookkeeping
 

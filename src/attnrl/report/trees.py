@@ -51,7 +51,7 @@ def forest_row(grown: Grown, tokenizer: PreTrainedTokenizerBase, step: int) -> d
         "position": group.position,
         "problem": group.problem_id,
         "prompt": decode(tokenizer, group.prompt),
-        "answer": group.answer,
+        "answers": group.answers,
         "filtered": not grown.plan.kept,
         "root_value": forest.root_value,
         "trees": trees,

@@ -13,9 +13,6 @@ import pyarrow.parquet
 from attnrl.errors import UserError
 from attnrl.tasks.problem import Chat, Problem
 
-# The paper's suffix (section 6).
-BOXED_SUFFIX = " Let's think step by step and output the final answer within \\boxed{}."
-
 
 def read_rows(path: Path) -> list[Any]:
     """Read the rows of a .parquet, .jsonl or .json file.
@@ -63,7 +60,7 @@ def _read_json(path: Path) -> list[Any]:
 
 
 def load_problems(path: Path, *, prompt_suffix: str = "") -> list[Problem]:
-    """Read problems from a file; ``prompt_suffix`` is appended to each last user message.
+    """Read problems from a file; ``prompt_suffix`` is appended to each last user message that has not got it.
 
     A row has ``prompt`` (text or chat messages) and its true answer in ``reward_model.ground_truth`` (verl) or
     ``answer`` or ``solution`` (TRL). Ids are the file's name and the row's number, so no two rows share one.
@@ -83,7 +80,7 @@ def _to_problem(row: Any, where: str, problem_id: str, prompt_suffix: str) -> Pr
     return Problem(
         id=problem_id,
         prompt=_prompt(row.get("prompt"), where, prompt_suffix),
-        answer=_answer(row, where),
+        answers=_answers(row, where),
         source=str(row.get("data_source") or problem_id.rpartition(":")[0]),
     )
 
@@ -92,7 +89,7 @@ def _prompt(prompt: Any, where: str, suffix: str) -> str | Chat:
     if isinstance(prompt, str):
         if not prompt.strip():
             raise UserError(f"{where}: prompt is empty")
-        return prompt + suffix
+        return _with_suffix(prompt, suffix)
     if not isinstance(prompt, Sequence) or not prompt:
         raise UserError(f"{where}: prompt must be text or a non-empty list of chat messages")
     messages = []
@@ -105,18 +102,23 @@ def _prompt(prompt: Any, where: str, suffix: str) -> str | Chat:
     users = [message for message in messages if message["role"] == "user"]
     if not users:
         raise UserError(f"{where}: prompt has no user message")
-    users[-1]["content"] += suffix
+    users[-1]["content"] = _with_suffix(users[-1]["content"], suffix)
     return tuple(messages)
 
 
-def _answer(row: Mapping[str, Any], where: str) -> str:
+def _with_suffix(text: str, suffix: str) -> str:
+    return text if text.endswith(suffix) else text + suffix
+
+
+def _answers(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
     reward_model = row.get("reward_model")
-    answer = reward_model.get("ground_truth") if isinstance(reward_model, Mapping) else None
-    answer = next((a for a in (answer, row.get("answer"), row.get("solution")) if a is not None), None)
-    if isinstance(answer, list) and len(answer) == 1:
-        answer = answer[0]
-    if isinstance(answer, (int, float)) and not isinstance(answer, bool):
-        answer = str(answer)
-    if not isinstance(answer, str) or not answer.strip():
-        raise UserError(f"{where}: no true answer (reward_model.ground_truth, answer or solution)")
-    return answer
+    found = reward_model.get("ground_truth") if isinstance(reward_model, Mapping) else None
+    found = next((answer for answer in (found, row.get("answer"), row.get("solution")) if answer is not None), None)
+    answers = tuple(
+        str(answer)
+        for answer in (found if isinstance(found, list) else [found])
+        if isinstance(answer, (str, int, float)) and not isinstance(answer, bool) and str(answer).strip()
+    )
+    if not answers or (isinstance(found, list) and len(answers) < len(found)):
+        raise UserError(f"{where}: no true answer in reward_model.ground_truth, answer or solution (text, or a list)")
+    return answers

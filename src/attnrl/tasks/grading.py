@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 BOX = "\\boxed{"
 THINK_END = "</think>"
@@ -46,16 +45,16 @@ def normalize_answer(answer: str) -> str:
     return "0" if text == "-0" else text
 
 
-@dataclass(frozen=True)
+def is_correct(response: str, answers: Sequence[str]) -> bool:
+    """Whether the boxed answer equals one of the accepted ones after :func:`normalize_answer`."""
+    boxed = extract_boxed(response)
+    found = "" if boxed is None else normalize_answer(boxed)
+    return found != "" and any(normalize_answer(answer) == found for answer in answers)
+
+
 class BoxedGrader:
-    """Reward 1 when the boxed answer equals the true one after :func:`normalize_answer`, else 0."""
+    """Reward 1 for a correct boxed answer, else 0; see :class:`attnrl.protocols.Grader`."""
 
-    def grade(self, answers: Sequence[str], responses: Sequence[str]) -> list[float]:
-        """Grade each response against the true answer of its problem; see :class:`attnrl.protocols.Grader`."""
-        return [
-            float(_equal(answer, extract_boxed(response))) for answer, response in zip(answers, responses, strict=True)
-        ]
-
-
-def _equal(answer: str, found: str | None) -> bool:
-    return found is not None and normalize_answer(found) == normalize_answer(answer) != ""
+    def grade(self, answers: Sequence[Sequence[str]], responses: Sequence[str]) -> list[float]:
+        """Grade each response against the accepted answers of its problem."""
+        return [float(is_correct(response, accepted)) for accepted, response in zip(answers, responses, strict=True)]

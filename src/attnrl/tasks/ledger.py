@@ -197,7 +197,7 @@ def make_problem(ledger: Ledger, source: str) -> Problem:
         "needs": tuple(line.needs for line in lines),
         "plans": tuple(i for i, line in enumerate(ledger.lines) if line[0] == "plan"),
     }
-    return Problem(id=f"{source}:{prompt}", prompt=prompt, answer=lines[-1].result, source=source, info=info)
+    return Problem(id=f"{source}:{prompt}", prompt=prompt, answers=(lines[-1].result,), source=source, info=info)
 
 
 def demonstrate(problem: Problem, rng: random.Random, *, slip_rate: Sequence[float] = SLIP_RATE) -> str:

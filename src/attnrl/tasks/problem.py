@@ -17,13 +17,13 @@ class Problem:
         id: unique within its data set; never shared between problems.
         prompt: text given to the model as it is, or chat messages (``role``, ``content``) to be rendered with
             the tokenizer's chat template.
-        answer: the true answer, compared with what the response puts in ``\\boxed{}``.
+        answers: the accepted answers, compared with what the response puts in ``\\boxed{}``.
         source: where the problem comes from (a task name or a row's ``data_source``).
         info: whatever else the task knows, kept for study (for ledgers: the true dependency graph).
     """
 
     id: str
     prompt: str | Chat
-    answer: str
+    answers: tuple[str, ...]
     source: str = ""
     info: Mapping[str, Any] = field(default_factory=dict)
