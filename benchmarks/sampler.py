@@ -92,24 +92,26 @@ def kept_tokens(rows: Any, budgets: Sequence[int], eos: int | None) -> int:
 def compare(ours: Callable[[], int], theirs: Callable[[], int], repeats: int, device: str) -> dict[str, Any]:
     """Time both, interleaved; each returns the number of tokens a user keeps."""
 
-    def rate(run: Callable[[], int]) -> float:
+    def rates(run: Callable[[], int]) -> tuple[float, float]:
         if device == "cuda":
             torch.cuda.synchronize()
-        start = time.perf_counter()
+        wall, cpu = time.perf_counter(), time.process_time()
         tokens = run()
         if device == "cuda":
             torch.cuda.synchronize()
-        return tokens / (time.perf_counter() - start)
+        return tokens / (time.perf_counter() - wall), tokens / (time.process_time() - cpu)
 
     ours(), theirs()
-    rates = [(rate(ours), rate(theirs)) for _ in range(repeats)]
-    ratios = [mine / other for mine, other in rates]
+    pairs = [(rates(ours), rates(theirs)) for _ in range(repeats)]
+    ratios = [mine[0] / other[0] for mine, other in pairs]
     return {
-        "sampler_tokens_per_s": round(statistics.median(mine for mine, _ in rates)),
-        "generate_tokens_per_s": round(statistics.median(other for _, other in rates)),
+        "sampler_tokens_per_s": round(statistics.median(mine[0] for mine, _ in pairs)),
+        "generate_tokens_per_s": round(statistics.median(other[0] for _, other in pairs)),
         "ratio": round(statistics.median(ratios), 2),
         "ratio_min": round(min(ratios), 2),
         "ratio_max": round(max(ratios), 2),
+        # The same by the processor time used, which a busy machine disturbs less.
+        "ratio_cpu_time": round(statistics.median(mine[1] / other[1] for mine, other in pairs), 2),
     }
 
 

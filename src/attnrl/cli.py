@@ -39,6 +39,9 @@ def train(
     checkpoints/. The same command again continues where the last one stopped (resume=auto). Ctrl-C finishes
     the step and saves; twice leaves at once.
 
+    Keys most used: model, task or data.train, data.eval, steps, prompts, seed, output_dir, checkpoint.every,
+    resume. --dry-run shows them all.
+
     [bold]Examples[/bold]
 
     attnrl train attnrl output_dir=runs/first
@@ -47,11 +50,11 @@ def train(
 
     attnrl train grpo steps=20 --dry-run
     """
+    config = load_config(TrainConfig, recipe, overrides or ())  # before torch is imported: a typo is told at once
     from attnrl.report.display import Display
     from attnrl.run import prepare
     from attnrl.run import train as run_training
 
-    config = load_config(TrainConfig, recipe, overrides or ())
     plan = prepare(config)
     if dry_run:
         console.print(dump_config(config), highlight=False, markup=False, soft_wrap=True)
@@ -130,7 +133,16 @@ def evaluate_model(
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
     output: Annotated[Path | None, typer.Option(help="Write every response to this .jsonl file.")] = None,
 ) -> None:
-    """Measure a model: avg@k, pass@k, response length."""
+    """Measure a model: avg@k, pass@k, response length.
+
+    [bold]Examples[/bold]
+
+    attnrl eval ledger --task ledger --problems 100
+
+    attnrl eval runs/first/checkpoints/step-000060 --task ledger --output responses.jsonl
+
+    attnrl eval PATH --data aime24.parquet --samples 32 --temperature 0.6 --max-new-tokens 32768
+    """
     from attnrl.evaluate import evaluate
     from attnrl.local.engine import build_sampler, choose_device, load_model, load_tokenizer, model_directory
     from attnrl.run import check_length, held_out_problems
@@ -141,6 +153,8 @@ def evaluate_model(
         raise UserError("give either --task or --data")
     if dtype not in {"float32", "bfloat16"}:
         raise UserError(f"--dtype {dtype}: expected float32 or bfloat16")
+    if top_p <= 0:
+        raise UserError(f"--top-p {top_p}: expected more than 0")
     directory = model_directory(model)
     if data is not None:
         chosen = load_problems(data, prompt_suffix=prompt_suffix)[:problems]
@@ -150,6 +164,8 @@ def evaluate_model(
     tokenizer = load_tokenizer(directory)
     loaded = load_model(directory, device=choose_device(device), dtype=dtype)
     check_length(loaded, max_prompt_tokens + max_new_tokens)
+    if output is not None:
+        _make_room_for(output)
     with console.status("sampling ...") as status:
         evaluation = evaluate(
             chosen,
@@ -179,7 +195,6 @@ def evaluate_model(
     )
     console.print(table)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
         rows = "".join(json.dumps(sample.as_dict()) + "\n" for sample in evaluation.samples)
         output.write_text(rows, encoding="utf-8")
 
@@ -192,17 +207,21 @@ def sft(
 ) -> None:
     """Train a small base model from scratch on a procedural task's demonstrations.
 
-    This is how the models that the package ships were made: attnrl sft sft_ledger
+    [bold]Examples[/bold]
+
+    attnrl sft sft_ledger (this is how the models that the package ships were made)
+
+    attnrl sft sft_ledger seed=1 architecture.hidden_size=96 output_dir=runs/wider
     """
+    config = load_config(SftConfig, recipe, overrides or ())
+    if dry_run:
+        console.print(dump_config(config), highlight=False, markup=False, soft_wrap=True)
+        return
     import torch
     from rich.progress import Progress
 
     from attnrl.sft import SftProgress, train_sft
 
-    config = load_config(SftConfig, recipe, overrides or ())
-    if dry_run:
-        console.print(dump_config(config), highlight=False, markup=False, soft_wrap=True)
-        return
     if config.threads:
         torch.set_num_threads(config.threads)
     with Progress(console=console) as progress:
@@ -224,11 +243,28 @@ def plot(
         "curves.png"
     ),
 ) -> None:
-    """Draw the learning curves of runs: held-out accuracy over tokens sampled and over time."""
+    """Draw the learning curves of runs: held-out accuracy over tokens sampled and over time.
+
+    Runs whose names differ in a last -NUMBER only (seeds of one recipe) share a colour.
+
+    [bold]Example[/bold]
+
+    attnrl plot runs/attnrl-0 runs/attnrl-1 runs/grpo-0 --output curves.png
+    """
     from attnrl.report.curves import draw_curves
 
     draw_curves(runs, output)
     console.print(f"Wrote {output}", highlight=False, soft_wrap=True)
+
+
+def _make_room_for(file: Path) -> None:
+    """Make the folder of a file to be written, before the work whose result it is to hold."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written ({error.strerror})") from None
+    if file.is_dir():
+        raise UserError(f"{file}: cannot be written (Is a directory)")
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -22,12 +22,13 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
 from attnrl.errors import UserError
 
-Share = Field(ge=0, le=1)
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Strict(BaseModel):
@@ -95,7 +96,7 @@ class OptimizerConfig(Strict):
     """AdamW and how a training batch is cut."""
 
     learning_rate: PositiveFloat = 1e-6
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     weight_decay: NonNegativeFloat = 0.0
     warmup_steps: NonNegativeInt = 0
     max_grad_norm: PositiveFloat = 1.0
@@ -191,13 +192,20 @@ class SftConfig(Strict):
 
     output_dir: Path
     architecture: dict[str, Any] = Field(description="a transformers config: model_type and its sizes")
-    stages: tuple[SftStage, ...] = Field(min_length=1)
+    stages: tuple[SftStage, ...]
     batch_size: PositiveInt = 64
     warmup_steps: NonNegativeInt = Field(100, description="at the very start")
     weight_decay: NonNegativeFloat = 0.01
     max_grad_norm: PositiveFloat = 1.0
     threads: NonNegativeInt = 0
     seed: int = 0
+
+    @field_validator("stages")
+    @classmethod
+    def _some_stage(cls, stages: tuple[SftStage, ...]) -> tuple[SftStage, ...]:
+        if not stages:
+            raise ValueError("at least one stage is needed")
+        return stages
 
 
 ConfigT = TypeVar("ConfigT", bound=Strict)
@@ -222,7 +230,10 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     if path.suffix in {".yaml", ".yml"}:
         if not path.is_file():
             raise UserError(f"recipe {recipe}: no such file")
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"recipe {recipe}: not UTF-8 text") from None
     elif recipe in recipe_names():
         text = resources.files("attnrl.recipes").joinpath(f"{recipe}.yaml").read_text(encoding="utf-8")
     else:
@@ -307,10 +318,10 @@ def _describe(fault: Mapping[str, Any], kind: type[BaseModel]) -> str:
 def _keys_beside(kind: type[BaseModel], location: Sequence[str | int]) -> list[str]:
     here: type[BaseModel] = kind
     for part in location[:-1]:
-        field = here.model_fields.get(str(part))
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            break
-        here = field.annotation
+        if isinstance(part, str):  # else a place in a list, whose entries are found with the list
+            declared = here.model_fields[part].annotation
+            inside = (declared, *get_args(declared))
+            here = next(found for found in inside if isinstance(found, type) and issubclass(found, BaseModel))
     return sorted(here.model_fields)
 
 

@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from attnrl.config import SftConfig, SftStage
+from attnrl.errors import UserError
 from attnrl.tasks.procedural import TASKS, ProceduralTask
 
 IGNORED = -100  # cross_entropy's label for positions without a target
@@ -36,16 +37,23 @@ class SftProgress:
 
 
 def build_model(config: SftConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """A randomly initialised model of the architecture that ``config.architecture`` describes."""
-    architecture = AutoConfig.for_model(
-        vocab_size=len(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-        **config.architecture,
-    )
+    """A randomly initialised model of the architecture that ``config.architecture`` describes.
+
+    Raises:
+        UserError: transformers makes no causal language model of it.
+    """
     torch.manual_seed(config.seed)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(architecture)
+    try:
+        architecture = AutoConfig.for_model(
+            vocab_size=len(tokenizer),
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+            **config.architecture,
+        )
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(architecture)
+    except Exception as error:  # whatever transformers raises on settings that make no model
+        raise UserError(f"architecture: {' '.join(str(error).split())[:300]}") from None
     return model
 
 
@@ -84,9 +92,20 @@ def train_sft(config: SftConfig, on_step: Callable[[SftProgress], None] | None =
     """Train through all stages and return the checkpoint directories written.
 
     ``seed`` decides the initial weights and all demonstrations.
+
+    Raises:
+        UserError: an unknown task, an impossible architecture, or an ``output_dir`` that cannot be written.
     """
+    for number, stage in enumerate(config.stages):
+        if stage.task not in TASKS:
+            known = ", ".join(sorted(TASKS))
+            raise UserError(f"stages.{number}.task {stage.task!r}: no such task (known: {known})")
     tokenizer = TASKS[config.stages[0].task].build_tokenizer()
     model = build_model(config, tokenizer)
+    try:  # before an hour of training rather than after it
+        config.output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir {config.output_dir}: cannot be written ({error.strerror})") from None
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=config.weight_decay)
     total_steps = sum(stage.steps for stage in config.stages)

@@ -21,11 +21,12 @@ def decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
 def token_pieces(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> list[str]:
     """The text that each token adds, so that the pieces join to the text of all.
 
-    A token that ends inside a character adds ``""``; the token that completes it adds the character.
+    A token that ends inside a character adds ``""``; the token that completes it adds the character. What is
+    still missing at the end comes with the last token.
     """
     piece_of = {token: decode(tokenizer, [token]) for token in set(tokens)}
     pieces = [piece_of[token] for token in tokens]
-    if "".join(pieces) == decode(tokenizer, tokens) and not any(UNFINISHED in piece for piece in pieces):
+    if "".join(pieces) == decode(tokenizer, tokens):
         return pieces
     # Tokens whose text depends on their neighbours: decode growing windows, each opened one piece back.
     pieces = []
@@ -33,7 +34,7 @@ def token_pieces(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> l
     for end in range(1, len(tokens) + 1):
         before = decode(tokenizer, tokens[start:done])
         text = decode(tokenizer, tokens[start:end])
-        finished = len(text) > len(before) and not text.endswith(UNFINISHED)
+        finished = len(text) > len(before) and (end == len(tokens) or not text.endswith(UNFINISHED))
         pieces.append(text[len(before) :] if finished else "")
         if finished:
             start, done = done, end

@@ -172,6 +172,8 @@ class Trainer:
         if adaptive.expansion != "all":
             count = expansion_count(group.accuracy, len(group.trunks), adaptive.expansion)
             chosen = choose_trunks([reward >= 1.0 for reward in rewards], count, rng)
+        if branching.points == 0:  # nothing to choose, and perhaps no signal to choose by
+            return Plan(group, True, {trunk: () for trunk in chosen}, branching.samples)
         points = {
             trunk: branch_points(
                 group.trunks[trunk].signals,

@@ -39,7 +39,7 @@ class Groups:
     Attributes:
         gather: [U*K*M] the rows of each group and head (a short group repeats one; its result is not used).
         scatter: [B*K] where each row's result lies in the gathered order.
-        bias: additive [U, 1, 1, P], hides padding after shorter prefixes; None when all have one length.
+        bias: additive [U, 1, 1, P], hides the padding after each prefix; None when there is none.
     """
 
     gather: Tensor
@@ -63,9 +63,9 @@ class Groups:
         gather_UKM = torch.tensor(gather_UM, device=like.device)[:, None] * heads + head_K[:, None]
         scatter_BK = torch.tensor(place_B, device=like.device)[:, None] + head_K * largest
         bias = None
-        if len(set(lengths)) > 1:
+        if min(lengths) < like.shape[2]:
             length_U1 = torch.tensor(lengths, device=like.device)[:, None]
-            hidden_UP = torch.arange(max(lengths), device=like.device) >= length_U1
+            hidden_UP = torch.arange(like.shape[2], device=like.device) >= length_U1
             bias = like.new_zeros(hidden_UP.shape).masked_fill_(hidden_UP, torch.finfo(like.dtype).min)
         return Groups(gather_UKM.flatten(), scatter_BK.flatten(), None if bias is None else bias[:, None, None])
 
@@ -101,8 +101,8 @@ class DecodeLayer(CacheLayerMixin):  # type: ignore[misc]
         """
         rows, kept = self.rows, self.columns - drop
         columns = pad + kept
-        # Reading unused capacity and copying to a wider buffer balance where the margin is about sqrt(5 columns).
-        self.capacity = columns + max(16, math.isqrt(5 * columns))
+        # Reading unused capacity and copying to a wider buffer balance where the margin is about sqrt(8 columns) (measured).
+        self.capacity = _aligned(columns + max(1, math.isqrt(8 * columns)))
         for name, sample_BKTD in zip(("keys", "values"), like, strict=True):
             heads, size = sample_BKTD.shape[1], sample_BKTD.shape[3]
             new_BKCD = sample_BKTD.new_empty(rows + new_rows, heads, self.capacity, size)
@@ -191,7 +191,7 @@ class DecodeCache(Cache):  # type: ignore[misc]
 
     def add_groups(self, prefixes: Sequence[tuple[Sequence[KeysValues], int, int]]) -> None:
         """Append groups, each with the first ``length`` tokens of a prefill's row: (prefill, row, length)."""
-        width = max(length for _, _, length in prefixes)
+        width = _aligned(max(length for _, _, length in prefixes))
         for i, layer in enumerate(self.layers):
             stores = []
             for side in (0, 1):
@@ -202,11 +202,11 @@ class DecodeCache(Cache):  # type: ignore[misc]
             layer.shared = (stores[0], stores[1])
 
     def keep_groups(self, kept: Sequence[int], width: int) -> None:
-        """Keep the groups ``kept`` and the first ``width`` columns of their prefixes."""
+        """Keep the groups ``kept``, whose longest prefix has ``width`` tokens."""
         for layer in self.layers:
             if layer.shared is not None:
                 index_U = torch.tensor(kept, dtype=torch.long, device=layer.shared[0].device)
-                keys, values = (tensor[:, :, :width].index_select(0, index_U) for tensor in layer.shared)
+                keys, values = (tensor[:, :, : _aligned(width)].index_select(0, index_U) for tensor in layer.shared)
                 layer.shared = (keys, values) if kept else None
 
     def set_groups(self, group_of: Sequence[int], lengths: Sequence[int]) -> None:
@@ -226,3 +226,8 @@ class DecodeCache(Cache):  # type: ignore[misc]
             layer.rows = rows
             if not rows:
                 layer.columns = 0
+
+
+def _aligned(columns: int) -> int:
+    """Round up to a multiple of 16: the products are up to half as fast again on others."""
+    return -(-columns // 16) * 16

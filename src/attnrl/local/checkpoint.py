@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
@@ -46,7 +47,10 @@ def save_checkpoint(
     *,
     keep_last: int,
 ) -> Path:
-    """Write the checkpoint of ``state.step`` below ``root``, and remove all but the ``keep_last`` newest."""
+    """Write the checkpoint of ``state.step`` below ``root``, and keep only it and the ``keep_last - 1`` before it.
+
+    Later ones belong to a course that the run has left, when it was resumed from before them.
+    """
     directory = root / f"{PREFIX}{state.step:06d}"
     aside = root / f".{directory.name}.partial"
     shutil.rmtree(aside, ignore_errors=True)
@@ -59,8 +63,11 @@ def save_checkpoint(
     if directory.exists():  # an earlier run of the same step, resumed from before it
         shutil.rmtree(directory)
     os.rename(aside, directory)
-    for old in list_checkpoints(root)[:-keep_last]:
-        shutil.rmtree(old.directory)
+    checkpoints = list_checkpoints(root)
+    kept = [checkpoint for checkpoint in checkpoints if checkpoint.step <= state.step][-keep_last:]
+    for checkpoint in checkpoints:
+        if checkpoint not in kept:
+            shutil.rmtree(checkpoint.directory)
     return directory
 
 
@@ -98,13 +105,17 @@ def load_checkpoint(checkpoint: Checkpoint, policy: LocalPolicy) -> TrainerState
         UserError: the state is missing or damaged; the file is named.
     """
     document = _read_state(checkpoint.directory)
+    try:
+        policy.updates = int(document["updates"])
+        state = _trainer_state(document["trainer"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"checkpoint file {checkpoint.directory / STATE_FILE}: damaged ({error})") from None
     path = checkpoint.directory / OPTIMIZER_FILE
     try:
         load_optimizer_tensors(policy, load_file(path))
-        policy.updates = int(document["updates"])
-        return _trainer_state(document["trainer"])
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"checkpoint {checkpoint.directory}: damaged ({error})") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"checkpoint file {path}: not readable ({error})") from None
+    return state
 
 
 def _read_state(directory: Path) -> dict[str, Any]:

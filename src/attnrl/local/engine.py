@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -93,7 +94,7 @@ def load_model(directory: Path, *, device: torch.device, dtype: str) -> PreTrain
             trust_remote_code=False,
             use_safetensors=True,
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"model {directory}: cannot be loaded ({_one_line(error)})") from None
     moved: Any = model.to(device)
     loaded: PreTrainedModel = moved.eval()

@@ -209,16 +209,14 @@ class LocalPolicy:
             with capture(spec) if steps else nullcontext() as captured:
                 logprobs_BR, entropy_BR = token_logprobs(self.model, batch, self.temperature, with_entropy=True)
             assert entropy_BR is not None
+            reduce = REDUCTIONS[self.branching.reduction]
+            influences = captured.influence() if captured is not None else []
             for place, row in enumerate(rows):
                 length = len(responses[row])
-                fci: tuple[float, ...] = ()
-                if captured is not None and starts[place]:
-                    reduce = REDUCTIONS[self.branching.reduction]
-                    fci = tuple(reduce(captured.influence()[place]).tolist())
                 scores[row] = Score(
-                    tuple(logprobs_BR[place, :length].tolist()),
-                    tuple(entropy_BR[place, :length].tolist()),
-                    fci,
+                    logprobs=tuple(logprobs_BR[place, :length].tolist()),
+                    entropy=tuple(entropy_BR[place, :length].tolist()),
+                    fci=tuple(reduce(influences[place]).tolist()) if starts[place] else (),
                 )
         return [score for score in scores if score is not None]
 

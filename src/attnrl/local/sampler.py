@@ -175,9 +175,35 @@ def decode_attention(
     layer: DecodeLayer | None = getattr(key, "decode_layer", None)
     if layer is not None:
         output_BKGD = _shared_prefix_attention(query_BKGD, key, value, attention_mask, layer, scaling)
+    elif query.device.type == "cpu" and query.dtype == torch.float32:
+        output_BKGD = _attend(query_BKGD, key, value, attention_mask, scaling)[0]
     else:
         output_BKGD = F.scaled_dot_product_attention(query_BKGD, key, value, attn_mask=attention_mask, scale=scaling)
     return output_BKGD.reshape(B, 1, heads, -1), None
+
+
+def _attend(
+    query_BKND: Tensor, key_BKCD: Tensor, value_BKCD: Tensor, mask_B11C: Tensor | None, scaling: float | None
+) -> tuple[Tensor, Tensor]:
+    """Attention [B, K, N, D] of N queries for each row and head, and the log-sum-exp [B, K, N, 1] of their scores.
+
+    Two batched products beat the CPU's fused kernel, which splits the work by head, when queries are so few.
+    """
+    B, K, N, D = query_BKND.shape
+    C = key_BKCD.shape[2]
+    query_HND = query_BKND.reshape(B * K, N, D) * (D**-0.5 if scaling is None else scaling)  # H = B*K
+    scores_BNC = torch.bmm(query_HND, key_BKCD.reshape(B * K, C, D).transpose(1, 2)).float().view(B, K * N, C)
+    if mask_B11C is not None:
+        if mask_B11C.dtype == torch.bool:
+            scores_BNC.masked_fill_(~mask_B11C[:, 0], torch.finfo(torch.float32).min)
+        else:
+            scores_BNC += mask_B11C[:, 0]
+    weights_BNC = scores_BNC.softmax(-1)
+    # The highest score's weight is exp(highest - lse). (Not exp and sum: exp of masked scores is very slow here.)
+    lse_BN1 = scores_BNC.amax(-1, keepdim=True) - weights_BNC.amax(-1, keepdim=True).log_()
+    values_HCD = value_BKCD.reshape(B * K, C, -1)
+    output_HND = torch.bmm(weights_BNC.view(B * K, N, C).to(values_HCD.dtype), values_HCD)
+    return output_HND.view(B, K, N, -1), lse_BN1.view(B, K, N, 1)
 
 
 def _shared_prefix_attention(
@@ -190,25 +216,21 @@ def _shared_prefix_attention(
 ) -> Tensor:
     """Attend to each row's own columns and to its group's prefix, and join the two by their normalisers.
 
-    All rows of a group read the prefix in one product of M*G queries.
+    All rows of a group read the prefix in one product of N = M*G queries.
     """
     assert layer.shared is not None and layer.groups is not None
     groups, (prefix_keys_UKPD, prefix_values_UKPD) = layer.groups, layer.shared
     B, K, G, D = query_BKGD.shape
     U = prefix_keys_UKPD.shape[0]
-    own_BKGD, own_lse_BKG = _flash(query_BKGD, key_BKCD, value_BKCD, attn_mask=mask_B11C, scale=scaling)
-    query_UKND = query_BKGD.reshape(B * K, G * D).index_select(0, groups.gather).view(U, K, -1, D)  # N = M*G
-    prefix_UKND, prefix_lse_UKN = _flash(
-        query_UKND, prefix_keys_UKPD, prefix_values_UKPD, attn_mask=groups.bias, scale=scaling
-    )
-    prefix_BKGD = prefix_UKND.reshape(-1, G * D).index_select(0, groups.scatter).view(B, K, G, D)
-    prefix_lse_BKG = prefix_lse_UKN.reshape(-1, G).index_select(0, groups.scatter).view(B, K, G)
+    own_BKGD, own_lse_BKG1 = _attend(query_BKGD, key_BKCD, value_BKCD, mask_B11C, scaling)
+    query_UKND = query_BKGD.reshape(B * K, G * D).index_select(0, groups.gather).view(U, K, -1, D)
+    prefix_UKND, prefix_lse_UKN1 = _attend(query_UKND, prefix_keys_UKPD, prefix_values_UKPD, groups.bias, scaling)
+    prefix_BKGD = prefix_UKND.view(-1, G * prefix_UKND.shape[3]).index_select(0, groups.scatter).view_as(own_BKGD)
+    prefix_lse_BKG1 = prefix_lse_UKN1.view(-1, G).index_select(0, groups.scatter).view_as(own_lse_BKG1)
     layer.unread = False
-    prefix_share_BKG1 = torch.sigmoid(prefix_lse_BKG - own_lse_BKG)[..., None]
+    prefix_share_BKG1 = torch.sigmoid(prefix_lse_BKG1 - own_lse_BKG1)
     return torch.lerp(own_BKGD, prefix_BKGD, prefix_share_BKG1.to(own_BKGD.dtype))
 
-
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # the CPU's sdpa, with the log-sum-exp
 
 AttentionInterface.register(DECODE_ATTENTION, decode_attention)
 AttentionMaskInterface.register(DECODE_ATTENTION, sdpa_mask)

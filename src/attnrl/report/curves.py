@@ -16,7 +16,7 @@ def draw_curves(runs: Sequence[Path], output: Path) -> None:
     Runs in directories of the same name up to a last ``-NUMBER`` (seeds of one recipe) share a colour.
 
     Raises:
-        UserError: matplotlib is missing, a directory holds no evaluated run, or the picture's kind is unknown.
+        UserError: matplotlib is missing, a directory holds no evaluated run, or the picture cannot be written.
     """
     try:
         import matplotlib
@@ -39,10 +39,10 @@ def draw_curves(runs: Sequence[Path], output: Path) -> None:
     for panel in panels:
         panel.grid(alpha=0.3)
     panels[0].legend()
-    output.parent.mkdir(parents=True, exist_ok=True)
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(output, dpi=150)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise UserError(f"{output}: {error}") from None
     pyplot.close(figure)
 

@@ -31,12 +31,12 @@ def open_trackers(config: TrainConfig) -> Trackers | None:
         return None
     try:
         from accelerate import Accelerator
-        from accelerate.tracking import filter_trackers
+        from accelerate.tracking import get_available_trackers
     except ImportError:
         raise UserError("log.trackers needs accelerate: pip install 'attnrl[trackers]'") from None
     directory = str(config.output_dir / "trackers")
-    found = {str(tracker) for tracker in filter_trackers(list(config.log.trackers), directory)}
-    missing = [name for name in config.log.trackers if name not in found]
+    installed = {str(tracker) for tracker in get_available_trackers()}
+    missing = [name for name in config.log.trackers if name not in installed]
     if missing:
         raise UserError(f"log.trackers: {', '.join(missing)} is not installed")
     accelerator: Any = Accelerator(cpu=True, log_with=list(config.log.trackers), project_dir=directory)

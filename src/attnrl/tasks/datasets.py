@@ -46,16 +46,20 @@ def _read_json(path: Path) -> list[Any]:
             rows = json.loads(text) if text.strip() else []
         except json.JSONDecodeError as error:
             raise UserError(f"data file {path}, line {error.lineno}: not JSON ({error.msg})") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"data file {path}: not readable as JSON ({error})") from None
         if not isinstance(rows, list):
             raise UserError(f"data file {path}: expected a list of rows")
         return rows
     parsed = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines(): text in a row may hold line separators such as U+2028 as they are.
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 parsed.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise UserError(f"data file {path}, line {number}: not JSON ({error.msg})") from None
+            except (ValueError, RecursionError) as error:
+                message = error.msg if isinstance(error, json.JSONDecodeError) else error
+                raise UserError(f"data file {path}, line {number}: not JSON ({message})") from None
     return parsed
 
 
@@ -64,14 +68,19 @@ def load_problems(path: Path, *, prompt_suffix: str = "") -> list[Problem]:
 
     A row has ``prompt`` (text or chat messages) and its true answer in ``reward_model.ground_truth`` (verl) or
     ``answer`` or ``solution`` (TRL). Ids are the file's name and the row's number, so no two rows share one.
+    A row whose true answer is empty text cannot be graded and is left out.
 
     Raises:
         UserError: naming the file and row.
     """
-    return [
+    problems = [
         _to_problem(row, f"data file {path}, row {number}", f"{path.stem}:{number}", prompt_suffix)
         for number, row in enumerate(read_rows(path))
     ]
+    gradable = [problem for problem in problems if problem.answers]
+    if not gradable:
+        raise UserError(f"data file {path}: the true answer of every row is empty")
+    return gradable
 
 
 def _to_problem(row: Any, where: str, problem_id: str, prompt_suffix: str) -> Problem:
@@ -111,9 +120,12 @@ def _with_suffix(text: str, suffix: str) -> str:
 
 
 def _answers(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """The accepted answers; none where the row says that they are empty."""
     reward_model = row.get("reward_model")
     found = reward_model.get("ground_truth") if isinstance(reward_model, Mapping) else None
     found = next((answer for answer in (found, row.get("answer"), row.get("solution")) if answer is not None), None)
+    if isinstance(found, str) and not found.strip():
+        return ()
     answers = tuple(
         str(answer)
         for answer in (found if isinstance(found, list) else [found])

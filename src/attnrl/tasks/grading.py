@@ -30,13 +30,14 @@ def extract_boxed(response: str) -> str | None:
 
 def normalize_answer(answer: str) -> str:
     """Spell the same answer the same way: spaces, dollar signs, sizes of brackets and trailing zeros go."""
-    text = answer.strip().strip("$").strip()
-    text = re.sub(r"\\(left|right|,|;|!|:|displaystyle)(?![a-zA-Z])", "", text)
+    text = answer.replace("\\$", "").strip().strip("$").strip()
+    text = re.sub(r"\\(?:[,;!:]|(?:left|right|displaystyle)(?![a-zA-Z]))", "", text)
     text = re.sub(r"\\(?:text|mathrm|mbox)\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"\\[dt]frac(?![a-zA-Z])", r"\\frac", text)
     text = re.sub(r"\^\{?\\circ\}?|\\%|%", "", text)
-    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
     text = re.sub(r"\s+", "", text).rstrip(".")
+    if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?", text):  # thousands; in (100,101) the comma means something
+        text = text.replace(",", "")
     if re.fullmatch(r"[+-]?\d*\.?\d+", text):
         sign = "-" if text.startswith("-") else ""
         whole, _, fraction = text.lstrip("+-").partition(".")

@@ -71,7 +71,9 @@ SHAPES = {
     "ledger": Shape(sections=(2, 2), entries=(4, 5), decoy_rate=0.25),
     "ledger_long": Shape(sections=(3, 3), entries=(4, 7), decoy_rate=0.5),
 }
-SINGLE_SECTION = Shape(sections=(1, 1), entries=(3, 6), decoy_rate=0.25)
+# The first stage of supervised training. Without a decoy in every ledger a model learns to look up the last plan
+# instead of the symbol's, and hardly unlearns it.
+SINGLE_SECTION = Shape(sections=(1, 1), entries=(3, 6), decoy_rate=1.0)
 MIN_USES = 3  # entries that look up each plan that is not a decoy
 
 

@@ -1,0 +1,28 @@
+"""Fixtures of every test. Being here also puts ``tests/`` on the path, so that tests can ``import helpers``."""
+
+from pathlib import Path
+
+import helpers
+import pytest
+from hypothesis import settings
+from transformers import PreTrainedTokenizerBase
+
+from attnrl.tasks.ledger import build_tokenizer
+
+# The first torch operation of a process takes longer than the default deadline of an example.
+settings.register_profile("attnrl", deadline=None, derandomize=True)
+settings.load_profile("attnrl")
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return build_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """A directory checkpoint of a tiny random model with the ledger tokenizer; not to be written to."""
+    directory = tmp_path_factory.mktemp("tiny-model")
+    helpers.tiny_model(vocab_size=len(tokenizer)).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory

@@ -1,0 +1,246 @@
+"""Checkpoints: what is saved comes back, exactly; what is damaged or missing is named."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import helpers
+import pytest
+import torch
+from helpers import fake_loop
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from attnrl.config import BranchingConfig, LossConfig, OptimizerConfig
+from attnrl.errors import UserError
+from attnrl.local.checkpoint import (
+    OPTIMIZER_FILE,
+    STATE_FILE,
+    find_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
+from attnrl.local.policy import LocalPolicy, optimizer_tensors
+from attnrl.method.adaptive import RunningMean
+from attnrl.method.steps import Steps
+from attnrl.protocols import TrainingRow
+from attnrl.trainer import TrainerState
+
+ROWS = [
+    TrainingRow((3, 4, 5), (6, 7, 8, 9), (-3.0, -2.5, -4.0, -1.0), (1.0, 1.0, -0.5, 0.3)),
+    TrainingRow((9, 2), (11, 12, 13), (-2.0, -5.0, -3.5), (-1.0, -1.0, 0.5)),
+]
+
+
+def build_policy(model: PreTrainedModel) -> LocalPolicy:
+    return LocalPolicy(
+        model,
+        None,
+        loss=LossConfig(kl=0.0),
+        optimizer=OptimizerConfig(learning_rate=1e-2, mini_batches=1, warmup_steps=5),
+        branching=BranchingConfig(),
+        temperature=1.0,
+    )
+
+
+@pytest.fixture
+def policy(tokenizer) -> LocalPolicy:
+    """A policy that has been updated twice."""
+    policy = build_policy(helpers.tiny_model(vocab_size=len(tokenizer)))
+    policy.update(ROWS)
+    policy.update(ROWS)
+    return policy
+
+
+@pytest.fixture
+def state(tokenizer) -> TrainerState:
+    """The state after two steps, with numbers that no short decimal spells."""
+    loop = fake_loop(tokenizer)
+    loop.trainer.step()
+    loop.trainer.step()
+    state = loop.trainer.state
+    group = state.pending[0]
+    odd = replace(
+        group.trunks[0],
+        logprobs=tuple(-1 / (3 + i) for i in range(len(group.trunks[0].tokens))),
+        steps=Steps((0, 1), len(group.trunks[0].tokens), think_end=1),
+        fci=(0.0, 0.1 + 0.2),
+    )
+    group = replace(group, answers=("1/2", "0.5"), trunks=(odd, *group.trunks[1:]))
+    return replace(state, pending=(group, *state.pending[1:]), solved_fci=RunningMean(3, 1 / 7))
+
+
+def save(root: Path, policy: LocalPolicy, state: TrainerState, tokenizer, *, step: int = 2, keep_last: int = 9) -> Path:
+    return save_checkpoint(root, replace(state, step=step), policy, tokenizer, keep_last=keep_last)
+
+
+def load(directory: Path) -> tuple[LocalPolicy, TrainerState]:
+    policy = build_policy(AutoModelForCausalLM.from_pretrained(directory))
+    found = find_checkpoint(str(directory), directory.parent)
+    assert found is not None
+    return policy, load_checkpoint(found, policy)
+
+
+def test_the_state_of_the_loop_comes_back_exactly(tmp_path, policy, state, tokenizer):
+    assert state.pending
+    assert state.pending[0].trunks[0].fci
+    _, loaded = load(save(tmp_path, policy, state, tokenizer))
+    assert loaded == state
+    assert hash(loaded.pending) == hash(state.pending)  # tuples all the way down, no lists
+
+
+def test_weights_and_moments_come_back_exactly(tmp_path, policy, state, tokenizer):
+    loaded, _ = load(save(tmp_path, policy, state, tokenizer))
+    for (name, a), (_, b) in zip(policy.model.named_parameters(), loaded.model.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    saved, found = optimizer_tensors(policy), optimizer_tensors(loaded)
+    assert saved.keys() == found.keys()
+    assert len(saved) == 3 * len(list(policy.model.parameters()))  # two moments and a step count each
+    assert all(torch.equal(saved[name], found[name]) for name in saved)
+
+
+def test_the_next_update_is_the_one_of_the_policy_that_never_stopped(tmp_path, policy, state, tokenizer):
+    """Weights, moments, their step count and the place in the warm-up all show here."""
+    loaded, _ = load(save(tmp_path, policy, state, tokenizer))
+    assert loaded.update(ROWS) == policy.update(ROWS)
+    for a, b in zip(policy.model.parameters(), loaded.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_policy_that_was_never_updated_can_be_saved(tmp_path, state, tokenizer):
+    policy = build_policy(helpers.tiny_model(vocab_size=len(tokenizer)))
+    loaded, _ = load(save(tmp_path, policy, state, tokenizer))
+    assert optimizer_tensors(loaded) == {}
+    assert loaded.updates == 0
+
+
+def test_a_checkpoint_is_a_hugging_face_model_directory(tmp_path, policy, state, tokenizer):
+    directory = save(tmp_path, policy, state, tokenizer)
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    ids = AutoTokenizer.from_pretrained(directory)("A=5; B+3?", return_tensors="pt")["input_ids"]
+    assert torch.equal(ids, tokenizer("A=5; B+3?", return_tensors="pt")["input_ids"])
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, policy.model.eval()(ids).logits, atol=1e-6, rtol=0)
+
+
+def test_nothing_in_a_checkpoint_is_pickled(tmp_path, policy, state, tokenizer):
+    files = [path for path in save(tmp_path, policy, state, tokenizer).rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt", ".jinja"}
+    for path in files:
+        head = path.read_bytes()[:2]
+        assert head[:1] != b"\x80", f"{path.name} looks like a pickle"
+        assert head != b"PK", f"{path.name} is an archive, as torch.save writes them"
+
+
+# --- which checkpoint -------------------------------------------------------------------------------------------------
+
+
+def test_only_the_newest_are_kept(tmp_path, policy, state, tokenizer):
+    for step in (2, 4, 10, 12):
+        save(tmp_path, policy, state, tokenizer, step=step, keep_last=2)
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [10, 12]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000010", "step-000012"]
+
+
+def test_auto_is_the_newest_and_never_is_none(tmp_path, policy, state, tokenizer):
+    assert find_checkpoint("auto", tmp_path) is None
+    assert find_checkpoint("auto", tmp_path / "not there") is None
+    for step in (9, 10):
+        save(tmp_path, policy, state, tokenizer, step=step)
+    newest = find_checkpoint("auto", tmp_path)
+    assert newest is not None
+    assert (newest.step, newest.directory) == (10, tmp_path / "step-000010")
+    assert find_checkpoint("never", tmp_path) is None
+
+
+def test_what_was_not_finished_is_no_checkpoint(tmp_path, policy, state, tokenizer):
+    """A kill during a save leaves the aside directory; it is never taken for a checkpoint, and is written over."""
+    whole = save(tmp_path, policy, state, tokenizer, step=2)
+    aside = tmp_path / ".step-000004.partial"
+    whole.rename(aside)
+    (tmp_path / "step-000005").mkdir()  # no state in it
+    (tmp_path / "step-notes").mkdir()
+    assert list_checkpoints(tmp_path) == []
+    assert find_checkpoint("auto", tmp_path) is None
+    (aside / "left-over").touch()
+    directory = save(tmp_path, policy, state, tokenizer, step=4)
+    assert not aside.exists()
+    assert not (directory / "left-over").exists()
+
+
+def test_saving_a_step_again_replaces_it(tmp_path, policy, state, tokenizer):
+    save(tmp_path, policy, state, tokenizer, step=2)
+    policy.update(ROWS)
+    loaded, _ = load(save(tmp_path, policy, state, tokenizer, step=2))
+    assert loaded.updates == 3
+
+
+def test_a_run_resumed_from_an_earlier_checkpoint_leaves_the_later_ones_behind(tmp_path, policy, state, tokenizer):
+    """resume=.../step-000002: later checkpoints belong to a course that the run has left, as its metrics do.
+
+    They must not push the new one out, and resume=auto must not go back to them.
+    """
+    for step in (2, 4, 6):
+        save(tmp_path, policy, state, tokenizer, step=step, keep_last=3)
+    directory = save(tmp_path, policy, state, tokenizer, step=3, keep_last=2)
+    assert directory.is_dir()
+    newest = find_checkpoint("auto", tmp_path)
+    assert newest is not None
+    assert newest.step == 3
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+def test_resuming_from_what_is_no_checkpoint_is_an_error_that_names_it(tmp_path, tiny_checkpoint):
+    for directory in (tmp_path / "missing", tmp_path, tiny_checkpoint):
+        with pytest.raises(UserError, match=str(directory)):
+            find_checkpoint(str(directory), tmp_path)
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def no_object(path: Path) -> None:
+    path.write_text("[1, 2]")
+
+
+def without_pending(path: Path) -> None:
+    document = json.loads(path.read_text())
+    del document["trainer"]["pending"]
+    path.write_text(json.dumps(document))
+
+
+def impossible_steps(path: Path) -> None:
+    document = json.loads(path.read_text())
+    document["trainer"]["pending"][0]["trunks"][0]["steps"]["starts"] = [4, 2]
+    path.write_text(json.dumps(document))
+
+
+def absent(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        (STATE_FILE, cut_short),
+        (STATE_FILE, no_object),
+        (STATE_FILE, without_pending),
+        (STATE_FILE, impossible_steps),
+        (OPTIMIZER_FILE, cut_short),
+        (OPTIMIZER_FILE, no_object),
+        (OPTIMIZER_FILE, absent),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, policy, state, tokenizer, file, damage):
+    directory = save(tmp_path, policy, state, tokenizer)
+    checkpoint = find_checkpoint("auto", tmp_path)
+    assert checkpoint is not None
+    damage(directory / file)
+    with pytest.raises(UserError, match=str(directory / file)) as error:
+        load_checkpoint(checkpoint, policy)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,383 @@
+"""The local policy against plain code: one row at a time, no padding, eager attention."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Sequence
+
+import helpers
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from attnrl.config import BranchingConfig, LossConfig, OptimizerConfig
+from attnrl.fci import forward_context_influence
+from attnrl.local.policy import LocalPolicy, cut_micro_batches, cut_mini_batches
+from attnrl.method.steps import Steps
+from attnrl.protocols import TrainingRow
+
+VOCABULARY = 61
+SCORE_BUDGETS = [1, 40, 10_000]  # tokens of a micro-batch: each row alone; a few together; all together
+UPDATE_BUDGETS = [1, 25, 10_000]  # the same, for the shorter rows of an update
+
+
+def random_tokens(rng: random.Random, count: int) -> tuple[int, ...]:
+    return tuple(rng.randrange(VOCABULARY) for _ in range(count))
+
+
+def build_policy(
+    model: PreTrainedModel,
+    reference: PreTrainedModel | None = None,
+    *,
+    temperature: float = 1.0,
+    loss: LossConfig | None = None,
+    branching: BranchingConfig | None = None,
+    **optimizer: object,
+) -> LocalPolicy:
+    return LocalPolicy(
+        copy.deepcopy(model),
+        reference,
+        loss=loss or LossConfig(),
+        optimizer=OptimizerConfig(**optimizer),
+        branching=branching or BranchingConfig(),
+        temperature=temperature,
+    )
+
+
+def eager_copy(model: PreTrainedModel) -> PreTrainedModel:
+    plain = copy.deepcopy(model)
+    plain.set_attn_implementation("eager")
+    return plain
+
+
+def plain_distributions(
+    model: PreTrainedModel, prompt: Sequence[int], response: Sequence[int], temperature: float
+) -> Tensor:
+    """Log-probs ``[T, V]`` of the distributions that the response tokens are drawn from."""
+    logits_TV = model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
+    return (logits_TV / temperature).log_softmax(-1)
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    return helpers.tiny_model(vocab_size=VOCABULARY)
+
+
+# --- score --------------------------------------------------------------------------------------------------------
+
+# (prompt, response) lengths: a one-token response, a one-token prompt, short prompt with long response and so on.
+LENGTHS = [(7, 12), (3, 1), (1, 30), (25, 4), (10, 10), (2, 29)]
+
+
+@pytest.fixture(scope="module")
+def texts() -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    rng = random.Random(0)
+    return (
+        [random_tokens(rng, prompt) for prompt, _ in LENGTHS],
+        [random_tokens(rng, response) for _, response in LENGTHS],
+    )
+
+
+@pytest.mark.parametrize("budget", SCORE_BUDGETS)
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
+def test_score_is_that_of_each_row_alone(model, texts, budget, temperature):
+    scores = build_policy(model, temperature=temperature, micro_batch_tokens=budget).score(*texts)
+    plain = eager_copy(model)
+    for prompt, response, score in zip(*texts, scores, strict=True):
+        with torch.no_grad():
+            logprobs_TV = plain_distributions(plain, prompt, response, temperature)
+        entropy_T = torch.distributions.Categorical(logits=logprobs_TV).entropy()
+        torch.testing.assert_close(
+            torch.tensor(score.logprobs), logprobs_TV[range(len(response)), response], atol=1e-5, rtol=0
+        )
+        torch.testing.assert_close(torch.tensor(score.entropy), entropy_T, atol=1e-5, rtol=0)
+        assert score.fci == ()
+
+
+@pytest.mark.parametrize("budget", SCORE_BUDGETS)
+@pytest.mark.parametrize(("delta", "reduction"), [(4, "max"), (1, "zscore_max")])
+def test_fci_of_a_batch_is_that_of_each_response_alone(model, texts, budget, delta, reduction):
+    prompts, responses = texts
+    # Steps of one to three tokens, so that long responses have far more than delta of them.
+    rng = random.Random(1)
+    steps = []
+    for response in responses:
+        starts = [start for start in range(len(response)) if start == 0 or rng.random() < 0.6]
+        steps.append(Steps(tuple(starts), len(response)))
+    assert max(len(its_steps) for its_steps in steps) > 8
+
+    branching = BranchingConfig(delta=delta, reduction=reduction)
+    policy = build_policy(model, branching=branching, micro_batch_tokens=budget)
+    for prompt, response, its_steps, score in zip(
+        prompts, responses, steps, policy.score(prompts, responses, steps), strict=True
+    ):
+        alone = forward_context_influence(
+            model,
+            torch.tensor([*prompt, *response]),
+            [len(prompt) + start for start in its_steps.starts],
+            delta=delta,
+            reduction=reduction,
+        )
+        torch.testing.assert_close(torch.tensor(score.fci), alone, atol=1e-5, rtol=1e-5)
+    assert any(any(score.fci) for score in policy.score(prompts, responses, steps))
+
+
+def test_asking_for_fci_changes_no_logprob(model, texts):
+    policy = build_policy(model)
+    steps = [Steps((0,), len(response)) for response in texts[1]]
+    with_fci, without = policy.score(*texts, steps), policy.score(*texts)
+    assert [(s.logprobs, s.entropy) for s in with_fci] == [(s.logprobs, s.entropy) for s in without]
+
+
+def test_scoring_nothing_gives_nothing(model):
+    assert build_policy(model).score([], []) == []
+
+
+# --- update -------------------------------------------------------------------------------------------------------
+
+ROW_LENGTHS = [(6, 5), (2, 9), (9, 3), (4, 11)]  # 28 response tokens
+# Which rows fall into which mini-batch, by hand: a run ends where it reaches its share of the 28 tokens.
+MINI_BATCHES = {1: [[0, 1, 2, 3]], 2: [[0, 1], [2, 3]], 3: [[0, 1], [2, 3]], 4: [[0, 1], [2], [3]]}
+
+
+@pytest.fixture(scope="module")
+def rows(model) -> list[TrainingRow]:
+    """Rows whose old log-probs are off by enough to clip some tokens on either side, and for dual clip to bite."""
+    rng = random.Random(6)
+    plain = eager_copy(model)
+    rows = []
+    for prompt_length, response_length in ROW_LENGTHS:
+        prompt, response = random_tokens(rng, prompt_length), random_tokens(rng, response_length)
+        with torch.no_grad():
+            logprobs_TV = plain_distributions(plain, prompt, response, 1.0)
+        old = [float(logprobs_TV[t, token]) + rng.gauss(0, 0.5) for t, token in enumerate(response)]
+        advantages = [rng.choice([-1.5, -0.5, 0.0, 0.7, 1.2]) for _ in response]
+        rows.append(TrainingRow(prompt, response, tuple(old), tuple(advantages)))
+    return rows
+
+
+@pytest.fixture(scope="module")
+def reference() -> PreTrainedModel:
+    return helpers.tiny_model(vocab_size=VOCABULARY, seed=7)
+
+
+def plain_token_losses(
+    model: PreTrainedModel, row: TrainingRow, settings: LossConfig, reference: PreTrainedModel | None = None
+) -> list[Tensor]:
+    """The loss of each token of a row, straight from eq. 1."""
+    logprobs_TV = plain_distributions(model, row.prompt, row.response, 1.0)
+    losses = []
+    for t, token in enumerate(row.response):
+        ratio = (logprobs_TV[t, token] - row.old_logprobs[t]).exp()
+        bounded = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
+        loss = -torch.minimum(ratio * row.advantages[t], bounded * row.advantages[t])
+        if settings.dual_clip is not None and row.advantages[t] < 0:
+            loss = torch.minimum(loss, torch.tensor(-settings.dual_clip * row.advantages[t]))
+        if reference is not None:
+            with torch.no_grad():
+                reference_TV = plain_distributions(reference, row.prompt, row.response, 1.0)
+            difference = reference_TV[t, token] - logprobs_TV[t, token]
+            loss = loss + settings.kl * (difference.exp() - difference - 1)
+        losses.append(loss)
+    return losses
+
+
+def plain_update(
+    model: PreTrainedModel,
+    reference: PreTrainedModel | None,
+    rows: Sequence[TrainingRow],
+    mini_batches: Sequence[Sequence[int]],
+    loss: LossConfig,
+    optimizer: OptimizerConfig,
+) -> tuple[PreTrainedModel, float]:
+    """PPO with AdamW as one would write it on paper; returns the model and the mean gradient norm."""
+    model = eager_copy(model).train()
+    adamw = torch.optim.AdamW(
+        model.parameters(), lr=optimizer.learning_rate, betas=optimizer.betas, weight_decay=optimizer.weight_decay
+    )
+    tokens = sum(len(row.response) for row in rows)
+    norms = []
+    for mini_batch in mini_batches:
+        total = sum(token for i in mini_batch for token in plain_token_losses(model, rows[i], loss, reference))
+        (total / tokens * len(mini_batches)).backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer.max_grad_norm)))
+        adamw.step()
+        adamw.zero_grad()
+    return model, sum(norms) / len(norms)
+
+
+def assert_same_parameters(left: PreTrainedModel, right: PreTrainedModel, atol: float) -> None:
+    for (name, a), (_, b) in zip(left.named_parameters(), right.named_parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=atol, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("budget", UPDATE_BUDGETS)
+@pytest.mark.parametrize("mini_batches", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("loss", "optimizer"),
+    [
+        (LossConfig(kl=0.0), {"max_grad_norm": 1e9}),
+        (LossConfig(kl=0.3, dual_clip=1.1), {"max_grad_norm": 0.05, "weight_decay": 0.1, "betas": (0.5, 0.9)}),
+    ],
+    ids=["plain", "kl-clip-decay"],
+)
+def test_update_is_the_ppo_step_on_paper(model, reference, rows, budget, mini_batches, loss, optimizer):
+    settings = dict(learning_rate=1e-4, mini_batches=mini_batches, micro_batch_tokens=budget, **optimizer)
+    # AdamW divides by the gradient's own size: in double precision, that of all but zero is no mere rounding.
+    model = copy.deepcopy(model).double()
+    its_reference = copy.deepcopy(reference).double() if loss.kl else None
+    policy = build_policy(model, its_reference, loss=loss, **settings)
+    metrics = policy.update(rows)
+    expected, norm = plain_update(
+        model, its_reference, rows, MINI_BATCHES[mini_batches], loss, OptimizerConfig(**settings)
+    )
+    assert_same_parameters(policy.model, expected, atol=1e-6)
+    assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    pairs = zip(policy.model.parameters(), model.parameters(), strict=True)
+    assert max(float((a - b).detach().abs().max()) for a, b in pairs) > 5e-5
+    assert policy.updates == len(MINI_BATCHES[mini_batches])
+
+
+@pytest.mark.parametrize("budget", UPDATE_BUDGETS)
+@pytest.mark.parametrize("mini_batches", list(MINI_BATCHES))
+def test_every_token_weighs_the_same_whatever_batch_it_falls_into(model, rows, budget, mini_batches):
+    """Gradient descent with steps too small to matter adds up the mini-batches' gradients.
+
+    Their mean is the gradient of the token mean of the whole batch, though mini-batches differ in size.
+    """
+    model = copy.deepcopy(model).double()
+    plain = eager_copy(model)
+    losses = [token for row in rows for token in plain_token_losses(plain, row, LossConfig())]
+    mean = sum(losses) / len(losses)
+    mean.backward()
+
+    rate = 1e-6
+    policy = build_policy(
+        model, learning_rate=rate, mini_batches=mini_batches, micro_batch_tokens=budget, max_grad_norm=1e9
+    )
+    policy.optimizer = torch.optim.SGD(policy.model.parameters(), lr=rate)
+    metrics = policy.update(rows)
+    assert metrics["loss/policy"] == pytest.approx(mean.item(), abs=1e-5)
+    steps = len(MINI_BATCHES[mini_batches])
+    for before, after, expected in zip(model.parameters(), policy.model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close((before - after).detach() / rate / steps, expected.grad, atol=2e-4, rtol=1e-3)
+
+
+def test_share_of_clipped_tokens_and_mean_ratio_are_over_all_tokens(model, rows):
+    metrics = build_policy(model, learning_rate=1e-30, mini_batches=4, micro_batch_tokens=40).update(rows)
+    plain = eager_copy(model)
+    ratios, above, below, bounded = [], [], [], []
+    for row in rows:
+        with torch.no_grad():
+            logprobs_TV = plain_distributions(plain, row.prompt, row.response, 1.0)
+        for t, (token, old, advantage) in enumerate(zip(row.response, row.old_logprobs, row.advantages, strict=True)):
+            ratios.append(float((logprobs_TV[t, token] - old).exp()))
+            above.append(advantage > 0 and ratios[-1] > 1.28)
+            below.append(advantage < 0 and ratios[-1] < 0.8)
+            bounded.append(advantage < 0 and ratios[-1] > 1.1)  # what the dual clip above is for
+    assert any(above)
+    assert any(below)
+    assert any(bounded)
+    assert metrics["loss/clip_fraction"] == pytest.approx(sum(above + below) / 28)
+    assert metrics["loss/ratio"] == pytest.approx(sum(ratios) / 28, rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.5])
+def test_update_and_score_know_the_same_probabilities(model, texts, temperature):
+    policy = build_policy(model, temperature=temperature, learning_rate=1e-30)
+    rows = [
+        TrainingRow(prompt, response, score.logprobs, (1.0,) * len(response))
+        for prompt, response, score in zip(*texts, policy.score(*texts), strict=True)
+    ]
+    metrics = policy.update(rows)
+    assert metrics["loss/ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert metrics["loss/old_kl"] == pytest.approx(0.0, abs=1e-9)
+    assert metrics["loss/policy"] == pytest.approx(-1.0, abs=1e-5)
+
+
+def test_kl_is_zero_at_the_start_and_grows_from_there(model, rows):
+    policy = build_policy(model, copy.deepcopy(model), learning_rate=1e-2, loss=LossConfig(kl=0.1), mini_batches=1)
+    assert policy.update(rows)["loss/kl"] == pytest.approx(0.0, abs=1e-9)
+    assert policy.update(rows)["loss/kl"] > 1e-3
+    assert "loss/kl" not in build_policy(model).update(rows)
+
+
+def test_kl_pulls_back_to_the_reference(model, reference, rows):
+    """Without any advantage the KL is all there is, and following it brings the policy closer."""
+    rows = [TrainingRow(row.prompt, row.response, row.old_logprobs, (0.0,) * len(row.response)) for row in rows]
+    policy = build_policy(model, reference, learning_rate=1e-3, loss=LossConfig(kl=1.0), mini_batches=1)
+    kls = [policy.update(rows)["loss/kl"] for _ in range(5)]
+    assert kls == sorted(kls, reverse=True)
+    assert kls[-1] < 0.95 * kls[0]
+
+
+def test_gradient_checkpointing_gives_the_same_update(model, reference, rows):
+    settings = dict(loss=LossConfig(kl=0.1), learning_rate=1e-4, micro_batch_tokens=40)
+    plain = build_policy(model, reference, **settings)
+    saving = build_policy(model, reference, gradient_checkpointing=True, **settings)
+    forwards_of_plain, forwards_of_saving = count_layer_forwards(plain.model), count_layer_forwards(saving.model)
+    assert saving.update(rows) == pytest.approx(plain.update(rows), rel=1e-4, abs=1e-7)
+    assert_same_parameters(saving.model, plain.model, atol=1e-7)
+    assert len(forwards_of_saving) == 2 * len(forwards_of_plain) > 0  # each forward is run again in the backward
+
+
+def count_layer_forwards(model: PreTrainedModel) -> list[object]:
+    """A list that grows by one with each forward of the first layer's MLP."""
+    forwards: list[object] = []
+    model.model.layers[0].mlp.register_forward_pre_hook(lambda module, _: forwards.append(module))
+    return forwards
+
+
+def test_the_learning_rate_warms_up_over_optimizer_steps(model, rows):
+    policy = build_policy(model, learning_rate=1e-3, warmup_steps=5, mini_batches=2)
+    rates = [policy.update(rows)["learning_rate"] for _ in range(4)]
+    assert rates == pytest.approx([2e-4 * 2, 2e-4 * 4, 1e-3, 1e-3])
+
+
+def test_without_warm_up_the_first_step_has_the_full_rate(model, rows):
+    assert build_policy(model, learning_rate=1e-3).update(rows)["learning_rate"] == 1e-3
+
+
+# --- how batches are cut ------------------------------------------------------------------------------------------
+
+row_lengths = st.lists(st.integers(1, 50), min_size=1, max_size=30)
+
+
+@given(row_lengths, st.integers(1, 200))
+def test_micro_batches_hold_every_row_once_within_the_budget(lengths, budget):
+    batches = list(cut_micro_batches(lengths, budget))
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert batch
+        assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= budget
+
+
+@given(row_lengths, st.integers(1, 8))
+def test_mini_batches_hold_every_row_once_in_order(lengths, count):
+    runs = cut_mini_batches(lengths, count)
+    assert [row for run in runs for row in run] == list(range(len(lengths)))
+    assert 1 <= len(runs) <= count
+    assert all(len(run) > 0 for run in runs)
+
+
+@given(row_lengths, st.integers(1, 8))
+def test_mini_batches_end_within_a_row_of_their_share(lengths, count):
+    runs = cut_mini_batches(lengths, count)
+    for number, run in enumerate(runs[:-1], start=1):
+        done, share = sum(lengths[: run.stop]), sum(lengths) * number / count
+        assert share <= done
+        # Without its last row the run would have stayed below, unless an earlier run took this share as well.
+        assert done - lengths[run.stop - 1] < share or len(run) == 1
+
+
+def test_equal_rows_make_equal_mini_batches():
+    assert cut_mini_batches([7] * 12, 3) == [range(0, 4), range(4, 8), range(8, 12)]
+
+
+def test_no_rows_make_no_batches():
+    assert list(cut_micro_batches([], 10)) == []
+    assert cut_mini_batches([], 2) == []

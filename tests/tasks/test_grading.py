@@ -1,0 +1,168 @@
+"""What counts as the answer of a response, and when it is the true one."""
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attnrl.tasks.grading import BoxedGrader, extract_boxed, normalize_answer
+
+
+@pytest.mark.parametrize(
+    ("response", "found"),
+    [
+        ("so \\boxed{6}", "6"),
+        ("\\boxed{5} no, \\boxed{6}", "6"),
+        ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
+        ("\\boxed{{{a}}{b}} rest}", "{{a}}{b}"),
+        ("\\boxed{\\boxed{6}}", "6"),
+        ("\\boxed{}", ""),
+        ("\\boxed{5} <think> \\boxed{6} </think> it is \\boxed{7}", "7"),
+        ("\\boxed{a\nb}", "a\nb"),
+        ("no box at all", None),
+        ("", None),
+        ("boxed{6}", None),
+        ("\\boxed 6", None),
+        ("\\boxed{6", None),
+        ("\\boxed{\\frac{1}{2}", None),
+        ("\\boxed{5} and \\boxed{6", None),
+        ("\\boxed{6} </think> so it is 6", None),
+        ("\\boxed{6} </think> \\boxed{7} </think>", None),
+    ],
+)
+def test_the_last_box_of_the_conclusion_counts(response: str, found: str | None) -> None:
+    assert extract_boxed(response) == found
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("1,000", "1000"),
+        ("1,234,567.50", "1234567.5"),
+        ("-12,345", "-12345"),
+        ("\\$32,\\!348", "32348"),
+        ("0.50", ".5"),
+        ("007", "7"),
+        ("+7", "7"),
+        ("7.000", "7"),
+        ("7.", "7"),
+        ("-0", "0"),
+        ("-0.0", "0"),
+        ("\\dfrac{1}{2}", "\\frac{1}{2}"),
+        ("\\tfrac12", "\\frac12"),
+        ("\\text{Evelyn}", "Evelyn"),
+        ("\\mathrm{B}", "B"),
+        ("5 \\text{ cm}", "5cm"),
+        ("90^\\circ", "90"),
+        ("90^{\\circ}", "90"),
+        ("50\\%", "50"),
+        ("50%", "50"),
+        ("$2n$", "2n"),
+        ("\\$18.90", "18.9"),
+        (" \\$ 5", "5"),
+        ("9.6\n", "9.6"),
+        ("\\left( 3, \\frac{\\pi}{2} \\right)", "(3,\\frac{\\pi}{2})"),
+        ("(100,101)", "(100, 101)"),
+        ("108, 135", "108,135"),
+        ("3\\,x", "3x"),
+        ("3\\, x", "3x"),
+        ("\\displaystyle 3", "3"),
+    ],
+)
+def test_the_same_answer_in_other_words(one: str, other: str) -> None:
+    grade = BoxedGrader().grade
+    assert grade([[one]], [f"\\boxed{{{other}}}"]) == grade([[other]], [f"\\boxed{{{one}}}"]) == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("1", "2"),
+        ("1", "-1"),
+        ("1", "10"),
+        ("10", "100"),
+        ("0.5", "5"),
+        ("0.05", "0.5"),
+        ("1.10", "1.01"),
+        ("(100,101)", "(100101)"),
+        ("(1,2)", "(2,1)"),
+        ("1,2", "12"),
+        ("12,34", "1234"),
+        ("\\frac{1}{2}", "\\frac{2}{1}"),
+        ("a", "A"),
+        ("x^2", "x2"),
+        ("2n", "n"),
+        ("\\leftarrow", "arrow"),
+        ("\\{1\\}", "1"),
+        ("0", ""),
+    ],
+)
+def test_other_answers_are_not_the_same(one: str, other: str) -> None:
+    assert BoxedGrader().grade([[one], [other]], [f"\\boxed{{{other}}}", f"\\boxed{{{one}}}"]) == [0.0, 0.0]
+
+
+def test_any_accepted_answer_will_do() -> None:
+    grade = BoxedGrader().grade
+    assert grade([["1", "2"]] * 3, ["\\boxed{1}", "\\boxed{2.0}", "\\boxed{3}"]) == [1.0, 1.0, 0.0]
+
+
+def test_nothing_is_never_correct() -> None:
+    """An empty box says nothing, even when the true answer comes to nothing too."""
+    grade = BoxedGrader().grade
+    assert grade([[""], ["$$"], ["1"], ["1"]], ["\\boxed{}", "\\boxed{\\%}", "1", "\\boxed{ }"]) == [0.0] * 4
+
+
+def test_answers_and_responses_must_be_as_many() -> None:
+    with pytest.raises(ValueError):
+        BoxedGrader().grade([["1"]], [])
+
+
+mathematics = st.lists(
+    st.sampled_from(
+        ["\\boxed{", "}", "{", "</think>", "\\frac", "\\text{", "\\left", "\\right", "$", "\\$", ",", "000", "1", "."]
+        + ["-", "+", "^\\circ", "^{", "%", "\\", " ", "\n", "\\,", "٣", "²", "é", "\x00", "\ud83d"]
+    ),
+    max_size=40,
+).map("".join)
+
+
+@given(mathematics | st.text(max_size=60), mathematics | st.text(max_size=60))
+def test_grading_never_raises(answer: str, response: str) -> None:
+    (reward,) = BoxedGrader().grade([[answer]], [response])
+    assert reward in (0.0, 1.0)
+    normalize_answer(response)
+
+
+@given(mathematics | st.text(max_size=60))
+def test_an_answer_without_braces_is_itself_when_boxed(answer: str) -> None:
+    answer = answer.replace("{", "").replace("}", "").replace("</think>", "")
+    says_something = normalize_answer(answer) != ""
+    assert BoxedGrader().grade([[answer]], [f"so \\boxed{{{answer}}}."]) == [float(says_something)]
+
+
+@given(st.integers(-(10**12), 10**12))
+def test_numbers_with_and_without_thousands(number: int) -> None:
+    assert normalize_answer(f"{number:,}") == normalize_answer(str(number)) == str(number)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "{" * 200_000,
+        "\\boxed{" * 50_000,
+        "\\boxed{" + "{" * 100_000,
+        "\\boxed{" + "1," * 100_000 + "}",
+        "\\boxed{" + "1" * 1_900 + "x}",
+        "\\boxed{" + "\\text{" * 300 + "}",
+        "\\boxed{" + "1,000" * 350 + "}",
+        "\\boxed{" + " " * 1_900 + "}",
+        "\\boxed{" + "0." * 900 + "}",
+        "</think>" * 50_000,
+        "\\boxed{1}" * 50_000,
+    ],
+)
+def test_hostile_responses_are_graded_at_once(hostile: str) -> None:
+    started = time.perf_counter()
+    BoxedGrader().grade([["1"]], [hostile])
+    assert time.perf_counter() - started < 2

@@ -1,0 +1,283 @@
+"""Ledgers, against a solver that reads nothing but the prompt."""
+
+import random
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
+
+from attnrl.tasks.grading import extract_boxed
+from attnrl.tasks.ledger import (
+    CONNECTIVES,
+    MIN_USES,
+    RECHECKS,
+    SLIP_RATE,
+    STEP_END,
+    Ledger,
+    demonstrate,
+    line_of_step,
+    make_problem,
+    work_out,
+)
+from attnrl.tasks.problem import Problem
+from attnrl.tasks.procedural import TASKS, draw_distinct
+
+NEVER = (0.0,) * 10
+ALWAYS = (1.0,) * 10
+
+problems = st.builds(
+    lambda name, seed: TASKS[name].draw(random.Random(seed)), st.sampled_from(sorted(TASKS)), st.integers(0, 2**32)
+)
+
+
+def solve(prompt: str, misread: frozenset[str] = frozenset()) -> tuple[list[str], list[set[int]]]:
+    """Work a prompt out by the rules of the module's docstring: each line's result, and the lines it looks up.
+
+    The direction of a symbol in ``misread`` is read the wrong way round.
+    """
+    results: list[str] = []
+    needs: list[set[int]] = []
+    place: dict[str, int] = {}
+    amount: dict[str, int] = {}
+    plan: dict[str, int] = {}
+    running, last = 0, -1
+    for number, line in enumerate(prompt.removesuffix("?").split("; ")):
+        label, rest = line[0], line[1:]
+        place[label] = number
+        looked_up: set[int] = set()
+        if re.fullmatch(r"[#@&$]\d\d", rest):
+            symbol, first, second = rest[0], int(rest[1]), int(rest[2])
+            size, adds = (first + second) % 10, (first % 2 == 0) != (symbol in misread)
+            amount[symbol], plan[symbol] = (size if adds else -size), number
+            results.append(f"{'+' if adds else '-'}{size}")
+            needs.append(looked_up)
+            continue
+        if rest[0] == "=":
+            source = rest[1]
+            running = int(source) if source.isdigit() else int(results[place[source]])
+            looked_up = set() if source.isdigit() else {place[source]}
+        else:
+            looked_up.add(last)
+            if rest in plan:
+                running += amount[rest]
+                looked_up.add(plan[rest])
+            elif rest[1].isdigit():
+                running += int(rest[1])
+            else:
+                running += int(results[place[rest[1]]])
+                looked_up.add(place[rest[1]])
+        running, last = running % 10, number
+        results.append(str(running))
+        needs.append(looked_up)
+    return results, needs
+
+
+def test_the_example_of_the_docstring() -> None:
+    results, _ = solve("A#47; B=5; C#; D+3; E#; F@82; G=D; H#; I@; J+C?")
+    assert results == ["+1", "5", "6", "9", "0", "+0", "9", "0", "0", "6"]
+    ledger = Ledger(
+        (
+            ("plan", "#", "4", "7"),
+            ("start", "5"),
+            ("apply", "#"),
+            ("add", "3"),
+            ("apply", "#"),
+            ("plan", "@", "8", "2"),
+            ("start", "line 3"),
+            ("apply", "#"),
+            ("apply", "@"),
+            ("ref", "2"),
+        )
+    )
+    assert make_problem(ledger, "x").prompt == "A#47; B=5; C#; D+3; E#; F@82; G=D; H#; I@; J+C?"
+    assert [line.result for line in work_out(ledger)] == results
+
+
+@given(problems)
+def test_the_answer_is_what_the_prompt_says(problem: Problem) -> None:
+    assert isinstance(problem.prompt, str)
+    results, _ = solve(problem.prompt)
+    assert problem.answers == (results[-1],)
+    assert problem.id == f"{problem.source}:{problem.prompt}"
+
+
+@given(problems)
+def test_the_dependency_graph_is_what_the_solver_looks_up(problem: Problem) -> None:
+    _, needs = solve(problem.prompt)
+    assert [set(its_needs) for its_needs in problem.info["needs"]] == needs
+    assert all(need < line for line, its_needs in enumerate(problem.info["needs"]) for need in its_needs)
+    lines = problem.prompt.removesuffix("?").split("; ")
+    assert problem.info["plans"] == tuple(i for i, line in enumerate(lines) if re.fullmatch(r"[A-Z][#@&$]\d\d", line))
+
+
+@given(problems)
+def test_plans_are_used_often_or_are_the_one_decoy(problem: Problem) -> None:
+    _, needs = solve(problem.prompt)
+    uses = [sum(plan in its_needs for its_needs in needs) for plan in problem.info["plans"]]
+    unused = [count for count in uses if count == 0]
+    assert all(count >= MIN_USES == 3 for count in uses if count > 0)
+    assert len(unused) <= 1 < len(uses) or not unused
+
+
+@given(problems)
+def test_a_slip_shows_in_every_plan(problem: Problem) -> None:
+    """Amounts of 0 and 5 would be the same in both directions."""
+    results, _ = solve(problem.prompt)
+    assert not {results[plan][1] for plan in problem.info["plans"]} & {"0", "5"}
+
+
+@given(problems, st.integers(0, 2**32))
+def test_a_demonstration_without_slips_works_the_prompt_out(problem: Problem, seed: int) -> None:
+    results, _ = solve(problem.prompt)
+    demonstration = demonstrate(problem, random.Random(seed), slip_rate=NEVER)
+    assert extract_boxed(demonstration) == problem.answers[0]
+    assert worked_lines(demonstration) == dict(enumerate(results))
+
+
+@given(problems, st.integers(0, 2**32))
+def test_a_demonstration_that_always_slips_misreads_every_plan_and_nothing_else(problem: Problem, seed: int) -> None:
+    lines = problem.prompt.split("; ")
+    misread = frozenset(lines[plan][1] for plan in problem.info["plans"])
+    results, _ = solve(problem.prompt, misread)
+    demonstration = demonstrate(problem, random.Random(seed), slip_rate=ALWAYS)
+    assert worked_lines(demonstration) == dict(enumerate(results))
+    assert extract_boxed(demonstration) == results[-1]
+
+
+@given(problems, st.data())
+def test_one_slip_changes_what_depends_on_the_plan_and_nothing_else(problem: Problem, data: st.DataObject) -> None:
+    slipped = data.draw(st.sampled_from(problem.info["plans"]))
+    ledger = Ledger(problem.info["lines"])
+    right = work_out(ledger)
+    wrong = work_out(ledger, [line == slipped for line in range(len(ledger.lines))])
+    symbol = problem.prompt.split("; ")[slipped][1]
+    assert [line.result for line in wrong] == solve(problem.prompt, frozenset(symbol))[0]
+    reached = {slipped}
+    for number, line in enumerate(right):
+        if reached & set(line.needs):
+            reached.add(number)
+    changed = {number for number in range(len(right)) if right[number].result != wrong[number].result}
+    assert slipped in changed <= reached
+    assert [line.text for line in right] == [line.text for line in wrong]
+
+
+def worked_lines(demonstration: str) -> dict[int, str]:
+    """Result of each ledger line by the steps that work on it, found as :func:`line_of_step` says."""
+    found = {}
+    for step in demonstration.split(STEP_END):
+        line = line_of_step(step)
+        if line is not None:
+            found[line] = step.rpartition(": ")[2].rpartition("=")[2]
+    return found
+
+
+def test_which_line_a_step_works_on() -> None:
+    assert line_of_step("so A#47: +1") == 0
+    assert line_of_step("thus Z+3: 1+3=4\n\n") == 25
+    for nothing in ["hmm C: 6", "wait C: 6", "thus \\boxed{6}", "", "so", "so ", "A#47: +1", "zounds A#47: +1"]:
+        assert line_of_step(nothing) is None
+
+
+@pytest.mark.parametrize(
+    ("task", "fewest", "most"), [("ledger_single", 6, 20), ("ledger", 12, 30), ("ledger_long", 15, 40)]
+)
+def test_length_and_openings_of_demonstrations(
+    task: str, fewest: int, most: int, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    rng = random.Random(0)
+    rechecks = 0
+    for _ in range(300):
+        problem = TASKS[task].draw(rng)
+        steps = TASKS[task].demonstrate(problem, rng).split(STEP_END)
+        assert fewest <= len(steps) <= most
+        openings = [step.partition(" ")[0] + " " for step in steps]
+        assert set(openings) <= {*CONNECTIVES, *RECHECKS}
+        rechecks += sum(opening in RECHECKS for opening in openings)
+        # The shipped recipes leave 256 tokens for a response.
+        if task == "ledger":
+            assert len(tokenizer(STEP_END.join(steps))["input_ids"]) < 256
+    assert rechecks > 100
+
+
+def test_plans_come_at_varied_places_in_long_ledgers() -> None:
+    rng = random.Random(0)
+    drawn = [TASKS["ledger_long"].draw(rng) for _ in range(200)]
+    assert all(len(problem.info["plans"]) in (3, 4) for problem in drawn)
+    assert len({problem.info["plans"] for problem in drawn}) > 50
+
+
+def test_slips_come_at_the_rates_that_the_first_digits_set() -> None:
+    """So some ledgers are always worked out rightly, and few never."""
+    rng = random.Random(0)
+    read: dict[int, list[bool]] = {}
+    for _ in range(600):
+        problem = TASKS["ledger"].draw(rng)
+        results, _ = solve(problem.prompt)
+        lines = problem.prompt.split("; ")
+        worked = worked_lines(TASKS["ledger"].demonstrate(problem, rng))
+        for plan in problem.info["plans"]:
+            read.setdefault(int(lines[plan][2]), []).append(worked[plan] != results[plan])
+    for digit, slips in read.items():
+        assert sum(slips) / len(slips) == pytest.approx(SLIP_RATE[digit], abs=0.12 if 0 < SLIP_RATE[digit] < 1 else 0)
+    assert sorted(read) == list(range(10))
+
+
+def test_the_seed_decides_problem_and_demonstration() -> None:
+    for task in TASKS.values():
+
+        def draw(seed: int, task=task) -> tuple[Problem, str]:
+            rng = random.Random(seed)
+            problem = task.draw(rng)
+            return problem, task.demonstrate(problem, rng)
+
+        assert draw(1) == draw(1)
+        assert draw(1)[0].id != draw(2)[0].id
+
+
+@settings(max_examples=30)
+@given(problems, st.integers(0, 2**32))
+def test_text_goes_through_the_tokenizer_and_back(problem: Problem, seed: int) -> None:
+    tokenizer = TASKS["ledger"].build_tokenizer()
+    for text in [problem.prompt, demonstrate(problem, random.Random(seed)), problem.prompt + "so A#47: +1\n\n"]:
+        ids = tokenizer(text)["input_ids"]
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer.decode(ids) == text
+    assert tokenizer.decode(tokenizer(problem.prompt)["input_ids"][:3]) == problem.prompt[:3]  # one a character
+
+
+def test_each_special_string_is_one_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    for piece in [STEP_END, "\\boxed{", "}", ": ", "; ", *CONNECTIVES, *RECHECKS]:
+        assert len(tokenizer(piece)["input_ids"]) == 1
+    assert len(tokenizer) < 100
+    assert tokenizer.unk_token_id in tokenizer("ü")["input_ids"]  # what it cannot say is not lost silently
+
+
+def test_the_tokenizer_survives_saving_beside_a_model(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    LlamaConfig(vocab_size=len(tokenizer)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    rng = random.Random(3)
+    for task in TASKS.values():
+        problem = task.draw(rng)
+        text = problem.prompt + task.demonstrate(problem, rng)
+        assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
+        assert loaded.decode(loaded(text)["input_ids"]) == text
+    assert (loaded.eos_token_id, loaded.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
+    assert loaded.eos_token_id != loaded.pad_token_id
+    assert len(loaded) == len(tokenizer)
+
+
+def test_distinct_problems() -> None:
+    task = TASKS["ledger_single"]
+    first = draw_distinct(task, 50, random.Random(0))
+    assert len({problem.id for problem in first}) == 50
+    # The same seed would draw the same ones again.
+    second = draw_distinct(task, 50, random.Random(0), exclude=first[:20])
+    ids = [problem.id for problem in second]
+    assert len(set(ids)) == 50
+    assert not set(ids) & {problem.id for problem in first[:20]}
+    assert set(ids) >= {problem.id for problem in first[20:]}
+    assert draw_distinct(task, 0, random.Random(0)) == []

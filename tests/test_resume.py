@@ -1,0 +1,140 @@
+"""Whole runs of a tiny random model: the same run twice, and a run that is stopped and resumed."""
+
+from __future__ import annotations
+
+import io
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from safetensors.torch import load_file
+
+import attnrl.run
+from attnrl.config import TrainConfig, load_config
+from attnrl.report.display import Display
+
+STEPS = 4
+
+
+class HashGrader:
+    """A random model solves nothing; this one is right by chance, so that there is something to learn from."""
+
+    def grade(self, answers: Sequence[Sequence[str]], responses: Sequence[str]) -> list[float]:
+        return [float(zlib.crc32(response.encode()) % 3 == 0) for response in responses]
+
+
+@pytest.fixture(autouse=True)
+def _rewards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attnrl.run, "BoxedGrader", HashGrader)
+
+
+def run(model: Path, output: Path, *overrides: str, steps: int = STEPS, recipe: str = "attnrl") -> None:
+    settings = [
+        f"model={model}",
+        f"output_dir={output}",
+        f"steps={steps}",
+        "prompts=2",
+        "threads=1",
+        "device=cpu",
+        "sampling.max_new_tokens=48",
+        "eval.every=2",
+        "eval.problems=4",
+        "eval.samples=2",
+        "checkpoint.every=2",
+        "log.trees_every=1",
+        "loss.kl=0.01",  # resuming must not take the trained weights for the reference
+    ]
+    plan = attnrl.run.prepare(load_config(TrainConfig, recipe, [*settings, *overrides]))
+    attnrl.run.train(plan, Display(Console(file=io.StringIO())))
+
+
+def read(output: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    """The rows of a run, without what the clock says."""
+    rows = [json.loads(line) for line in (output / name).read_text().splitlines()]
+    return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
+
+
+def weights(directory: Path) -> bytes:
+    return (directory / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_checkpoint, tmp_path_factory) -> Path:
+    """A run that was never stopped."""
+    output = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attnrl.run, "BoxedGrader", HashGrader)
+        run(tiny_checkpoint, output)
+    return output
+
+
+def test_a_run_trains(whole, tiny_checkpoint):
+    """What the comparisons below compare is not nothing."""
+    rows = read(whole)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    assert all(row["update_skipped"] == 0.0 for row in rows[1:])
+    assert [row["step"] for row in rows if "eval/accuracy" in row] == [0, 2, 4]
+    assert [path.name for path in sorted((whole / "checkpoints").iterdir())] == ["step-000002", "step-000004"]
+    before = load_file(tiny_checkpoint / "model.safetensors")
+    after = load_file(whole / "checkpoints" / "step-000004" / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all((before[name] - after[name]).abs().max() > 1e-4 for name in before)
+
+
+def test_the_same_run_twice_is_the_same(whole, tiny_checkpoint, tmp_path):
+    run(tiny_checkpoint, tmp_path)
+    assert read(tmp_path) == read(whole)
+    assert weights(tmp_path / "checkpoints/step-000004") == weights(whole / "checkpoints/step-000004")
+
+
+def test_another_seed_is_another_run_on_the_same_evaluation(whole, tiny_checkpoint, tmp_path):
+    run(tiny_checkpoint, tmp_path, "seed=1", steps=1)
+    assert read(tmp_path)[0] == read(whole)[0]
+    assert read(tmp_path)[1] != read(whole)[1]
+
+
+def test_a_resumed_run_is_the_run_that_was_never_stopped(whole, tiny_checkpoint, tmp_path):
+    run(tiny_checkpoint, tmp_path, steps=2)
+    assert [row["step"] for row in read(tmp_path)] == [0, 1, 2]
+    run(tiny_checkpoint, tmp_path, steps=4)
+    assert read(tmp_path) == read(whole)
+    for name in ("trees.jsonl", "samples.jsonl"):
+        assert read(tmp_path, name) == read(whole, name)
+    for name in ("model.safetensors", "optimizer.safetensors", "trainer_state.json"):
+        resumed, never_stopped = (root / "checkpoints/step-000004" / name for root in (tmp_path, whole))
+        assert resumed.read_bytes() == never_stopped.read_bytes()
+
+
+def test_steps_after_the_checkpoint_are_done_again(whole, tiny_checkpoint, tmp_path):
+    """A run killed between checkpoints has logged more than it saved; each step is there once in the end."""
+    run(tiny_checkpoint, tmp_path, steps=2)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 3, "reward": -1.0}) + "\n" + '{"step": 4, "rew')
+    run(tiny_checkpoint, tmp_path, steps=4)
+    assert read(tmp_path) == read(whole)
+
+
+def test_a_run_resumes_from_a_checkpoint_by_name(whole, tiny_checkpoint, tmp_path):
+    run(tiny_checkpoint, tmp_path, f"resume={whole / 'checkpoints/step-000002'}", steps=4)
+    assert read(tmp_path) == read(whole)[3:]
+    assert weights(tmp_path / "checkpoints/step-000004") == weights(whole / "checkpoints/step-000004")
+
+
+def test_a_finished_run_has_nothing_left_to_do(whole, tiny_checkpoint):
+    before = {path: path.read_bytes() for path in sorted(whole.rglob("*")) if path.is_file()}
+    run(tiny_checkpoint, whole)
+    assert {path: path.read_bytes() for path in sorted(whole.rglob("*")) if path.is_file()} == before
+
+
+@pytest.mark.parametrize("recipe", ["grpo", "treerl"])
+def test_the_other_recipes_resume_as_well(tiny_checkpoint, tmp_path, recipe):
+    run(tiny_checkpoint, tmp_path / "whole", steps=2, recipe=recipe)
+    run(tiny_checkpoint, tmp_path / "stopped", "eval.every=1", steps=1, recipe=recipe)
+    run(tiny_checkpoint, tmp_path / "stopped", steps=2, recipe=recipe)
+    whole, stopped = read(tmp_path / "whole"), read(tmp_path / "stopped")
+    stopped = [{key: value for key, value in row.items() if key in whole[row["step"]]} for row in stopped]
+    assert stopped == whole  # but for the evaluation that the last step of the stopped run made
