@@ -19,7 +19,9 @@ def evaluation(rewards: Sequence[Sequence[float]], lengths: Sequence[int] | None
     lengths = lengths or [10] * len(flat)
     return Evaluation(
         tuple(
-            EvaluatedSample(str(problem), sample, "?", "!", ("1",), reward, length, "stop" if length < 100 else "length")
+            EvaluatedSample(
+                str(problem), sample, "?", "!", ("1",), reward, length, "stop" if length < 100 else "length"
+            )
             for (problem, sample, reward), length in zip(flat, lengths, strict=True)
         ),
         len(rewards[0]),

@@ -189,7 +189,7 @@ def test_a_prompt_may_have_as_many_tokens_as_the_limit_and_no_more(tokenizer: Pr
 
 
 def test_prompts_that_cannot_be_encoded_are_named(tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(UserError, match="problem mine:3: .*no chat template"):
+    with pytest.raises(UserError, match=r"problem mine:3: .*no chat template"):
         encode_prompt(tokenizer, problem(tuple(CHAT)), 100)
     with pytest.raises(UserError, match="problem mine:3: the prompt has no tokens"):
         encode_prompt(tokenizer, problem(""), 100)

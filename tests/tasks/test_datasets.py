@@ -83,7 +83,9 @@ def test_the_suffix_goes_to_the_last_user_message_only(tmp_path: Path) -> None:
         {"role": "user", "content": "C"},
         {"role": "assistant", "content": "D"},
     ]
-    path = write(tmp_path / "x.jsonl", [{"prompt": chat, "answer": "1"}, TRL, {"prompt": "2+2? Box it.", "answer": "4"}])
+    path = write(
+        tmp_path / "x.jsonl", [{"prompt": chat, "answer": "1"}, TRL, {"prompt": "2+2? Box it.", "answer": "4"}]
+    )
     talk, text, has_it = load_problems(path, prompt_suffix=" Box it.")
     assert [message["content"] for message in talk.prompt] == ["S", "A", "B", "C Box it.", "D"]
     assert text.prompt == "1+1? Box it."

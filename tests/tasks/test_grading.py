@@ -120,8 +120,10 @@ def test_answers_and_responses_must_be_as_many() -> None:
 
 mathematics = st.lists(
     st.sampled_from(
-        ["\\boxed{", "}", "{", "</think>", "\\frac", "\\text{", "\\left", "\\right", "$", "\\$", ",", "000", "1", "."]
-        + ["-", "+", "^\\circ", "^{", "%", "\\", " ", "\n", "\\,", "٣", "²", "é", "\x00", "\ud83d"]
+        [
+            *("\\boxed{", "}", "{", "</think>", "\\frac", "\\text{", "\\left", "\\right", "$", "\\$", ",", "000", "1"),
+            *(".", "-", "+", "^\\circ", "^{", "%", "\\", " ", "\n", "\\,", "٣", "²", "é", "\x00", "\ud83d"),
+        ]
     ),
     max_size=40,
 ).map("".join)

@@ -3,8 +3,8 @@
 import random
 from dataclasses import dataclass
 
-from attnrl.run import held_out_problems, load_task
 from attnrl.config import DataConfig
+from attnrl.run import held_out_problems, load_task
 from attnrl.tasks.problem import Problem
 from attnrl.tasks.procedural import TASKS
 from attnrl.tasks.stream import ProceduralProblems, ShuffledProblems

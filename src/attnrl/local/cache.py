@@ -101,7 +101,7 @@ class DecodeLayer(CacheLayerMixin):  # type: ignore[misc]
         """
         rows, kept = self.rows, self.columns - drop
         columns = pad + kept
-        # Reading unused capacity and copying to a wider buffer balance where the margin is about sqrt(8 columns) (measured).
+        # Reading unused capacity and copying to a wider buffer balance at a margin of about sqrt(8 columns).
         self.capacity = _aligned(columns + max(1, math.isqrt(8 * columns)))
         for name, sample_BKTD in zip(("keys", "values"), like, strict=True):
             heads, size = sample_BKTD.shape[1], sample_BKTD.shape[3]
