@@ -28,7 +28,7 @@ from attnrl.local.engine import (
 from attnrl.local.sampler import LocalSampler
 from attnrl.report.display import Display
 from attnrl.report.run_directory import METRICS, SAMPLES, TREES, RunDirectory
-from attnrl.report.trackers import open_trackers
+from attnrl.report.trackers import check_trackers, open_trackers
 from attnrl.report.trees import forest_row
 from attnrl.tasks.datasets import load_problems
 from attnrl.tasks.grading import BoxedGrader
@@ -79,6 +79,8 @@ def prepare(config: TrainConfig) -> Plan:
     directory = model_directory(config.model)
     device = choose_device(config.device)
     run = RunDirectory(config.output_dir)
+    run.check_writable()
+    check_trackers(config)
     checkpoint = find_checkpoint(config.resume, run.checkpoints)
     if config.resume == "never" and run.holds_a_run():
         raise UserError(f"output_dir {config.output_dir}: holds a run already, and resume is never")
@@ -135,10 +137,7 @@ def check_length(model: PreTrainedModel, tokens: int) -> None:
     """
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and tokens > limit:
-        raise UserError(
-            f"sampling.max_prompt_tokens + sampling.max_new_tokens = {tokens} is more than the model's "
-            f"{limit} positions"
-        )
+        raise UserError(f"max_prompt_tokens + max_new_tokens = {tokens} is more than the model's {limit} positions")
 
 
 def train(plan: Plan, display: Display) -> list[dict[str, float]]:

@@ -65,7 +65,5 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem, max_toke
     if not ids:
         raise UserError(f"problem {problem.id}: the prompt has no tokens")
     if len(ids) > max_tokens:
-        raise UserError(
-            f"problem {problem.id}: its prompt has {len(ids)} tokens, sampling.max_prompt_tokens is {max_tokens}"
-        )
+        raise UserError(f"problem {problem.id}: its prompt has {len(ids)} tokens, max_prompt_tokens is {max_tokens}")
     return tuple(ids)

@@ -80,6 +80,6 @@ def test_text_of_any_script_survives(run: RunDirectory) -> None:
 @pytest.mark.parametrize("name", ["file", "file/below"])
 def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match=f"output_dir .*{name}: cannot be written"):
-        RunDirectory(tmp_path / name).open("", None)
+    with pytest.raises(UserError, match=f"output_dir .*{name}: .*file is no directory"):
+        RunDirectory(tmp_path / name).check_writable()
     assert (tmp_path / "file").read_text() == "mine"

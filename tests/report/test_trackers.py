@@ -7,7 +7,7 @@ import pytest
 
 from attnrl.config import TrainConfig, load_config
 from attnrl.errors import UserError
-from attnrl.report.trackers import open_trackers
+from attnrl.report.trackers import check_trackers, open_trackers
 
 
 def config(directory: Path, trackers: str) -> TrainConfig:
@@ -39,11 +39,11 @@ def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: p
     tracking = pytest.importorskip("accelerate.tracking")
     monkeypatch.setattr(tracking, "get_available_trackers", lambda: ["tensorboard"])
     with pytest.raises(UserError, match=r"^log\.trackers: wandb is not installed$"):
-        open_trackers(config(tmp_path, "[tensorboard, wandb]"))
+        check_trackers(config(tmp_path, "[tensorboard, wandb]"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_trackers_need_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(UserError, match=r"log\.trackers needs accelerate: pip install 'attnrl\[trackers\]'"):
-        open_trackers(config(tmp_path, "[tensorboard]"))
+        check_trackers(config(tmp_path, "[tensorboard]"))

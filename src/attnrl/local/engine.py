@@ -58,6 +58,8 @@ def choose_device(device: str) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError:
         raise UserError(f"device: {device!r} is not a device (auto, cpu, cuda or cuda:N)") from None
+    if chosen.type not in {"cpu", "cuda"}:
+        raise UserError(f"device: {device} is not supported (auto, cpu, cuda or cuda:N)")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device: {device} is not here ({torch.cuda.device_count()} CUDA devices)")
     return chosen

@@ -38,21 +38,25 @@ class RunDirectory:
         """Whether an earlier run has written here."""
         return (self.root / CONFIG).exists()
 
+    def check_writable(self) -> None:
+        """Check that the directory is there and can be written, or can be made.
+
+        Raises:
+            UserError: it cannot.
+        """
+        nearest = next(path for path in (self.root, *self.root.absolute().parents) if path.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+            raise UserError(f"output_dir {self.root}: {nearest} is no directory that can be written")
+
     def open(self, config: str, from_step: int | None) -> None:
         """Make the directory, write ``config.yaml``, and drop what was logged after step ``from_step``.
 
         Args:
             config: text of ``config.yaml``.
             from_step: the step that the run resumes after; None for a new run, which keeps nothing.
-
-        Raises:
-            UserError: the directory cannot be written.
         """
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            (self.root / CONFIG).write_text(config, encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"output_dir {self.root}: cannot be written ({error.strerror})") from None
+        self.root.mkdir(parents=True, exist_ok=True)
+        (self.root / CONFIG).write_text(config, encoding="utf-8")
         for name in (METRICS, TREES, SAMPLES):
             rows = [] if from_step is None else [row for row in self.read(name) if row["step"] <= from_step]
             aside = self.root / f".{name}.partial"

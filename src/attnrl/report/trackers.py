@@ -21,24 +21,31 @@ class Trackers(Protocol):
         ...
 
 
-def open_trackers(config: TrainConfig) -> Trackers | None:
-    """The trackers of ``log.trackers``, or None when there are none.
+def check_trackers(config: TrainConfig) -> None:
+    """Check that every tracker of ``log.trackers`` can be opened.
 
     Raises:
         UserError: accelerate or a tracker asked for is not installed.
     """
     if not config.log.trackers:
-        return None
+        return
     try:
-        from accelerate import Accelerator
-        from accelerate.tracking import get_available_trackers
+        from accelerate import tracking
     except ImportError:
         raise UserError("log.trackers needs accelerate: pip install 'attnrl[trackers]'") from None
-    directory = str(config.output_dir / "trackers")
-    installed = {str(tracker) for tracker in get_available_trackers()}
+    installed = {str(tracker) for tracker in tracking.get_available_trackers()}
     missing = [name for name in config.log.trackers if name not in installed]
     if missing:
         raise UserError(f"log.trackers: {', '.join(missing)} is not installed")
+
+
+def open_trackers(config: TrainConfig) -> Trackers | None:
+    """The trackers of ``log.trackers``, which :func:`check_trackers` has passed, or None when there are none."""
+    if not config.log.trackers:
+        return None
+    from accelerate import Accelerator
+
+    directory = str(config.output_dir / "trackers")
     accelerator: Any = Accelerator(cpu=True, log_with=list(config.log.trackers), project_dir=directory)
     accelerator.init_trackers(config.log.project)
     trackers: Trackers = accelerator
