@@ -18,8 +18,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from attnrl.local import sampler as module
-from attnrl.local.sampler import LocalSampler, UnsupportedModelError, draw, shared_prefixes, uniforms
+from attnrl.local import decoding
+from attnrl.local.draw import draw, uniforms
+from attnrl.local.prefixes import shared_prefixes
+from attnrl.local.sampler import LocalSampler, UnsupportedModelError
 from attnrl.protocols import Completion, Request
 
 EOS = 5
@@ -245,7 +247,7 @@ def test_shared_prefixes_partition_the_rows_and_save_most() -> None:
     assert sum(length * (len(members) - 1) for length, members in groups) == 7 + 3
     chain = [tuple(range(n)) for n in range(1500)]  # deep: must not recurse
     assert sorted(i for _, members in shared_prefixes(chain) for i in members) == list(range(1500))
-    assert max(len(members) for _, members in shared_prefixes([(1, 2)] * 100)) <= module._GROUP_ROWS
+    assert max(len(members) for _, members in shared_prefixes([(1, 2)] * 100)) <= prefixes.GROUP_ROWS
 
 
 @pytest.mark.parametrize(
@@ -273,7 +275,7 @@ def test_settings_are_checked(model: Any, setting: str) -> None:
 
 def test_attention_and_training_mode_are_restored(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(qwen2)
-    AttentionInterface.register("attnrl_test", module.sdpa_attention_forward)
+    AttentionInterface.register("attnrl_test", decoding.sdpa_attention_forward)
     model.config._attn_implementation = "attnrl_test"
     model.train()
     model.model.layers[0].eval()
@@ -288,7 +290,7 @@ def test_attention_and_training_mode_are_restored(model: Any, monkeypatch: pytes
         patch.setattr(module, "draw", failing)
         with pytest.raises(RuntimeError, match="no"):
             sample(model, rollouts())
-    assert seen == [(module.DECODE_ATTENTION, False, False)]
+    assert seen == [(decoding.DECODE_ATTENTION, False, False)]
     assert model.config._attn_implementation == "attnrl_test"
     assert model.training and model.lm_head.training and not model.model.layers[0].training
     model(torch.tensor([[7, 8]])).logits.sum().backward()  # nothing is left that forbids training

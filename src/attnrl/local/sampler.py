@@ -24,22 +24,19 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
-from attnrl.local.cache import DecodeCache, DecodeLayer, KeysValues
+from attnrl.local.cache import DecodeCache, KeysValues
+from attnrl.local.decoding import DECODE_ATTENTION, decoding
+from attnrl.local.draw import draw, uniforms, wrapped
+from attnrl.local.prefixes import carriers, shared_prefixes, worth_grouping
 from attnrl.protocols import Completion, Request
-
-DECODE_ATTENTION = "attnrl_decode"
 
 ProgressHook = Callable[[int, int], None]
 """Called with (tokens sampled, requests finished) so far in this ``generate``, now and then."""
@@ -67,176 +64,6 @@ class SamplerStats:
     completion_tokens: int = 0
     decoded_tokens: int = 0
     steps: int = 0
-
-
-# --- random draws and the choice of a token -----------------------------------------------------------------------
-
-
-def uniforms(seeds_B: Tensor, counters_BS: Tensor) -> Tensor:
-    """Counter-based uniform draws in (0, 1): the same (seed, counter) gives the same number, always and anywhere.
-
-    A splitmix64 finaliser over ``mix(seed) + counter * golden``, in wrapping int64 arithmetic, so that a draw
-    needs no generator state and is the same on every device.
-
-    Args:
-        seeds_B: int64 seeds [B].
-        counters_BS: int64 indices of the draws [B, S].
-
-    Returns:
-        float32 [B, S]: odd multiples of 2**-24, hence neither 0 nor 1.
-    """
-    bits_BS = _mix(_mix(seeds_B)[:, None] + counters_BS * -7046029254386353131)  # 0x9E3779B97F4A7C15
-    return (_shift(bits_BS, 41).to(torch.float32) + 0.5) * 2.0**-23
-
-
-def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift(x, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
-    x = (x ^ _shift(x, 27)) * -7723592293110705685  # 0x94D049BB133111EB
-    return x ^ _shift(x, 31)
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift; torch's own is arithmetic."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def draw(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float, top_k: int) -> tuple[Tensor, Tensor]:
-    """Choose one token per row by inverting the cumulative distribution at ``uniform_B``.
-
-    Args:
-        logits_BV: raw logits, any float dtype.
-        uniform_B: draws in (0, 1).
-        temperature: divides the logits; 0 takes the most probable token.
-        top_p: keep the smallest set of most probable tokens whose mass reaches this; 1 keeps all.
-        top_k: keep this many most probable tokens; 0 keeps all.
-
-    Returns:
-        ``(token_B, logprob_B)``; the log-probability is float32, under the full softmax of ``logits /
-        temperature`` (under temperature 1 when greedy), before top-p and top-k.
-    """
-    logits_BV = logits_BV.float()
-    if temperature not in (0.0, 1.0):
-        logits_BV = logits_BV / temperature
-    logprobs_BV = logits_BV.log_softmax(-1)
-    if temperature == 0.0:
-        logprob_B, token_B = logprobs_BV.max(-1)
-        return token_B, logprob_B
-    probs_BV = logprobs_BV.exp()
-    if top_p < 1.0 or top_k:
-        probs_BV = _truncated(probs_BV, top_p, top_k)
-    cdf_BV = probs_BV.cumsum(-1)
-    # u < 1 keeps u * total below the total in float32 too, so a token of probability 0 is never chosen.
-    token_B1 = torch.searchsorted(cdf_BV, uniform_B[:, None] * cdf_BV[:, -1:], right=True)
-    token_B1 = token_B1.clamp_max(cdf_BV.shape[1] - 1)  # a NaN row would point past the end; collected as an error
-    return token_B1[:, 0], logprobs_BV.gather(1, token_B1)[:, 0]
-
-
-def _truncated(probs_BV: Tensor, top_p: float, top_k: int) -> Tensor:
-    sorted_BV, order_BV = probs_BV.sort(-1, descending=True)
-    if top_k:
-        sorted_BV[:, top_k:] = 0.0
-    if top_p < 1.0:
-        mass_before_BV = sorted_BV.cumsum(-1) - sorted_BV
-        sorted_BV = sorted_BV.masked_fill(mass_before_BV >= top_p * sorted_BV.sum(-1, keepdim=True), 0.0)
-    return torch.zeros_like(probs_BV).scatter_(1, order_BV, sorted_BV)
-
-
-# --- attention ------------------------------------------------------------------------------------------------
-
-
-def decode_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Attention for transformers' interface: grouped heads at one query token, else transformers' sdpa.
-
-    Args:
-        module: the attention module.
-        query: [B, K*G, 1, D] when decoding.
-        key: [B, K, C, D], ``value`` likewise; keys from a cache with shared prefixes carry ``decode_layer``.
-        attention_mask: additive or boolean [B, 1, 1, C], or None.
-        scaling: factor of the scores; D**-0.5 by default.
-        kwargs: what else the model passes; anything that changes the result goes to transformers' sdpa.
-
-    Returns:
-        ``(output [B, 1, K*G, D], None)``.
-    """
-    if query.shape[2] > 1 or kwargs.get("softcap") is not None or kwargs.get("position_bias") is not None:
-        return sdpa_attention_forward(  # type: ignore[no-any-return]
-            module, query, key, value, attention_mask, scaling=scaling, **kwargs
-        )
-    B, heads, _, D = query.shape
-    query_BKGD = query.reshape(B, key.shape[1], -1, D)
-    layer: DecodeLayer | None = getattr(key, "decode_layer", None)
-    if layer is not None:
-        output_BKGD = _shared_prefix_attention(query_BKGD, key, value, attention_mask, layer, scaling)
-    elif query.device.type == "cpu" and query.dtype == torch.float32:
-        output_BKGD = _attend(query_BKGD, key, value, attention_mask, scaling)[0]
-    else:
-        output_BKGD = F.scaled_dot_product_attention(query_BKGD, key, value, attn_mask=attention_mask, scale=scaling)
-    return output_BKGD.reshape(B, 1, heads, -1), None
-
-
-def _attend(
-    query_BKND: Tensor, key_BKCD: Tensor, value_BKCD: Tensor, mask_B11C: Tensor | None, scaling: float | None
-) -> tuple[Tensor, Tensor]:
-    """Attention [B, K, N, D] of N queries for each row and head, and the log-sum-exp [B, K, N, 1] of their scores.
-
-    Two batched products beat the CPU's fused kernel, which splits the work by head, when queries are so few.
-    """
-    B, K, N, D = query_BKND.shape
-    C = key_BKCD.shape[2]
-    query_HND = query_BKND.reshape(B * K, N, D) * (D**-0.5 if scaling is None else scaling)  # H = B*K
-    scores_BNC = torch.bmm(query_HND, key_BKCD.reshape(B * K, C, D).transpose(1, 2)).float().view(B, K * N, C)
-    if mask_B11C is not None:
-        if mask_B11C.dtype == torch.bool:
-            scores_BNC.masked_fill_(~mask_B11C[:, 0], torch.finfo(torch.float32).min)
-        else:
-            scores_BNC += mask_B11C[:, 0]
-    weights_BNC = scores_BNC.softmax(-1)
-    # The highest score's weight is exp(highest - lse). (Not exp and sum: exp of masked scores is very slow here.)
-    lse_BN1 = scores_BNC.amax(-1, keepdim=True) - weights_BNC.amax(-1, keepdim=True).log_()
-    values_HCD = value_BKCD.reshape(B * K, C, -1)
-    output_HND = torch.bmm(weights_BNC.view(B * K, N, C).to(values_HCD.dtype), values_HCD)
-    return output_HND.view(B, K, N, -1), lse_BN1.view(B, K, N, 1)
-
-
-def _shared_prefix_attention(
-    query_BKGD: Tensor,
-    key_BKCD: Tensor,
-    value_BKCD: Tensor,
-    mask_B11C: Tensor | None,
-    layer: DecodeLayer,
-    scaling: float | None,
-) -> Tensor:
-    """Attend to each row's own columns and to its group's prefix, and join the two by their normalisers.
-
-    All rows of a group read the prefix in one product of N = M*G queries.
-    """
-    assert layer.shared is not None and layer.groups is not None
-    groups, (prefix_keys_UKPD, prefix_values_UKPD) = layer.groups, layer.shared
-    B, K, G, D = query_BKGD.shape
-    U = prefix_keys_UKPD.shape[0]
-    own_BKGD, own_lse_BKG1 = _attend(query_BKGD, key_BKCD, value_BKCD, mask_B11C, scaling)
-    query_UKND = query_BKGD.reshape(B * K, G * D).index_select(0, groups.gather).view(U, K, -1, D)
-    prefix_UKND, prefix_lse_UKN1 = _attend(query_UKND, prefix_keys_UKPD, prefix_values_UKPD, groups.bias, scaling)
-    prefix_BKGD = prefix_UKND.view(-1, G * prefix_UKND.shape[3]).index_select(0, groups.scatter).view_as(own_BKGD)
-    prefix_lse_BKG1 = prefix_lse_UKN1.view(-1, G).index_select(0, groups.scatter).view_as(own_lse_BKG1)
-    layer.unread = False
-    prefix_share_BKG1 = torch.sigmoid(prefix_lse_BKG1 - own_lse_BKG1)
-    return torch.lerp(own_BKGD, prefix_BKGD, prefix_share_BKG1.to(own_BKGD.dtype))
-
-
-AttentionInterface.register(DECODE_ATTENTION, decode_attention)
-AttentionMaskInterface.register(DECODE_ATTENTION, sdpa_mask)
-
-
-# --- the sampler --------------------------------------------------------------------------------------------------
 
 
 class LocalSampler:
@@ -307,7 +134,7 @@ class LocalSampler:
         self.stats = SamplerStats(prompt_tokens=sum(len(request.prompt) for request in requests))
         if not requests:
             return []
-        with _decoding(self.model):
+        with decoding(self.model):
             return _Run(self, requests).finish()
 
 
@@ -343,7 +170,7 @@ class _Run:
             sampler.share_attention
             and self.uniform
             and self.device.type == "cpu"
-            and _worth_grouping([request.prompt[:-1] for request in requests])
+            and worth_grouping([request.prompt[:-1] for request in requests])
         )
 
     def finish(self) -> list[Completion]:
@@ -376,13 +203,13 @@ class _Run:
         first_slot, columns = len(self.slots), max(own)
         shift = max(0, columns - self.cache.columns)
         sources: dict[tuple[int, ...], tuple[list[KeysValues], int]] = {}
-        carriers = _carriers(users)
-        for batch in _microbatches(sorted(carriers, key=len), self.sampler.prefill_tokens):
+        longest = carriers(users)
+        for batch in _microbatches(sorted(longest, key=len), self.sampler.prefill_tokens):
             prefill = self._prefill(batch)
             if not sources:
                 self.cache.extend(len(arrivals), columns, prefill)
             for row, carrier in enumerate(batch):
-                for prefix in carriers[carrier]:
+                for prefix in longest[carrier]:
                     sources[prefix] = (prefill, row)
                     for length, members in users[prefix].items():
                         slots = [first_slot + i for i in members]
@@ -433,7 +260,7 @@ class _Run:
             self.regrouped = False
         done_B = self._tensor([len(self.tokens[r]) for r in self.slots])
         budget_B = self._tensor([self.requests[r].max_new_tokens for r in self.slots])
-        seeds_B = self._tensor([_wrapped(self.requests[r].seed) for r in self.slots])
+        seeds_B = self._tensor([wrapped(self.requests[r].seed) for r in self.slots])
         position_B = self._tensor([len(self.requests[r].prompt) - 1 for r in self.slots]) + done_B
         left_B = budget_B - done_B
         steps = min(_SEGMENT, int(left_B.max()))
@@ -549,94 +376,8 @@ class _Run:
 
 
 _SEGMENT = 64  # steps between two looks at the requests, at most
-_GROUP_ROWS = 8  # rows that read a shared prefix together
 _LOOK_EVERY = 8  # steps between two synchronisations with an accelerator
 _TURNOVER = 4  # a new segment costs about a quarter of a decoding step
-
-
-def _wrapped(seed: int) -> int:
-    """Any integer as a signed 64-bit one."""
-    return (seed + 2**63) % 2**64 - 2**63
-
-
-@dataclass
-class _Branch:
-    """A node of the trie of prefixes, with the best grouping of the rows below it."""
-
-    depth: int
-    rows: list[int]
-    groups: list[tuple[int, list[int]]]
-    saved: int
-
-    def absorb(self, other: _Branch) -> None:
-        self.rows += other.rows
-        self.groups += other.groups
-        self.saved += other.saved
-
-    def settled(self) -> _Branch:
-        """One group at this depth instead of the finer ones, where that saves as much."""
-        saved = self.depth * (len(self.rows) - 1)
-        return _Branch(self.depth, self.rows, [(self.depth, self.rows)], saved) if saved >= self.saved else self
-
-
-def shared_prefixes(prefixes: Sequence[tuple[int, ...]]) -> list[tuple[int, list[int]]]:
-    """Group rows whose prefixes begin alike, so that most tokens are held and read once for several rows.
-
-    The grouping maximises the sum of (rows - 1) * shared length, by one walk over the trie of the sorted prefixes;
-    groups are then cut to at most ``_GROUP_ROWS`` rows, as the attention pads all of them to the largest.
-
-    Returns:
-        ``(shared length, row indices)`` of each group; every row is in exactly one.
-    """
-    rows: dict[tuple[int, ...], list[int]] = {}
-    for i, prefix in enumerate(prefixes):
-        rows.setdefault(prefix, []).append(i)
-    root = _Branch(0, [], [], 0)
-    path = [root]  # the branches that the last prefix lies on, outermost first
-    previous: tuple[int, ...] = ()
-
-    def close(depth: int) -> None:
-        while path[-1].depth > depth:
-            done = path.pop().settled()
-            if path[-1].depth < depth:
-                path.append(_Branch(depth, [], [], 0))
-            path[-1].absorb(done)
-
-    for prefix in sorted(rows):
-        close(_common_length(previous, prefix))
-        leaf = _Branch(len(prefix), rows[prefix], [(len(prefix), rows[prefix])], 0)
-        if path[-1].depth < len(prefix):
-            path.append(_Branch(len(prefix), [], [], 0))
-        path[-1].absorb(leaf.settled())
-        previous = prefix
-    close(0)
-    groups = []
-    for length, members in root.groups:
-        parts = -(-len(members) // _GROUP_ROWS)
-        groups += [(length, members[part::parts]) for part in range(parts)]
-    return groups
-
-
-def _common_length(a: tuple[int, ...], b: tuple[int, ...]) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-def _worth_grouping(prefixes: Sequence[tuple[int, ...]]) -> bool:
-    """Whether groups save at least a quarter of the prompts' columns: joining two attentions has its cost, too."""
-    saved = sum(length * (len(members) - 1) for length, members in shared_prefixes(prefixes))
-    return 4 * saved >= sum(map(len, prefixes)) > 0
-
-
-def _carriers(prefixes: Collection[tuple[int, ...]]) -> dict[tuple[int, ...], list[tuple[int, ...]]]:
-    """Group prefixes by the longest one that begins with them: in sorted order a prefix comes just before those."""
-    carriers: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
-    carrier: tuple[int, ...] | None = None
-    for prefix in sorted(prefixes, reverse=True):
-        if carrier is None or carrier[: len(prefix)] != prefix:
-            carrier = prefix
-            carriers[carrier] = []
-        carriers[carrier].append(prefix)
-    return carriers
 
 
 def _microbatches(prompts: list[tuple[int, ...]], budget: int) -> Iterator[list[tuple[int, ...]]]:
@@ -648,27 +389,6 @@ def _microbatches(prompts: list[tuple[int, ...]], budget: int) -> Iterator[list[
             batch = []
         batch.append(prompt)
     yield batch
-
-
-@contextmanager
-def _decoding(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode, no gradients and the decoding attention, undone in any case."""
-    training = [module for module in model.modules() if module.training]
-    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values()
-    ours = [(config, config._attn_implementation) for config in configs]
-    # Another choice than sdpa (eager for soft-capped scores, flash attention) is the model's or the user's: keep it.
-    ours = [(config, name) for config, name in ours if name and (name == "sdpa" or name.startswith("attnrl_"))]
-    try:
-        for config, _ in ours:
-            config._attn_implementation = DECODE_ATTENTION
-        model.eval()
-        with torch.inference_mode():
-            yield
-    finally:
-        for config, name in ours:
-            config._attn_implementation = name
-        for module in training:
-            module.training = True
 
 
 def _cached_layers(model: PreTrainedModel) -> tuple[int, bool]:

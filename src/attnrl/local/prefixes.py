@@ -1,0 +1,88 @@
+"""Which prompts begin alike: what to prefill once, and what to hold and read once for several rows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+GROUP_ROWS = 8  # rows that read a shared prefix together
+
+
+@dataclass
+class _Branch:
+    """A node of the trie of prefixes, with the best grouping of the rows below it."""
+
+    depth: int
+    rows: list[int]
+    groups: list[tuple[int, list[int]]]
+    saved: int
+
+    def absorb(self, other: _Branch) -> None:
+        self.rows += other.rows
+        self.groups += other.groups
+        self.saved += other.saved
+
+    def settled(self) -> _Branch:
+        """One group at this depth instead of the finer ones, where that saves as much."""
+        saved = self.depth * (len(self.rows) - 1)
+        return _Branch(self.depth, self.rows, [(self.depth, self.rows)], saved) if saved >= self.saved else self
+
+
+def shared_prefixes(prefixes: Sequence[tuple[int, ...]]) -> list[tuple[int, list[int]]]:
+    """Group rows whose prefixes begin alike, so that most tokens are held and read once for several rows.
+
+    The grouping maximises the sum of (rows - 1) * shared length, by one walk over the trie of the sorted prefixes;
+    groups are then cut to at most ``GROUP_ROWS`` rows, as the attention pads all of them to the largest.
+
+    Returns:
+        ``(shared length, row indices)`` of each group; every row is in exactly one.
+    """
+    rows: dict[tuple[int, ...], list[int]] = {}
+    for i, prefix in enumerate(prefixes):
+        rows.setdefault(prefix, []).append(i)
+    root = _Branch(0, [], [], 0)
+    path = [root]  # the branches that the last prefix lies on, outermost first
+    previous: tuple[int, ...] = ()
+
+    def close(depth: int) -> None:
+        while path[-1].depth > depth:
+            done = path.pop().settled()
+            if path[-1].depth < depth:
+                path.append(_Branch(depth, [], [], 0))
+            path[-1].absorb(done)
+
+    for prefix in sorted(rows):
+        close(_common_length(previous, prefix))
+        leaf = _Branch(len(prefix), rows[prefix], [(len(prefix), rows[prefix])], 0)
+        if path[-1].depth < len(prefix):
+            path.append(_Branch(len(prefix), [], [], 0))
+        path[-1].absorb(leaf.settled())
+        previous = prefix
+    close(0)
+    groups = []
+    for length, members in root.groups:
+        parts = -(-len(members) // GROUP_ROWS)
+        groups += [(length, members[part::parts]) for part in range(parts)]
+    return groups
+
+
+def _common_length(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def worth_grouping(prefixes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether groups save at least a quarter of the prompts' columns: joining two attentions has its cost, too."""
+    saved = sum(length * (len(members) - 1) for length, members in shared_prefixes(prefixes))
+    return 4 * saved >= sum(map(len, prefixes)) > 0
+
+
+def carriers(prefixes: Collection[tuple[int, ...]]) -> dict[tuple[int, ...], list[tuple[int, ...]]]:
+    """Group prefixes by the longest one that begins with them: in sorted order a prefix comes just before those."""
+    found: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+    carrier: tuple[int, ...] | None = None
+    for prefix in sorted(prefixes, reverse=True):
+        if carrier is None or carrier[: len(prefix)] != prefix:
+            carrier = prefix
+            found[carrier] = []
+        found[carrier].append(prefix)
+    return found
