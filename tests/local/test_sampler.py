@@ -19,8 +19,9 @@ from transformers import (
 )
 
 from attnrl.local import decoding
+from attnrl.local import sampler as sampler_module
 from attnrl.local.draw import draw, uniforms
-from attnrl.local.prefixes import shared_prefixes
+from attnrl.local.prefixes import GROUP_ROWS, shared_prefixes
 from attnrl.local.sampler import LocalSampler, UnsupportedModelError
 from attnrl.protocols import Completion, Request
 
@@ -247,7 +248,7 @@ def test_shared_prefixes_partition_the_rows_and_save_most() -> None:
     assert sum(length * (len(members) - 1) for length, members in groups) == 7 + 3
     chain = [tuple(range(n)) for n in range(1500)]  # deep: must not recurse
     assert sorted(i for _, members in shared_prefixes(chain) for i in members) == list(range(1500))
-    assert max(len(members) for _, members in shared_prefixes([(1, 2)] * 100)) <= prefixes.GROUP_ROWS
+    assert max(len(members) for _, members in shared_prefixes([(1, 2)] * 100)) <= GROUP_ROWS
 
 
 @pytest.mark.parametrize(
@@ -287,7 +288,7 @@ def test_attention_and_training_mode_are_restored(model: Any, monkeypatch: pytes
 
     sample(model, rollouts())
     with monkeypatch.context() as patch:
-        patch.setattr(module, "draw", failing)
+        patch.setattr(sampler_module, "draw", failing)
         with pytest.raises(RuntimeError, match="no"):
             sample(model, rollouts())
     assert seen == [(decoding.DECODE_ATTENTION, False, False)]
