@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from attnrl.errors import UserError
 from attnrl.evaluate import EvaluatedSample, Evaluation, evaluate
 from attnrl.protocols import Completion, Request
-from attnrl.tasks.grading import BoxedGrader
+from attnrl.tasks.grading import AnswerGrader
 from attnrl.tasks.problem import Problem
 
 
@@ -82,7 +82,7 @@ RIGHT_AND_WRONG = {"A=1?": ["so \\boxed{1}", "so \\boxed{2}"], "B=2?": ["\\boxed
 
 def run(sampler: Scripted, **settings: int) -> Evaluation:
     defaults = {"samples": 2, "max_new_tokens": 9, "max_prompt_tokens": 10, "seed": 0}
-    return evaluate(SUMS, sampler=sampler, grader=BoxedGrader(), tokenizer=sampler.tokenizer, **defaults | settings)
+    return evaluate(SUMS, sampler=sampler, grader=AnswerGrader(), tokenizer=sampler.tokenizer, **defaults | settings)
 
 
 def test_every_response_is_kept_with_its_problem(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -29,7 +29,7 @@ class HashGrader:
 
 @pytest.fixture(autouse=True)
 def _rewards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attnrl.run, "BoxedGrader", HashGrader)
+    monkeypatch.setattr(attnrl.run, "AnswerGrader", lambda flexible: HashGrader())
 
 
 def run(model: Path, output: Path, *overrides: str, steps: int = STEPS, recipe: str = "attnrl") -> None:
@@ -67,7 +67,7 @@ def whole(tiny_checkpoint, tmp_path_factory) -> Path:
     """A run that was never stopped."""
     output = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attnrl.run, "BoxedGrader", HashGrader)
+        patch.setattr(attnrl.run, "AnswerGrader", lambda flexible: HashGrader())
         run(tiny_checkpoint, output)
     return output
 

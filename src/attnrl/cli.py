@@ -128,6 +128,9 @@ def evaluate_model(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
     max_prompt_tokens: Annotated[int, typer.Option(min=1)] = 512,
     prompt_suffix: Annotated[str, typer.Option(help="Appended to every problem of --data.")] = "",
+    flexible_answers: Annotated[
+        bool, typer.Option("--flexible-answers", help="Grade the last number of a response that boxes nothing.")
+    ] = False,
     seed: Annotated[int, typer.Option()] = 0,
     device: Annotated[str, typer.Option()] = "auto",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
@@ -147,7 +150,7 @@ def evaluate_model(
     from attnrl.local.engine import build_sampler, choose_device, load_model, load_tokenizer, model_directory
     from attnrl.run import check_length, held_out_problems
     from attnrl.tasks.datasets import load_problems
-    from attnrl.tasks.grading import BoxedGrader
+    from attnrl.tasks.grading import AnswerGrader
 
     if (task is None) == (data is None):
         raise UserError("give either --task or --data")
@@ -177,7 +180,7 @@ def evaluate_model(
                 max_batch=256,
                 on_progress=lambda tokens, done: status.update(f"sampling: {done} responses, {tokens:,} tokens"),
             ),
-            grader=BoxedGrader(),
+            grader=AnswerGrader(flexible_answers),
             tokenizer=tokenizer,
             samples=samples,
             max_new_tokens=max_new_tokens,

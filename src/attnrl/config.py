@@ -156,6 +156,7 @@ class TrainConfig(Strict):
     output_dir: Path
     task: str | None = Field(None, description="a procedural task; or give data.train")
     data: DataConfig = DataConfig()
+    flexible_answers: bool = Field(False, description="grade the last number of a response that boxes nothing")
     steps: PositiveInt
     prompts: PositiveInt = Field(64, description="problems per step, before the batch size adapts")
     seed: int = 0

@@ -31,7 +31,7 @@ from attnrl.report.run_directory import METRICS, SAMPLES, TREES, RunDirectory
 from attnrl.report.trackers import check_trackers, open_trackers
 from attnrl.report.trees import forest_row
 from attnrl.tasks.datasets import load_problems
-from attnrl.tasks.grading import BoxedGrader
+from attnrl.tasks.grading import AnswerGrader
 from attnrl.tasks.problem import Problem
 from attnrl.tasks.procedural import TASKS, draw_distinct
 from attnrl.tasks.stream import ProblemSource, ProceduralProblems, ShuffledProblems
@@ -158,7 +158,7 @@ def train(plan: Plan, display: Display) -> list[dict[str, float]]:
     trainer = Trainer(
         config,
         sampler=_sampler(plan, config.sampling.temperature, config.sampling.top_p, display),
-        grader=BoxedGrader(),
+        grader=AnswerGrader(config.flexible_answers),
         policy=policy,
         tokenizer=plan.tokenizer,
         source=plan.source,
@@ -218,7 +218,7 @@ def _evaluate(plan: Plan, display: Display) -> Evaluation:
     return evaluate(
         plan.held_out,
         sampler=_sampler(plan, settings.temperature, settings.top_p, display),
-        grader=BoxedGrader(),
+        grader=AnswerGrader(plan.config.flexible_answers),
         tokenizer=plan.tokenizer,
         samples=settings.samples,
         max_new_tokens=limits.max_new_tokens,

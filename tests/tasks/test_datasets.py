@@ -11,7 +11,7 @@ import pytest
 
 from attnrl.errors import UserError
 from attnrl.tasks.datasets import load_problems
-from attnrl.tasks.grading import BoxedGrader
+from attnrl.tasks.grading import AnswerGrader
 
 VERL = {
     "data_source": "aime24",
@@ -207,5 +207,7 @@ def test_the_sets_of_the_paper(name: str, count: int) -> None:
     assert all(problem.prompt[-1]["content"].endswith("\\boxed{}. So?") for problem in problems)
     # Every true answer, boxed, is graded as correct, and so is each other accepted one.
     pairs = [(problem.answers, answer) for problem in problems for answer in problem.answers]
-    rewards = BoxedGrader().grade([answers for answers, _ in pairs], [f"so \\boxed{{{answer}}}" for _, answer in pairs])
+    rewards = AnswerGrader().grade(
+        [answers for answers, _ in pairs], [f"so \\boxed{{{answer}}}" for _, answer in pairs]
+    )
     assert [answer for (_, answer), reward in zip(pairs, rewards, strict=True) if reward != 1] == []

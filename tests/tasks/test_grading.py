@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnrl.tasks.grading import BoxedGrader, extract_boxed, normalize_answer
+from attnrl.tasks.grading import AnswerGrader, extract_boxed, normalize_answer
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_the_last_box_of_the_conclusion_counts(response: str, found: str | None)
     ],
 )
 def test_the_same_answer_in_other_words(one: str, other: str) -> None:
-    grade = BoxedGrader().grade
+    grade = AnswerGrader().grade
     assert grade([[one]], [f"\\boxed{{{other}}}"]) == grade([[other]], [f"\\boxed{{{one}}}"]) == [1.0]
 
 
@@ -99,23 +99,23 @@ def test_the_same_answer_in_other_words(one: str, other: str) -> None:
     ],
 )
 def test_other_answers_are_not_the_same(one: str, other: str) -> None:
-    assert BoxedGrader().grade([[one], [other]], [f"\\boxed{{{other}}}", f"\\boxed{{{one}}}"]) == [0.0, 0.0]
+    assert AnswerGrader().grade([[one], [other]], [f"\\boxed{{{other}}}", f"\\boxed{{{one}}}"]) == [0.0, 0.0]
 
 
 def test_any_accepted_answer_will_do() -> None:
-    grade = BoxedGrader().grade
+    grade = AnswerGrader().grade
     assert grade([["1", "2"]] * 3, ["\\boxed{1}", "\\boxed{2.0}", "\\boxed{3}"]) == [1.0, 1.0, 0.0]
 
 
 def test_nothing_is_never_correct() -> None:
     """An empty box says nothing, even when the true answer comes to nothing too."""
-    grade = BoxedGrader().grade
+    grade = AnswerGrader().grade
     assert grade([[""], ["$$"], ["1"], ["1"]], ["\\boxed{}", "\\boxed{\\%}", "1", "\\boxed{ }"]) == [0.0] * 4
 
 
 def test_answers_and_responses_must_be_as_many() -> None:
     with pytest.raises(ValueError):
-        BoxedGrader().grade([["1"]], [])
+        AnswerGrader().grade([["1"]], [])
 
 
 mathematics = st.lists(
@@ -131,7 +131,7 @@ mathematics = st.lists(
 
 @given(mathematics | st.text(max_size=60), mathematics | st.text(max_size=60))
 def test_grading_never_raises(answer: str, response: str) -> None:
-    (reward,) = BoxedGrader().grade([[answer]], [response])
+    (reward,) = AnswerGrader().grade([[answer]], [response])
     assert reward in (0.0, 1.0)
     normalize_answer(response)
 
@@ -140,7 +140,7 @@ def test_grading_never_raises(answer: str, response: str) -> None:
 def test_an_answer_without_braces_is_itself_when_boxed(answer: str) -> None:
     answer = answer.replace("{", "").replace("}", "").replace("</think>", "")
     says_something = normalize_answer(answer) != ""
-    assert BoxedGrader().grade([[answer]], [f"so \\boxed{{{answer}}}."]) == [float(says_something)]
+    assert AnswerGrader().grade([[answer]], [f"so \\boxed{{{answer}}}."]) == [float(says_something)]
 
 
 @given(st.integers(-(10**12), 10**12))
@@ -166,5 +166,19 @@ def test_numbers_with_and_without_thousands(number: int) -> None:
 )
 def test_hostile_responses_are_graded_at_once(hostile: str) -> None:
     started = time.perf_counter()
-    BoxedGrader().grade([["1"]], [hostile])
+    AnswerGrader().grade([["1"]], [hostile])
     assert time.perf_counter() - started < 2
+
+
+def test_flexible_grading_takes_the_last_number_only_where_nothing_is_boxed() -> None:
+    grade = AnswerGrader(flexible=True).grade
+    responses = [
+        "3 and 4 make 7.",
+        "1,007, I think",
+        "\\boxed{8} and not 7",
+        "no number",
+        "7 </think> none",
+        "-7",
+    ]
+    assert grade([["7"], ["1007"], ["7"], ["7"], ["7"], ["7"]], responses) == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    assert AnswerGrader().grade([["7"]], ["3 and 4 make 7."]) == [0.0]

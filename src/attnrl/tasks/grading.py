@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 BOX = "\\boxed{"
 THINK_END = "</think>"
@@ -46,16 +47,36 @@ def normalize_answer(answer: str) -> str:
     return "0" if text == "-0" else text
 
 
-def is_correct(response: str, answers: Sequence[str]) -> bool:
-    """Whether the boxed answer equals one of the accepted ones after :func:`normalize_answer`."""
-    boxed = extract_boxed(response)
-    found = "" if boxed is None else normalize_answer(boxed)
-    return found != "" and any(normalize_answer(answer) == found for answer in answers)
+def last_number(response: str) -> str | None:
+    """The last number in the response after the last ``</think>``, or None."""
+    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", response.rpartition(THINK_END)[2][-MAX_ANSWER_CHARS:])
+    return numbers[-1].rstrip(",") if numbers else None
 
 
-class BoxedGrader:
-    """Reward 1 for a correct boxed answer, else 0; see :class:`attnrl.protocols.Grader`."""
+def is_correct(found: str | None, answers: Sequence[str]) -> bool:
+    """Whether what was found equals one of the accepted answers after :func:`normalize_answer`."""
+    normalized = "" if found is None else normalize_answer(found)
+    return normalized != "" and any(normalize_answer(answer) == normalized for answer in answers)
+
+
+@dataclass(frozen=True)
+class AnswerGrader:
+    """Reward 1 for a correct answer, else 0; see :class:`attnrl.protocols.Grader`.
+
+    Attributes:
+        flexible: take the last number of a response that boxes nothing. For models too small to follow the
+            format; a response that goes on after its answer is then graded by luck.
+    """
+
+    flexible: bool = False
 
     def grade(self, answers: Sequence[Sequence[str]], responses: Sequence[str]) -> list[float]:
         """Grade each response against the accepted answers of its problem."""
-        return [float(is_correct(response, accepted)) for accepted, response in zip(answers, responses, strict=True)]
+        return [
+            float(is_correct(self._extract(response), accepted))
+            for accepted, response in zip(answers, responses, strict=True)
+        ]
+
+    def _extract(self, response: str) -> str | None:
+        boxed = extract_boxed(response)
+        return last_number(response) if boxed is None and self.flexible else boxed
