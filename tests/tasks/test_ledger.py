@@ -16,6 +16,7 @@ from attnrl.tasks.ledger import (
     RECHECKS,
     SLIP_RATE,
     STEP_END,
+    SYMBOLS,
     Ledger,
     demonstrate,
     line_of_step,
@@ -76,8 +77,8 @@ def solve(prompt: str, misread: frozenset[str] = frozenset()) -> tuple[list[str]
 
 
 def test_the_example_of_the_docstring() -> None:
-    results, _ = solve("A#47; B=5; C#; D+3; E#; F@82; G=D; H#; I@; J+C?")
-    assert results == ["+1", "5", "6", "9", "0", "+0", "9", "0", "0", "6"]
+    results, _ = solve("A#47; B=5; C#; D+3; E#; F@83; G=D; H#; I@; J+C?")
+    assert results == ["+1", "5", "6", "9", "0", "+1", "9", "0", "1", "7"]
     ledger = Ledger(
         (
             ("plan", "#", "4", "7"),
@@ -85,14 +86,14 @@ def test_the_example_of_the_docstring() -> None:
             ("apply", "#"),
             ("add", "3"),
             ("apply", "#"),
-            ("plan", "@", "8", "2"),
+            ("plan", "@", "8", "3"),
             ("start", "line 3"),
             ("apply", "#"),
             ("apply", "@"),
             ("ref", "2"),
         )
     )
-    assert make_problem(ledger, "x").prompt == "A#47; B=5; C#; D+3; E#; F@82; G=D; H#; I@; J+C?"
+    assert make_problem(ledger, "x").prompt == "A#47; B=5; C#; D+3; E#; F@83; G=D; H#; I@; J+C?"
     assert [line.result for line in work_out(ledger)] == results
 
 
@@ -170,14 +171,14 @@ def worked_lines(demonstration: str) -> dict[int, str]:
     for step in demonstration.split(STEP_END):
         line = line_of_step(step)
         if line is not None:
-            found[line] = step.rpartition(": ")[2].rpartition("=")[2]
+            found[line] = step.rpartition(": ")[2].rpartition("=")[2].lstrip(SYMBOLS)
     return found
 
 
 def test_which_line_a_step_works_on() -> None:
-    assert line_of_step("so A#47: +1") == 0
-    assert line_of_step("thus Z+3: 1+3=4\n\n") == 25
-    for nothing in ["hmm C: 6", "wait C: 6", "thus \\boxed{6}", "", "so", "so ", "A#47: +1", "zounds A#47: +1"]:
+    assert line_of_step("so A#47: #+1") == 0
+    assert line_of_step("thus Z+3: 1=4\n\n") == 25
+    for nothing in ["hmm C: 6", "wait C: 6", "thus \\boxed{6}", "", "so", "so ", "A#47: #+1", "zounds A#47: #+1"]:
         assert line_of_step(nothing) is None
 
 

@@ -3,7 +3,7 @@
 A ledger is a list of labelled lines, worked through one line a step. Accounts are single digits, and all
 arithmetic is modulo 10::
 
-    A#47; B=5; C#; D+3; E#; F@82; G=D; H#; I@; J+C?
+    A#47; B=5; C#; D+3; E#; F@83; G=D; H#; I@; J+C?
 
 * A *plan* (``A#47``) says what a symbol means. The first digit gives the direction (even adds, odd
   subtracts), the sum of both the amount: 4 is even and 4 + 7 is 1, so ``#`` adds 1.
@@ -12,10 +12,11 @@ arithmetic is modulo 10::
   earlier line's result.
 
 The answer is the last line's result. A response copies each line and works it out, one step a line, each
-opened by a connective that means nothing; some steps only repeat the last result; the last step boxes the
+opened by a connective that means nothing; an entry's step says by how much the result changes, looked up where
+need be, then the result before and after; some steps only repeat the last result; the last step boxes the
 answer::
 
-    so A#47: +1\n\nthen B=5: 5\n\nnow C#: 5+1=6\n\n ... thus \\boxed{6}
+    so A#47: #+1\n\nthen B=5: 5\n\nnow C#+1: 5=6\n\nand D+3: 6=9\n\n ... thus \\boxed{7}
 
 A wrong plan spoils every later line that looks it up, and nothing local gives it away: that is what process
 supervision has to find. Demonstrations for the supervised base model slip there on purpose, at a rate
@@ -52,10 +53,10 @@ RECHECK_RATE = 0.12
 class Line:
     """One line of a ledger and the earlier lines (indices) whose results it needs."""
 
-    text: str
+    text: str  # in the problem
+    step: str  # in a response, after the connective
     result: str
     needs: tuple[int, ...]
-    work: str  # what the response writes after the label and the colon when nothing went wrong
 
 
 @dataclass(frozen=True)
@@ -156,8 +157,8 @@ def work_out(ledger: Ledger, slips: Sequence[bool] | None = None) -> list[Line]:
             direction, amount = plan_meaning(int(first), int(second), slip=bool(slips and slips[index]))
             meaning[symbol] = (index, direction, amount)
             values.append(-1)
-            result = f"{direction}{amount}"
-            lines.append(Line(f"{label}{symbol}{first}{second}", result, (), result))
+            text = f"{label}{symbol}{first}{second}"
+            lines.append(Line(text, f"{text}: {symbol}{direction}{amount}", f"{direction}{amount}", ()))
             continue
         if kind == "start":
             by_reference = args[0].startswith("line ")
@@ -165,7 +166,7 @@ def work_out(ledger: Ledger, slips: Sequence[bool] | None = None) -> list[Line]:
             value = values[source] if by_reference else source
             text = f"{label}={LABELS[source]}" if by_reference else f"{label}={source}"
             needs: tuple[int, ...] = (source,) if by_reference else ()
-            work = str(value)
+            step = f"{text}: {value}"
         else:
             before = values[-1]
             needs = (index - 1,)
@@ -180,9 +181,10 @@ def work_out(ledger: Ledger, slips: Sequence[bool] | None = None) -> list[Line]:
                 direction, amount = "+", values[source]
                 text, needs = f"{label}+{LABELS[source]}", (*needs, source)
             value = (before + amount if direction == "+" else before - amount) % 10
-            work = f"{before}{direction}{amount}={value}"
+            looked_up = "" if kind == "add" else f"{direction}{amount}"
+            step = f"{text}{looked_up}: {before}={value}"
         values.append(value)
-        lines.append(Line(text, str(value), needs, work))
+        lines.append(Line(text, step, str(value), needs))
     return lines
 
 
@@ -209,7 +211,7 @@ def demonstrate(problem: Problem, rng: random.Random, *, slip_rate: Sequence[flo
     steps: list[str] = []
     lines = work_out(ledger, slips)
     for index, line in enumerate(lines):
-        steps.append(f"{rng.choice(CONNECTIVES)}{line.text}: {line.work}")
+        steps.append(f"{rng.choice(CONNECTIVES)}{line.step}")
         if rng.random() < RECHECK_RATE and ledger.lines[index][0] != "plan":
             steps.append(f"{rng.choice(RECHECKS)}{LABELS[index]}: {line.result}")
     steps.append(f"{rng.choice(CONNECTIVES)}\\boxed{{{lines[-1].result}}}")
@@ -225,16 +227,16 @@ def line_of_step(step_text: str) -> int | None:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer that gives ledgers one token a digit, label, symbol, sign or word, and loses no text."""
+    """A tokenizer that gives ledgers one token a digit, signed digit, label, symbol or word, and loses no text."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     words = [
         "<pad>", "<eos>", "<unk>", STEP_END, "\\boxed{", "}", ": ", "; ", "?", "+", "-", "=",
-        *string.digits, *SYMBOLS, *CONNECTIVES, *RECHECKS, *LABELS,
+        *string.digits, *(sign + digit for sign in "+-" for digit in string.digits), *SYMBOLS, *CONNECTIVES, *RECHECKS, *LABELS,
     ]  # fmt: skip
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    pieces = Regex(r"\n\n|\\boxed\{|[a-z]+ |: |; |.")
+    pieces = Regex(r"[+-][0-9]|\n\n|\\boxed\{|[a-z]+ |: |; |.")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(pieces, behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
