@@ -20,7 +20,7 @@ lint: $(INSTALLED)
 # Built aside from the sources: an editable install, remade when what it depends on changes.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt torch  # before anything can ask for a CUDA build
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
