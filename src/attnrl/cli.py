@@ -52,68 +52,23 @@ def train(
     """
     config = load_config(TrainConfig, recipe, overrides or ())  # before torch is imported: a typo is told at once
     from attnrl.report.display import Display
+    from attnrl.report.summary import describe, summarize
     from attnrl.run import prepare
     from attnrl.run import train as run_training
 
-    plan = prepare(config)
+    prepared = prepare(config)
     if dry_run:
         console.print(dump_config(config), highlight=False, markup=False, soft_wrap=True)
-        for line in describe(plan):
+        for line in describe(prepared):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         return
-    rows = run_training(plan, Display(console))
+    rows = run_training(prepared, Display(console))
     finished = rows[-1]["step"] >= config.steps
     for line in summarize(rows):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"Run directory: {config.output_dir}", highlight=False, markup=False, soft_wrap=True)
     if not finished:
         console.print("Stopped early. The same command continues from here.", highlight=False)
-
-
-def describe(plan: object) -> list[str]:
-    """Sizes of a run that is about to start, for ``--dry-run``."""
-    from attnrl.run import Plan
-
-    assert isinstance(plan, Plan)
-    config, method = plan.config, plan.config.method
-    parameters = sum(parameter.numel() for parameter in plan.model.parameters())
-    problems = "without end" if plan.training_problems is None else f"{plan.training_problems:,}"
-    responses = config.prompts * method.leaves
-    return [
-        f"model       {plan.model_directory} ({plan.model.config.model_type}, {parameters:,} parameters, "
-        f"{config.dtype}, {plan.device})",
-        f"problems    {problems} to train on, {len(plan.held_out)} held out",
-        f"step        {config.prompts} problems x {method.trunks} initial responses, up to {responses:,} "
-        f"responses to train on, at most {responses * config.sampling.max_new_tokens:,} tokens",
-        f"resumes     {plan.checkpoint.directory if plan.checkpoint else 'nothing: a new run'}",
-    ]
-
-
-def summarize(rows: list[dict[str, float]]) -> list[str]:
-    """What a run has come to: held-out accuracy before and after, and what it took."""
-    lines = []
-    evaluated = [row for row in rows if "eval/accuracy" in row]
-    if evaluated:
-        before, after = evaluated[0], evaluated[-1]
-        gain = 100 * (after["eval/accuracy"] - before["eval/accuracy"])
-        lines += [
-            f"Held-out accuracy before: {before['eval/accuracy']:.1%} ± {before['eval/standard_error']:.1%}",
-            f"Held-out accuracy after:  {after['eval/accuracy']:.1%} ± {after['eval/standard_error']:.1%}"
-            f"  ({gain:+.1f} points, step {after['step']:.0f})",
-        ]
-    stepped = [row for row in rows if "time/step" in row]
-    if stepped:
-        seconds = sum(row["time/step"] for row in stepped)
-        lines.append(
-            f"{len(stepped)} training steps, {stepped[-1]['tokens/total']:,.0f} tokens sampled, "
-            f"{seconds:.0f} s of training"
-        )
-        chosen = [row["branch/beyond_first_steps_ratio"] for row in stepped if "branch/beyond_first_steps_ratio" in row]
-        if chosen:
-            lines.append(
-                f"Branch points other than the first two possible steps: {sum(chosen) / len(chosen):.0%} of trunks"
-            )
-    return lines
 
 
 @app.command("eval")

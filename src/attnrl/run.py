@@ -42,7 +42,7 @@ EVALUATION_SEED = 20_250_930  # held-out problems are the same for every run of 
 
 
 @dataclass(frozen=True)
-class Plan:
+class PreparedRun:
     """A run that has been checked and not started: what ``--dry-run`` shows.
 
     Attributes:
@@ -68,7 +68,7 @@ class Plan:
     held_out: Sequence[Problem]
 
 
-def prepare(config: TrainConfig) -> Plan:
+def prepare(config: TrainConfig) -> PreparedRun:
     """Check everything that can be checked before the first token: nothing is written.
 
     Raises:
@@ -91,7 +91,9 @@ def prepare(config: TrainConfig) -> Plan:
         encode_prompt(tokenizer, problem, config.sampling.max_prompt_tokens)
     model = load_model(checkpoint.directory if checkpoint else directory, device=device, dtype=config.dtype)
     check_length(model, config.sampling.max_prompt_tokens + config.sampling.max_new_tokens)
-    return Plan(config, directory, checkpoint, device, tokenizer, model, source, training_problems, tuple(held_out))
+    return PreparedRun(
+        config, directory, checkpoint, device, tokenizer, model, source, training_problems, tuple(held_out)
+    )
 
 
 def _held_out_count(config: TrainConfig) -> int:
@@ -140,36 +142,36 @@ def check_length(model: PreTrainedModel, tokens: int) -> None:
         raise UserError(f"max_prompt_tokens + max_new_tokens = {tokens} is more than the model's {limit} positions")
 
 
-def train(plan: Plan, display: Display) -> list[dict[str, float]]:
+def train(prepared: PreparedRun, display: Display) -> list[dict[str, float]]:
     """Run to the last step, or until interrupted, and return the rows of ``metrics.jsonl``.
 
     The first Ctrl-C (or SIGTERM) finishes the step, saves a checkpoint and returns; a second one leaves at
     once.
     """
-    config = plan.config
+    config = prepared.config
     run = RunDirectory(config.output_dir)
     trackers = open_trackers(config)
     reference = None
     if config.loss.kl > 0:
-        reference = load_model(plan.model_directory, device=plan.device, dtype=config.dtype)
+        reference = load_model(prepared.model_directory, device=prepared.device, dtype=config.dtype)
         reference.requires_grad_(False)
-    policy = build_policy(config, plan.model, reference)
-    state = load_checkpoint(plan.checkpoint, policy) if plan.checkpoint else None
+    policy = build_policy(config, prepared.model, reference)
+    state = load_checkpoint(prepared.checkpoint, policy) if prepared.checkpoint else None
     trainer = Trainer(
         config,
-        sampler=_sampler(plan, config.sampling.temperature, config.sampling.top_p, display),
+        sampler=_sampler(prepared, config.sampling.temperature, config.sampling.top_p, display),
         grader=AnswerGrader(config.flexible_answers),
         policy=policy,
-        tokenizer=plan.tokenizer,
-        source=plan.source,
+        tokenizer=prepared.tokenizer,
+        source=prepared.source,
         state=state,
         on_phase=display.phase,
     )
     run.open(dump_config(config), trainer.state.step if state else None)
 
     def report(metrics: dict[str, float], step: int) -> None:
-        if plan.held_out and (step % config.eval.every == 0 or step == config.steps):
-            evaluation = _evaluate(plan, display)
+        if prepared.held_out and (step % config.eval.every == 0 or step == config.steps):
+            evaluation = _evaluate(prepared, display)
             metrics |= {f"eval/{name}": value for name, value in evaluation.metrics().items()}
             run.append(SAMPLES, _sample_rows(evaluation, step, config.log.samples))
         run.append(METRICS, [metrics])
@@ -185,7 +187,7 @@ def train(plan: Plan, display: Display) -> list[dict[str, float]]:
             result = trainer.step()
             step = trainer.state.step
             report(result.metrics, step)
-            run.append(TREES, _tree_rows(result, plan, step))
+            run.append(TREES, _tree_rows(result, prepared, step))
             last = step == config.steps or interrupted.asked
             if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
                 display.phase("save")
@@ -193,7 +195,7 @@ def train(plan: Plan, display: Display) -> list[dict[str, float]]:
                     run.checkpoints,
                     trainer.state,
                     policy,
-                    plan.tokenizer,
+                    prepared.tokenizer,
                     keep_last=config.checkpoint.keep_last,
                 )
     if trackers is not None:
@@ -201,25 +203,25 @@ def train(plan: Plan, display: Display) -> list[dict[str, float]]:
     return run.read(METRICS)
 
 
-def _sampler(plan: Plan, temperature: float, top_p: float, display: Display) -> LocalSampler:
+def _sampler(prepared: PreparedRun, temperature: float, top_p: float, display: Display) -> LocalSampler:
     return build_sampler(
-        plan.model,
-        plan.tokenizer,
+        prepared.model,
+        prepared.tokenizer,
         temperature=temperature,
         top_p=top_p,
-        max_batch=plan.config.sampling.max_batch,
+        max_batch=prepared.config.sampling.max_batch,
         on_progress=display.sampled,
     )
 
 
-def _evaluate(plan: Plan, display: Display) -> Evaluation:
+def _evaluate(prepared: PreparedRun, display: Display) -> Evaluation:
     display.phase("evaluate")
-    settings, limits = plan.config.eval, plan.config.sampling
+    settings, limits = prepared.config.eval, prepared.config.sampling
     return evaluate(
-        plan.held_out,
-        sampler=_sampler(plan, settings.temperature, settings.top_p, display),
-        grader=AnswerGrader(plan.config.flexible_answers),
-        tokenizer=plan.tokenizer,
+        prepared.held_out,
+        sampler=_sampler(prepared, settings.temperature, settings.top_p, display),
+        grader=AnswerGrader(prepared.config.flexible_answers),
+        tokenizer=prepared.tokenizer,
         samples=settings.samples,
         max_new_tokens=limits.max_new_tokens,
         max_prompt_tokens=limits.max_prompt_tokens,
@@ -233,11 +235,11 @@ def _sample_rows(evaluation: Evaluation, step: int, count: int) -> list[dict[str
     return [{"step": step, **sample.as_dict()} for sample in firsts[:count]]
 
 
-def _tree_rows(result: StepResult, plan: Plan, step: int) -> list[dict[str, Any]]:
-    every = plan.config.log.trees_every
+def _tree_rows(result: StepResult, prepared: PreparedRun, step: int) -> list[dict[str, Any]]:
+    every = prepared.config.log.trees_every
     if not every or (step - 1) % every:
         return []
-    return [forest_row(grown, plan.tokenizer, step) for grown in result.problems]
+    return [forest_row(grown, prepared.tokenizer, step) for grown in result.problems]
 
 
 @dataclass
