@@ -193,6 +193,7 @@ class SftConfig(Strict):
 
     output_dir: Path
     architecture: dict[str, Any] = Field(description="a transformers config: model_type and its sizes")
+    start: Path | None = Field(None, description="a checkpoint directory to go on from, instead of random weights")
     stages: tuple[SftStage, ...]
     batch_size: PositiveInt = 64
     warmup_steps: NonNegativeInt = Field(100, description="at the very start")

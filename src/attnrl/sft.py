@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from attnrl.config import SftConfig, SftStage
 from attnrl.errors import UserError
+from attnrl.local.engine import load_model, model_directory
 from attnrl.tasks.procedural import TASKS, ProceduralTask
 
 IGNORED = -100  # cross_entropy's label for positions without a target
@@ -37,11 +38,13 @@ class SftProgress:
 
 
 def build_model(config: SftConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """A randomly initialised model of the architecture that ``config.architecture`` describes.
+    """The model of ``config.start``, or a randomly initialised one of ``config.architecture``.
 
     Raises:
-        UserError: transformers makes no causal language model of it.
+        UserError: there is no such checkpoint, or transformers makes no causal language model of it.
     """
+    if config.start is not None:
+        return load_model(model_directory(str(config.start)), device=torch.device("cpu"), dtype="float32")
     torch.manual_seed(config.seed)
     try:
         architecture = AutoConfig.for_model(
