@@ -192,8 +192,8 @@ class SftConfig(Strict):
     """Supervised training of a small base model on a task's demonstrations (``attnrl sft``)."""
 
     output_dir: Path
-    architecture: dict[str, Any] = Field(description="a transformers config: model_type and its sizes")
-    start: Path | None = Field(None, description="a checkpoint directory to go on from, instead of random weights")
+    architecture: dict[str, Any] = Field({}, description="a transformers config: model_type and its sizes")
+    start: str | None = Field(None, description="a model to go on from (as in TrainConfig), instead of random weights")
     stages: tuple[SftStage, ...]
     batch_size: PositiveInt = 64
     warmup_steps: NonNegativeInt = Field(100, description="at the very start")

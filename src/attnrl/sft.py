@@ -44,7 +44,7 @@ def build_model(config: SftConfig, tokenizer: PreTrainedTokenizerBase) -> PreTra
         UserError: there is no such checkpoint, or transformers makes no causal language model of it.
     """
     if config.start is not None:
-        return load_model(model_directory(str(config.start)), device=torch.device("cpu"), dtype="float32")
+        return load_model(model_directory(config.start), device=torch.device("cpu"), dtype="float32")
     torch.manual_seed(config.seed)
     try:
         architecture = AutoConfig.for_model(

@@ -12,8 +12,8 @@ from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
 from attnrl.tasks.grading import extract_boxed
 from attnrl.tasks.ledger import (
     CONNECTIVES,
-    MIN_USES,
     RECHECKS,
+    SHAPES,
     SLIP_RATE,
     STEP_END,
     SYMBOLS,
@@ -42,18 +42,17 @@ def solve(prompt: str, misread: frozenset[str] = frozenset()) -> tuple[list[str]
     results: list[str] = []
     needs: list[set[int]] = []
     place: dict[str, int] = {}
-    amount: dict[str, int] = {}
+    sign: dict[str, int] = {}
     plan: dict[str, int] = {}
     running, last = 0, -1
     for number, line in enumerate(prompt.removesuffix("?").split("; ")):
         label, rest = line[0], line[1:]
         place[label] = number
         looked_up: set[int] = set()
-        if re.fullmatch(r"[#@&$]\d\d", rest):
-            symbol, first, second = rest[0], int(rest[1]), int(rest[2])
-            size, adds = (first + second) % 10, (first % 2 == 0) != (symbol in misread)
-            amount[symbol], plan[symbol] = (size if adds else -size), number
-            results.append(f"{'+' if adds else '-'}{size}")
+        if re.fullmatch(r"[#@&$]=\d", rest):
+            symbol, adds = rest[0], (int(rest[2]) % 2 == 0) != (rest[0] in misread)
+            sign[symbol], plan[symbol] = (1 if adds else -1), number
+            results.append("+" if adds else "-")
             needs.append(looked_up)
             continue
         if rest[0] == "=":
@@ -62,14 +61,15 @@ def solve(prompt: str, misread: frozenset[str] = frozenset()) -> tuple[list[str]
             looked_up = set() if source.isdigit() else {place[source]}
         else:
             looked_up.add(last)
-            if rest in plan:
-                running += amount[rest]
-                looked_up.add(plan[rest])
-            elif rest[1].isdigit():
-                running += int(rest[1])
+            amount, by = rest
+            if by in plan:
+                running += sign[by] * int(amount)
+                looked_up.add(plan[by])
+            elif amount.isdigit():
+                running += int(amount)
             else:
-                running += int(results[place[rest[1]]])
-                looked_up.add(place[rest[1]])
+                running += int(results[place[amount]])
+                looked_up.add(place[amount])
         running, last = running % 10, number
         results.append(str(running))
         needs.append(looked_up)
@@ -77,24 +77,27 @@ def solve(prompt: str, misread: frozenset[str] = frozenset()) -> tuple[list[str]
 
 
 def test_the_example_of_the_docstring() -> None:
-    results, _ = solve("A#47; B=5; C#; D+3; E#; F@83; G=D; H#; I@; J+C?")
-    assert results == ["+1", "5", "6", "9", "0", "+1", "9", "0", "1", "7"]
+    example = "A#=4; B=5; C2#; D3+; E4#; F@=7; G=D; H1#; I4@; JC+?"
+    results, _ = solve(example)
+    assert results == ["+", "5", "7", "0", "4", "-", "0", "1", "7", "4"]
     ledger = Ledger(
         (
-            ("plan", "#", "4", "7"),
+            ("plan", "#", "4"),
             ("start", "5"),
-            ("apply", "#"),
+            ("apply", "#", "2"),
             ("add", "3"),
-            ("apply", "#"),
-            ("plan", "@", "8", "3"),
+            ("apply", "#", "4"),
+            ("plan", "@", "7"),
             ("start", "line 3"),
-            ("apply", "#"),
-            ("apply", "@"),
+            ("apply", "#", "1"),
+            ("apply", "@", "4"),
             ("ref", "2"),
         )
     )
-    assert make_problem(ledger, "x").prompt == "A#47; B=5; C#; D+3; E#; F@83; G=D; H#; I@; J+C?"
-    assert [line.result for line in work_out(ledger)] == results
+    assert make_problem(ledger, "x").prompt == example
+    lines = work_out(ledger)
+    assert [line.result for line in lines] == results
+    assert [lines[i].step for i in (0, 1, 2, 3, 9)] == ["A#=4: #+", "B=5: 5", "C2#+: 5=7", "D3+: 7=0", "JC+7: 7=4"]
 
 
 @given(problems)
@@ -111,7 +114,7 @@ def test_the_dependency_graph_is_what_the_solver_looks_up(problem: Problem) -> N
     assert [set(its_needs) for its_needs in problem.info["needs"]] == needs
     assert all(need < line for line, its_needs in enumerate(problem.info["needs"]) for need in its_needs)
     lines = problem.prompt.removesuffix("?").split("; ")
-    assert problem.info["plans"] == tuple(i for i, line in enumerate(lines) if re.fullmatch(r"[A-Z][#@&$]\d\d", line))
+    assert problem.info["plans"] == tuple(i for i, line in enumerate(lines) if re.fullmatch(r"[A-Z][#@&$]=\d", line))
 
 
 @given(problems)
@@ -119,15 +122,16 @@ def test_plans_are_used_often_or_are_the_one_decoy(problem: Problem) -> None:
     _, needs = solve(problem.prompt)
     uses = [sum(plan in its_needs for its_needs in needs) for plan in problem.info["plans"]]
     unused = [count for count in uses if count == 0]
-    assert all(count >= MIN_USES == 3 for count in uses if count > 0)
     assert len(unused) <= 1 < len(uses) or not unused
+    if problem.source in SHAPES:
+        assert all(count >= SHAPES[problem.source].min_uses == 3 for count in uses if count > 0)
 
 
 @given(problems)
-def test_a_slip_shows_in_every_plan(problem: Problem) -> None:
-    """Amounts of 0 and 5 would be the same in both directions."""
-    results, _ = solve(problem.prompt)
-    assert not {results[plan][1] for plan in problem.info["plans"]} & {"0", "5"}
+def test_a_slip_shows_in_every_entry_that_looks_it_up(problem: Problem) -> None:
+    """Adding 0 or 5 would be the same as subtracting it."""
+    applied = [line[2] for line in problem.info["lines"] if line[0] == "apply"]
+    assert applied and not set(applied) & {"0", "5"}
 
 
 @given(problems, st.integers(0, 2**32))
@@ -176,9 +180,9 @@ def worked_lines(demonstration: str) -> dict[int, str]:
 
 
 def test_which_line_a_step_works_on() -> None:
-    assert line_of_step("so A#47: #+1") == 0
-    assert line_of_step("thus Z+3: 1=4\n\n") == 25
-    for nothing in ["hmm C: 6", "wait C: 6", "thus \\boxed{6}", "", "so", "so ", "A#47: #+1", "zounds A#47: #+1"]:
+    assert line_of_step("so A#=4: #+") == 0
+    assert line_of_step("thus Z3+: 1=4\n\n") == 25
+    for nothing in ["hmm C: 6", "wait C: 6", "thus \\boxed{6}", "", "so", "so ", "A#=4: #+", "zounds A#=4: #+"]:
         assert line_of_step(nothing) is None
 
 
@@ -220,7 +224,7 @@ def test_slips_come_at_the_rates_that_the_first_digits_set() -> None:
         lines = problem.prompt.split("; ")
         worked = worked_lines(TASKS["ledger"].demonstrate(problem, rng))
         for plan in problem.info["plans"]:
-            read.setdefault(int(lines[plan][2]), []).append(worked[plan] != results[plan])
+            read.setdefault(int(lines[plan][3]), []).append(worked[plan] != results[plan])
     for digit, slips in read.items():
         assert sum(slips) / len(slips) == pytest.approx(SLIP_RATE[digit], abs=0.12 if 0 < SLIP_RATE[digit] < 1 else 0)
     assert sorted(read) == list(range(10))

@@ -3,24 +3,22 @@
 A ledger is a list of labelled lines, worked through one line a step. Accounts are single digits, and all
 arithmetic is modulo 10::
 
-    A#47; B=5; C#; D+3; E#; F@83; G=D; H#; I@; J+C?
+    A#=4; B=5; C2#; D3+; E4#; F@=7; G=D; H1#; I4@; JC+?
 
-* A *plan* (``A#47``) says what a symbol means. The first digit gives the direction (even adds, odd
-  subtracts), the sum of both the amount: 4 is even and 4 + 7 is 1, so ``#`` adds 1.
+* A *plan* (``A#=4``) says what a symbol means, by one digit: even adds, odd subtracts.
 * A *start* (``B=5``, ``G=D``) opens a section with a digit or with an earlier line's result.
-* An *entry* changes the running result: ``C#`` applies a symbol, ``D+3`` adds a digit, ``J+C`` adds an
-  earlier line's result.
+* An *entry* changes the running result: ``C2#`` adds or subtracts 2, whichever the symbol means, ``D3+`` adds 3,
+  ``JC+`` adds line C's result.
 
 The answer is the last line's result. A response copies each line and works it out, one step a line, each
-opened by a connective that means nothing; an entry's step says by how much the result changes, looked up where
-need be, then the result before and after; some steps only repeat the last result; the last step boxes the
-answer::
+opened by a connective that means nothing; an entry's step adds what it had to look up, then the result before and
+after; some steps only repeat the last result; the last step boxes the answer::
 
-    so A#47: #+1\n\nthen B=5: 5\n\nnow C#+1: 5=6\n\nand D+3: 6=9\n\n ... thus \\boxed{7}
+    so A#=4: #+\n\nthen B=5: 5\n\nnow C2#+: 5=7\n\n ... and JC+7: 7=4\n\nthus \\boxed{4}
 
 A wrong plan spoils every later line that looks it up, and nothing local gives it away: that is what process
 supervision has to find. Demonstrations for the supervised base model slip there on purpose, at a rate
-decided by the plan's first digit (:data:`SLIP_RATE`), so some ledgers are always solved by the base model,
+decided by the plan's digit (:data:`SLIP_RATE`), so some ledgers are always solved by the base model,
 some never, and most now and then. The true dependency graph of each ledger is kept in ``Problem.info``.
 """
 
@@ -42,8 +40,9 @@ LABELS = string.ascii_uppercase
 CONNECTIVES = ("so ", "now ", "then ", "next ", "well ", "okay ", "thus ", "and ")
 RECHECKS = ("hmm ", "wait ")
 STEP_END = "\n\n"
+AMOUNTS = "12346789"  # of entries that apply a symbol; 5 and 0 are the same in both directions, and would hide a slip
 
-# Chance that a demonstration reads the plan's direction wrongly, by the plan's first digit. Even digits are never
+# Chance that a demonstration reads the plan's direction wrongly, by the plan's digit. Even digits are never
 # misread; that odd ones subtract is forgotten now and then, and nearly always for 9.
 SLIP_RATE = (0.0, 0.4, 0.0, 0.4, 0.0, 0.6, 0.0, 0.6, 0.0, 0.95)
 RECHECK_RATE = 0.12
@@ -61,42 +60,50 @@ class Line:
 
 @dataclass(frozen=True)
 class Shape:
-    """How large ledgers of a task are: inclusive ranges."""
+    """How large ledgers of a task are: inclusive ranges.
+
+    Attributes:
+        sections: sections of a ledger.
+        entries: entries of a section.
+        plans: plans that open each section and are not decoys.
+        min_uses: entries that look up each of them, at least.
+        decoy_rate: chance of one more plan, which nothing looks up.
+    """
 
     sections: tuple[int, int]
     entries: tuple[int, int]
     decoy_rate: float
+    plans: int = 1
+    min_uses: int = 3
 
 
 SHAPES = {
     "ledger": Shape(sections=(2, 2), entries=(4, 5), decoy_rate=0.25),
     "ledger_long": Shape(sections=(3, 3), entries=(4, 7), decoy_rate=0.5),
 }
-# The first stage of supervised training. Without a decoy in every ledger a model learns to look up the last plan
-# instead of the symbol's, and hardly unlearns it.
-SINGLE_SECTION = Shape(sections=(1, 1), entries=(3, 6), decoy_rate=1.0)
-MIN_USES = 3  # entries that look up each plan that is not a decoy
+# The first stage of supervised training: several plans, looked up in turn. With a single plan a model learns to
+# take the last one it saw, whatever the symbol, and hardly unlearns it.
+SINGLE_SECTION = Shape(sections=(1, 1), entries=(6, 10), decoy_rate=0.0, plans=3, min_uses=1)
 
 
 @dataclass(frozen=True)
 class Ledger:
     """What a ledger says, before anything is worked out.
 
-    Each line is ``("plan", symbol, first, second)``, ``("start", digit_or_line)``, ``("apply", symbol)``,
-    ``("add", digit)`` or ``("ref", line)``; lines are referred to by index.
+    Each line is ``("plan", symbol, digit)``, ``("start", digit)``, ``("start", "line N")``, ``("apply", symbol,
+    amount)``, ``("add", amount)`` or ``("ref", N)``; lines are referred to by index.
     """
 
     lines: tuple[tuple[str, ...], ...]
 
 
-def plan_meaning(first: int, second: int, *, slip: bool = False) -> tuple[str, int]:
-    """Direction and amount of a symbol; a slip reads the direction the wrong way round."""
-    adds = (first % 2 == 0) != slip
-    return ("+" if adds else "-"), (first + second) % 10
+def direction_of(digit: int, *, slip: bool = False) -> str:
+    """What a plan's digit says: ``+`` if even, ``-`` if odd; a slip reads it the wrong way round."""
+    return "+" if (digit % 2 == 0) != slip else "-"
 
 
 def draw_ledger(shape: Shape, rng: random.Random) -> Ledger:
-    """Draw a ledger in which every plan that is not a decoy is looked up by at least three entries."""
+    """Draw a ledger in which every plan that is not a decoy is looked up often enough."""
     while True:
         ledger = _draw_once(shape, rng)
         if ledger is not None:
@@ -112,12 +119,12 @@ def _draw_once(shape: Shape, rng: random.Random) -> Ledger | None:
     known: list[str] = []
     uses: dict[str, int] = {}
     for section in range(sections):
-        own = symbols.pop()
-        plans = [own] + ([symbols.pop()] if section == decoy_section else [])
+        own = [symbols.pop() for _ in range(shape.plans)]
+        plans = own + ([symbols.pop()] if section == decoy_section else [])
         for symbol in rng.sample(plans, len(plans)):
-            lines.append(("plan", symbol, *_plan_digits(rng)))
-        known.append(own)
-        uses[own] = 0
+            lines.append(("plan", symbol, str(rng.randrange(10))))
+        known += own
+        uses |= dict.fromkeys(own, 0)
         start = f"line {rng.choice(results)}" if results else str(rng.randrange(10))
         lines.append(("start", start))
         results.append(len(lines) - 1)
@@ -126,39 +133,32 @@ def _draw_once(shape: Shape, rng: random.Random) -> Ledger | None:
             kind = rng.choices(("apply", "add", "ref"), weights=(6, 2, 2))[0]
             if kind == "apply":
                 # Earlier plans keep mattering in later sections, at any distance.
-                symbol = own if rng.random() < 0.6 else rng.choice(known)
+                symbol = rng.choice(own if rng.random() < 0.6 else known)
                 uses[symbol] += 1
-                lines.append(("apply", symbol))
+                lines.append(("apply", symbol, rng.choice(AMOUNTS)))
             elif kind == "add":
                 lines.append(("add", str(rng.randrange(1, 10))))
             else:
                 lines.append(("ref", str(rng.choice(results))))
             results.append(len(lines) - 1)
-    enough = all(count >= MIN_USES for count in uses.values())
+    enough = all(count >= shape.min_uses for count in uses.values())
     return Ledger(tuple(lines)) if enough and len(lines) <= len(LABELS) else None
-
-
-def _plan_digits(rng: random.Random) -> tuple[str, str]:
-    first = rng.randrange(10)
-    # An amount of 0 or 5 is the same in both directions: a slip would not show.
-    second = rng.choice([digit for digit in range(10) if (first + digit) % 5])
-    return str(first), str(second)
 
 
 def work_out(ledger: Ledger, slips: Sequence[bool] | None = None) -> list[Line]:
     """Work a ledger out line by line; ``slips[i]`` misreads the plan on line i."""
-    meaning: dict[str, tuple[int, str, int]] = {}
+    meaning: dict[str, tuple[str, int]] = {}  # direction, and the line of the plan
     values: list[int] = []
     lines: list[Line] = []
     for index, (kind, *args) in enumerate(ledger.lines):
         label = LABELS[index]
         if kind == "plan":
-            symbol, first, second = args
-            direction, amount = plan_meaning(int(first), int(second), slip=bool(slips and slips[index]))
-            meaning[symbol] = (index, direction, amount)
+            symbol, digit = args
+            direction = direction_of(int(digit), slip=bool(slips and slips[index]))
+            meaning[symbol] = direction, index
             values.append(-1)
-            text = f"{label}{symbol}{first}{second}"
-            lines.append(Line(text, f"{text}: {symbol}{direction}{amount}", f"{direction}{amount}", ()))
+            text = f"{label}{symbol}={digit}"
+            lines.append(Line(text, f"{text}: {symbol}{direction}", direction, ()))
             continue
         if kind == "start":
             by_reference = args[0].startswith("line ")
@@ -170,18 +170,19 @@ def work_out(ledger: Ledger, slips: Sequence[bool] | None = None) -> list[Line]:
         else:
             before = values[-1]
             needs = (index - 1,)
+            direction = "+"
             if kind == "apply":
-                plan, direction, amount = meaning[args[0]]
-                text, needs = f"{label}{args[0]}", (*needs, plan)
+                direction, plan = meaning[args[0]]
+                amount = int(args[1])
+                text, looked_up, needs = f"{label}{amount}{args[0]}", direction, (*needs, plan)
             elif kind == "add":
-                direction, amount = "+", int(args[0])
-                text = f"{label}+{amount}"
+                amount = int(args[0])
+                text, looked_up = f"{label}{amount}+", ""
             else:
                 source = int(args[0])
-                direction, amount = "+", values[source]
-                text, needs = f"{label}+{LABELS[source]}", (*needs, source)
+                amount = values[source]
+                text, looked_up, needs = f"{label}{LABELS[source]}+", str(amount), (*needs, source)
             value = (before + amount if direction == "+" else before - amount) % 10
-            looked_up = "" if kind == "add" else f"{direction}{amount}"
             step = f"{text}{looked_up}: {before}={value}"
         values.append(value)
         lines.append(Line(text, step, str(value), needs))
@@ -205,7 +206,7 @@ def make_problem(ledger: Ledger, source: str) -> Problem:
 
 
 def demonstrate(problem: Problem, rng: random.Random, *, slip_rate: Sequence[float] = SLIP_RATE) -> str:
-    """A worked response to ``problem``, with deliberate slips in plans at ``slip_rate[first digit]``."""
+    """A worked response to ``problem``, with deliberate slips in plans at ``slip_rate[digit]``."""
     ledger = Ledger(problem.info["lines"])
     slips = [line[0] == "plan" and rng.random() < slip_rate[int(line[2])] for line in ledger.lines]
     steps: list[str] = []
