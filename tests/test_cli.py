@@ -23,7 +23,7 @@ SMALL = [
     "steps=2",
     "prompts=2",
     "method.trunks=3",
-    "sampling.max_new_tokens=24",
+    "sampling.max_new_tokens=96",
     "eval.problems=3",
     "eval.samples=2",
     "eval.every=1",
@@ -267,8 +267,8 @@ def test_dry_run_shows_the_run_and_writes_nothing(folder: Path, attnrl: Attnrl) 
     parameters = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained("tiny").parameters())
     for part in ["tiny (llama", f"{parameters:,} parameters", "float32, cpu", "without end to train on, 3 held out"]:
         assert part in sizes
-    # Two problems, three trunks of 1 + 2 * 2 leaves, 24 tokens each.
-    assert "2 problems x 3 initial responses, up to 30 responses to train on, at most 720 tokens" in sizes
+    # Two problems, three trunks of 1 + 2 * 2 leaves, 96 tokens each.
+    assert "2 problems x 3 initial responses, up to 30 responses to train on, at most 2,880 tokens" in sizes
     assert "a new run" in sizes
 
 
@@ -281,7 +281,7 @@ def test_dry_run_counts_the_problems_of_a_file(folder: Path, attnrl: Attnrl) -> 
 def test_dry_run_of_sft(folder: Path, attnrl: Attnrl) -> None:
     before = tree(folder)
     outcome = attnrl("sft", "sft_ledger", "seed=5", "--dry-run")
-    assert outcome.code == 0 and "seed: 5" in outcome.out and "task: ledger_long" in outcome.out
+    assert outcome.code == 0 and "seed: 5" in outcome.out and "task: ledger_single" in outcome.out
     assert tree(folder) == before
 
 
@@ -327,7 +327,7 @@ def test_a_run_writes_what_is_promised_and_goes_on_where_it_stopped(folder: Path
         for its_tree in problem["trees"]:
             trunk = its_tree["nodes"][0]
             assert tokenizer.decode(trunk["tokens"]) == trunk["text"]
-            assert len(its_tree["entropy"]) == len(trunk["tokens"]) <= 24
+            assert len(its_tree["entropy"]) == len(trunk["tokens"]) <= 96
             assert len(its_tree["fci"]) == len(its_tree["steps"])
             ats = [node["at"] for node in its_tree["nodes"][1:]]
             assert ats == [at for at in its_tree["branch_points"] for _ in range(2)]
