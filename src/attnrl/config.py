@@ -175,7 +175,7 @@ class TrainConfig(Strict):
     @model_validator(mode="after")
     def _one_source_of_problems(self) -> TrainConfig:
         if (self.task is None) == (self.data.train is None):
-            raise ValueError("give either task or data.train")
+            raise ValueError("give either task or data.train (task=null drops a recipe's task)")
         return self
 
 

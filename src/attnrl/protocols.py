@@ -1,7 +1,7 @@
 """What the training loop asks of an engine: four small protocols and the plain records they exchange.
 
-The loop (:mod:`attnrl.trainer`) is written against these; an engine (``attnrl.local``, ``attnrl.verl``)
-implements them. Token ids are plain ints and log-probabilities are in nats, so that a record can be
+The loop (:mod:`attnrl.trainer`) is written against these; an engine (``attnrl.local``) implements
+them. Token ids are plain ints and log-probabilities are in nats, so that a record can be
 written to JSON as it is.
 """
 

@@ -82,6 +82,8 @@ def prepare(config: TrainConfig) -> PreparedRun:
     run.check_writable()
     check_trackers(config)
     checkpoint = find_checkpoint(config.resume, run.checkpoints)
+    if checkpoint is not None and checkpoint.directory.parent == run.checkpoints:
+        refuse_other_settings(config, run)
     if config.resume == "never" and run.holds_a_run():
         raise UserError(f"output_dir {config.output_dir}: holds a run already, and resume is never")
     tokenizer = load_tokenizer(directory)
@@ -94,6 +96,29 @@ def prepare(config: TrainConfig) -> PreparedRun:
     return PreparedRun(
         config, directory, checkpoint, device, tokenizer, model, source, training_problems, tuple(held_out)
     )
+
+
+# What may differ when a run goes on: how long, where and how it is watched, not what is learned.
+MAY_CHANGE = {"steps", "resume", "device", "threads", "output_dir", "eval", "checkpoint", "log"}
+
+
+def refuse_other_settings(config: TrainConfig, run: RunDirectory) -> None:
+    """Refuse to continue a run with settings under which it would be another run.
+
+    Raises:
+        UserError: naming the settings that differ and both values.
+    """
+    before, now = run.read_config(), config.model_dump(mode="json")
+    changed = [
+        f"{key} {before.get(key)!r} -> {value!r}"
+        for key, value in now.items()
+        if key not in MAY_CHANGE and before.get(key) != value
+    ]
+    if changed:
+        raise UserError(
+            f"output_dir {config.output_dir}: holds a run with other settings ({'; '.join(changed)}): "
+            "choose another output_dir"
+        )
 
 
 def _held_out_count(config: TrainConfig) -> int:
@@ -180,7 +205,7 @@ def train(prepared: PreparedRun, display: Display) -> list[dict[str, float]]:
         display.step(metrics)
 
     display.start(config, trainer.state.step)
-    with display, _interruption() as interrupted:
+    with display, _interruption(display) as interrupted:
         if state is None:
             report({"step": 0}, 0)
         while trainer.state.step < config.steps and not interrupted.asked:
@@ -248,7 +273,7 @@ class _Interruption:
 
 
 @contextmanager
-def _interruption() -> Iterator[_Interruption]:
+def _interruption(display: Display) -> Iterator[_Interruption]:
     """Turn the first SIGINT or SIGTERM into a request to stop; the next one acts as it always does."""
     interruption = _Interruption()
     former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -260,6 +285,7 @@ def _interruption() -> Iterator[_Interruption]:
     def ask(number: int, frame: object) -> None:
         interruption.asked = True
         restore()
+        display.console.print("Stopping after this step. Again to leave at once.")
 
     for number in former:
         signal.signal(number, ask)

@@ -17,6 +17,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from attnrl.errors import UserError
 
 METRICS, TREES, SAMPLES, CONFIG = "metrics.jsonl", "trees.jsonl", "samples.jsonl", "config.yaml"
@@ -38,6 +40,21 @@ class RunDirectory:
         """Whether an earlier run has written here."""
         return (self.root / CONFIG).exists()
 
+    def read_config(self) -> dict[str, Any]:
+        """The settings that ``config.yaml`` holds.
+
+        Raises:
+            UserError: it is missing or no YAML mapping.
+        """
+        path = self.root / CONFIG
+        try:
+            settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            settings = None
+        if not isinstance(settings, dict):
+            raise UserError(f"{path}: not readable, so the run cannot be continued")
+        return settings
+
     def check_writable(self) -> None:
         """Check that the directory is there and can be written, or can be made.
 
@@ -54,9 +71,15 @@ class RunDirectory:
         Args:
             config: text of ``config.yaml``.
             from_step: the step that the run resumes after; None for a new run, which keeps nothing.
+
+        Raises:
+            UserError: the directory cannot be written.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        (self.root / CONFIG).write_text(config, encoding="utf-8")
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            (self.root / CONFIG).write_text(config, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"output_dir {self.root}: cannot be written ({error.strerror})") from None
         for name in (METRICS, TREES, SAMPLES):
             rows = [] if from_step is None else [row for row in self.read(name) if row["step"] <= from_step]
             aside = self.root / f".{name}.partial"
