@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from attnrl.method.advantage import grpo_advantages
 from attnrl.method.branching import RolloutSignals
@@ -103,7 +104,7 @@ class Grown:
     plan: Plan
     branches: tuple[Sample, ...]
 
-    @property
+    @cached_property
     def forest(self) -> Forest:
         """The trees of this problem, one for each trunk, branches in the order of ``plan.branches``."""
         trees = []
