@@ -52,7 +52,7 @@ def train(
     """
     config = load_config(TrainConfig, recipe, overrides or ())  # before torch is imported: a typo is told at once
     from attnrl.report.display import Display
-    from attnrl.report.summary import describe, summarize
+    from attnrl.report.summary import describe, left_out, summarize
     from attnrl.run import prepare
     from attnrl.run import train as run_training
 
@@ -62,6 +62,8 @@ def train(
         for line in describe(prepared):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         return
+    for line in left_out(prepared):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     rows = run_training(prepared, Display(console))
     finished = rows[-1]["step"] >= config.steps
     for line in summarize(rows):

@@ -24,6 +24,7 @@ from attnrl.local.engine import (
     load_model,
     load_tokenizer,
     model_directory,
+    require_influence,
 )
 from attnrl.local.sampler import LocalSampler
 from attnrl.report.display import Display
@@ -36,7 +37,7 @@ from attnrl.tasks.problem import Problem
 from attnrl.tasks.procedural import TASKS, draw_distinct
 from attnrl.tasks.stream import ProblemSource, ProceduralProblems, ShuffledProblems
 from attnrl.tokens import encode_prompt
-from attnrl.trainer import StepResult, Trainer
+from attnrl.trainer import StepResult, Trainer, needs_fci
 
 EVALUATION_SEED = 20_250_930  # held-out problems are the same for every run of a task, whatever its seed
 
@@ -55,6 +56,8 @@ class PreparedRun:
         source: training problems.
         training_problems: how many there are; None for a procedural task, which has no end.
         held_out: evaluation problems; none when there is no evaluation.
+        without_influence: kinds of the model's layers that have no softmax attention and so no part in FCI, by
+            index; empty too when the method does not look at FCI.
     """
 
     config: TrainConfig
@@ -66,6 +69,7 @@ class PreparedRun:
     source: ProblemSource
     training_problems: int | None
     held_out: Sequence[Problem]
+    without_influence: dict[int, str]
 
 
 def prepare(config: TrainConfig) -> PreparedRun:
@@ -94,7 +98,16 @@ def prepare(config: TrainConfig) -> PreparedRun:
     model = load_model(checkpoint.directory if checkpoint else directory, device=device, dtype=config.dtype)
     check_length(model, config.sampling.max_prompt_tokens + config.sampling.max_new_tokens)
     return PreparedRun(
-        config, directory, checkpoint, device, tokenizer, model, source, training_problems, tuple(held_out)
+        config,
+        directory,
+        checkpoint,
+        device,
+        tokenizer,
+        model,
+        source,
+        training_problems,
+        tuple(held_out),
+        without_influence=require_influence(model) if needs_fci(config.method) else {},
     )
 
 

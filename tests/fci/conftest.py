@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Oracle = Callable[[Tensor, Sequence[int], int], Tensor]
 
@@ -21,7 +22,8 @@ SHAPE = dict(
     pad_token_id=0,
 )
 
-# Window 12 is much shorter than the test sequences; mixed: full attention first, windows after.
+# Window 12 is much shorter than the test sequences; mixed: full attention first, windows after. Gemma 2 caps its
+# scores and GPT-OSS has attention sinks, both with a window in every other layer.
 FAMILIES = {
     "qwen2": (transformers.Qwen2Config, {}),
     "qwen3": (transformers.Qwen3Config, {}),
@@ -32,10 +34,21 @@ FAMILIES = {
         transformers.Qwen2Config,
         {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 1},
     ),
+    "gemma2": (
+        transformers.Gemma2Config,
+        {"sliding_window": 12, "query_pre_attn_scalar": 2, "attn_logit_softcapping": 12.0},
+    ),
+    # Every expert is chosen, so that no rounding changes the choice.
+    "gpt_oss": (
+        transformers.GptOssConfig,
+        {"sliding_window": 12, "num_local_experts": 2, "num_experts_per_tok": 2},
+    ),
 }
+# Those whose attention sdpa does not compute, and the implementation with which they are built.
+STOCK = {"gemma2": "eager", "gpt_oss": "eager"}
 
 
-def build(family: str, **overrides: object) -> transformers.PreTrainedModel:
+def build_model(family: str, **overrides: object) -> transformers.PreTrainedModel:
     """A random model of the family in evaluation mode, with query and key weights scaled up.
 
     At its initial scale the attention is all but uniform, and so is any wrong influence.
@@ -43,7 +56,7 @@ def build(family: str, **overrides: object) -> transformers.PreTrainedModel:
     config_class, settings = FAMILIES[family]
     torch.manual_seed(0)
     config = config_class(**{**SHAPE, **settings, **overrides})
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=STOCK.get(family, "sdpa")).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(("q_proj.weight", "k_proj.weight")):
@@ -52,12 +65,19 @@ def build(family: str, **overrides: object) -> transformers.PreTrainedModel:
                 parameter *= 2
             if name.endswith(("q_proj.bias", "k_proj.bias")):
                 parameter.normal_()
+            if name.endswith("sinks"):
+                parameter.normal_(mean=2.0)
     return model
 
 
 @pytest.fixture(scope="session")
 def models() -> dict[str, transformers.PreTrainedModel]:
-    return {family: build(family) for family in FAMILIES}
+    return {family: build_model(family) for family in FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def build() -> Callable[..., transformers.PreTrainedModel]:
+    return build_model
 
 
 @pytest.fixture(params=FAMILIES)
@@ -96,3 +116,35 @@ def eager() -> Callable[[transformers.PreTrainedModel, Tensor], Tensor]:
         return torch.cat(attentions)
 
     return probabilities
+
+
+@pytest.fixture(scope="session")
+def packs() -> Callable[[transformers.PreTrainedModel], bool]:
+    """Whether the model itself tells packed sequences apart by their positions: not all of transformers' do."""
+
+    def tells_apart(model: transformers.PreTrainedModel) -> bool:
+        ids = torch.arange(1, 13)[None]
+        with torch.no_grad():
+            packed = model(ids, position_ids=torch.arange(12)[None] % 6, use_cache=False).logits
+            return torch.allclose(packed[:, 6:], model(ids[:, 6:], use_cache=False).logits, atol=1e-3)
+
+    return tells_apart
+
+
+class _Watch(TorchDispatchMode):
+    """Remembers the largest tensor that any operator of this thread returns."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, Tensor):
+                self.bytes = max(self.bytes, tensor.nbytes)
+        return out
+
+
+@pytest.fixture(scope="session")
+def largest() -> type[TorchDispatchMode]:
+    """``with largest() as seen: ...`` leaves the size of the largest tensor in ``seen.bytes``."""
+    return _Watch

@@ -1,11 +1,13 @@
-"""The public function: parity with eager attention, what it leaves behind, and what it refuses."""
+"""The public functions: parity with eager attention, memory, what they leave behind, and what they refuse."""
+
+import copy
 
 import pytest
 import torch
-import transformers
 from torch import nn
 
 import attnrl.fci as fci
+from attnrl.fci import attention, columns
 from attnrl.method import influence as dense
 
 IDS = torch.randint(1, 61, (1, 96), generator=torch.Generator().manual_seed(1))
@@ -31,6 +33,75 @@ def test_equals_the_methods_dense_definition(models, eager, reduction):
     expected = dense.REDUCTIONS[reduction](dense.forward_context_influence(alpha, 2))
     ours = fci.forward_context_influence(model, IDS, STARTS, delta=2, reduction=reduction)
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_step_attention_is_the_methods_and_gives_the_influence(model, eager):
+    alpha = fci.step_attention(model, IDS, STARTS)
+    assert alpha.dtype == torch.float32
+    torch.testing.assert_close(alpha, dense.step_attention(eager(model, IDS), STARTS), atol=1e-5, rtol=0)
+    for delta in (0, 3):
+        influence = fci.influence_by_head(model, IDS, STARTS, delta=delta)
+        torch.testing.assert_close(dense.forward_context_influence(alpha, delta), influence, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("layers, heads", [([2], None), (None, [1, 3]), ([0, 2], [3])])
+def test_layers_and_heads_are_slices(models, layers, heads):
+    model, chosen = models["qwen2_mixed"], {"layers": layers, "heads": heads}
+    whole = fci.influence_by_head(model, IDS, STARTS)
+    part = whole[layers or [0, 1, 2]][:, heads or [0, 1, 2, 3]]
+    torch.testing.assert_close(fci.influence_by_head(model, IDS, STARTS, **chosen), part)
+    for reduction, reduce in dense.REDUCTIONS.items():
+        ours = fci.forward_context_influence(model, IDS, STARTS, reduction=reduction, **chosen)
+        torch.testing.assert_close(ours, reduce(part), atol=1e-5, rtol=1e-4)
+    alpha = fci.step_attention(model, IDS, STARTS)[layers or [0, 1, 2]][:, heads or [0, 1, 2, 3]]
+    torch.testing.assert_close(fci.step_attention(model, IDS, STARTS, **chosen), alpha)
+
+
+def test_looks_at_a_model_in_training_without_its_dropout(models):
+    model = copy.deepcopy(models["llama"])
+    expected = fci.forward_context_influence(model, IDS, STARTS)
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    assert torch.equal(fci.forward_context_influence(model.train(), IDS, STARTS), expected)
+    assert model.training
+
+
+LONG = torch.randint(1, 61, (1, 2048), generator=torch.Generator().manual_seed(6))
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral_window", "gemma2", "gpt_oss"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_no_matrix_of_all_tokens_is_ever_held(monkeypatch, build, largest, packs, family, packed):
+    # The weights and activations of the tiny model are smaller than the panels; a matrix of booleans for one head
+    # would be 4 MiB.
+    monkeypatch.setattr(attention, "CPU_PANEL_BYTES", 2**19)
+    monkeypatch.setattr(columns, "CPU_TILE", 2**16)
+    monkeypatch.setattr(columns, "THREADED", 2**60)  # the watch sees its own thread only
+    window = {} if family == "llama" else {"sliding_window": 300}
+    model = build(family, num_hidden_layers=2, hidden_size=16, intermediate_size=16, **window)
+    if packed and not packs(model):
+        pytest.skip("transformers does not tell its packed sequences apart")
+    with largest() as seen:
+        if packed:
+            starts = [list(range(40, 1000, 60)), list(range(40, 1048, 60))]
+            spec = fci.CaptureSpec(starts, [1000, 1048], packed=True)
+            positions = torch.cat([torch.arange(1000), torch.arange(1048)])[None]
+            with torch.no_grad(), fci.capture(model, spec) as captured:
+                model(LONG, position_ids=positions, use_cache=False)
+            assert captured.influence()[1].shape == (2, 4, 17)
+        else:
+            assert fci.forward_context_influence(model, LONG, list(range(40, 2048, 60))).amax() > 0
+    assert 2**17 < seen.bytes < 2**20
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral_window"])
+def test_step_attention_holds_no_matrix_of_all_tokens(monkeypatch, build, largest, family):
+    monkeypatch.setattr(attention, "CPU_PANEL_BYTES", 2**19)
+    model = build(family, num_hidden_layers=2, hidden_size=16, intermediate_size=16)
+    with largest() as seen:
+        alpha = fci.step_attention(model, LONG, [40, 100, 500, 1000, 1010, 1990])
+    assert (alpha.diagonal(dim1=-2, dim2=-1) > 0).all()
+    assert seen.bytes < 2**20
 
 
 def test_takes_flat_ids_and_short_responses(models):
@@ -84,34 +155,15 @@ def test_refuses_bad_arguments(models):
         fci.forward_context_influence(models["llama"], IDS, STARTS, delta=-1)
 
 
-def test_refuses_models_off_the_interface(models):
+@pytest.mark.parametrize("function", [fci.forward_context_influence, fci.influence_by_head, fci.step_attention])
+def test_refuses_layers_and_heads_that_the_model_has_not(models, function):
+    with pytest.raises(ValueError, match="4"):
+        function(models["llama"], IDS, STARTS, heads=[0, 4])
+    for layers in ([0, 3], [3]):
+        with pytest.raises(ValueError, match="3"):
+            function(models["llama"], IDS, STARTS, layers=layers)
+
+
+def test_refuses_what_is_no_transformers_model():
     with pytest.raises(fci.FciUnsupportedError, match="not a transformers model"):
         fci.forward_context_influence(nn.Linear(2, 2), IDS, STARTS)
-
-    class OwnAttention(nn.Module):  # as remote code may be: the name is taken, and then not looked at
-        config = transformers.LlamaConfig(attn_implementation="eager")
-
-        def __init__(self):
-            super().__init__()
-            self.embed = nn.Embedding(61, 4)
-
-        def set_attn_implementation(self, name):
-            self.config._attn_implementation = name
-
-        def forward(self, input_ids, use_cache=False):
-            return self.embed(input_ids)
-
-    with pytest.raises(fci.FciUnsupportedError, match="no attention layer was captured"):
-        fci.forward_context_influence(OwnAttention(), IDS, STARTS)
-    assert OwnAttention.config._attn_implementation == "eager"
-
-
-def test_refuses_a_model_whose_softmax_is_not_that_of_sdpa():
-    config = transformers.Gemma2Config(
-        vocab_size=61, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16,
-    )  # fmt: skip
-    model = transformers.Gemma2ForCausalLM(config)
-    with pytest.raises(fci.FciUnsupportedError, match="sdpa"):
-        fci.forward_context_influence(model, IDS, STARTS)
-    assert model.config._attn_implementation != fci.ATTENTION

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
-    AttentionInterface,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -276,8 +275,7 @@ def test_settings_are_checked(model: Any, setting: str) -> None:
 
 def test_attention_and_training_mode_are_restored(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(qwen2)
-    AttentionInterface.register("attnrl_test", decoding.sdpa_attention_forward)
-    model.config._attn_implementation = "attnrl_test"
+    model.config._attn_implementation = "sdpa"
     model.train()
     model.model.layers[0].eval()
     seen = []
@@ -292,7 +290,7 @@ def test_attention_and_training_mode_are_restored(model: Any, monkeypatch: pytes
         with pytest.raises(RuntimeError, match="no"):
             sample(model, rollouts())
     assert seen == [(decoding.DECODE_ATTENTION, False, False)]
-    assert model.config._attn_implementation == "attnrl_test"
+    assert model.config._attn_implementation == "sdpa"
     assert model.training and model.lm_head.training and not model.model.layers[0].training
     model(torch.tensor([[7, 8]])).logits.sum().backward()  # nothing is left that forbids training
 

@@ -5,28 +5,24 @@ Works on its own, on any transformers decoder with causal softmax attention::
     from attnrl.fci import forward_context_influence
     fci_S = forward_context_influence(model, input_ids, step_starts)
 
-:mod:`attnrl.fci.capture` takes it from a batched forward that also serves another purpose (a policy's
-scoring), :mod:`attnrl.fci.columns` is the arithmetic of one layer.
+:func:`capture` takes it from a forward that also serves another purpose (a policy's scoring), padded or packed.
+Reading order: :mod:`attnrl.fci.columns` is the arithmetic of one layer, :mod:`attnrl.fci.attention` where its
+normalisers come from, :mod:`attnrl.fci.layout` which queries count, :mod:`attnrl.fci.interface` the seam to
+transformers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attnrl.fci.capture import (
-    ATTENTION,
-    Capture,
-    CaptureSpec,
-    FciUnsupportedError,
-    StepStartsError,
-    capture,
-    enable,
-    enabled,
-)
+from attnrl.fci.captured import Capture
+from attnrl.fci.interface import ATTENTION, capture, decoder_of
+from attnrl.fci.spec import CaptureSpec, FciUnsupportedError, StepStartsError
 from attnrl.method.influence import REDUCTIONS
 
 __all__ = [
@@ -36,9 +32,10 @@ __all__ = [
     "FciUnsupportedError",
     "StepStartsError",
     "capture",
-    "enable",
-    "enabled",
+    "check",
     "forward_context_influence",
+    "influence_by_head",
+    "step_attention",
 ]
 
 
@@ -49,6 +46,8 @@ def forward_context_influence(
     *,
     delta: int = 4,
     reduction: str = "max",
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
 ) -> Tensor:
     """Raw FCI of each step of one response (eq. 5-6), before any masking rule.
 
@@ -63,6 +62,8 @@ def forward_context_influence(
             the sequence, and tokens before the first (the prompt) belong to no step.
         delta: how many steps ahead attention must come from to count.
         reduction: a key of :data:`attnrl.method.influence.REDUCTIONS`.
+        layers: indices of the layers to look at; None for all.
+        heads: indices of the query heads to look at, in each layer; None for all.
 
     Returns:
         fp32 [steps] on the model's device; with ``max`` in units of attention probability per key token, and
@@ -71,21 +72,74 @@ def forward_context_influence(
     Raises:
         StepStartsError: no starts, unsorted starts, or a start outside the sequence.
         FciUnsupportedError: the attention of the model cannot be captured.
-        ValueError: another shape of ``input_ids``, a negative ``delta`` or an unknown ``reduction``.
+        ValueError: another shape of ``input_ids``, a negative ``delta``, an unknown ``reduction``, or a layer or
+            head that the model has not.
     """
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"unknown reduction {reduction!r}; known: {', '.join(sorted(REDUCTIONS))}")
+    return REDUCTIONS[reduction](
+        influence_by_head(model, input_ids, step_starts, delta=delta, layers=layers, heads=heads)
+    )
+
+
+def influence_by_head(
+    model: nn.Module,
+    input_ids: Tensor,
+    step_starts: Sequence[int],
+    *,
+    delta: int = 4,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+) -> Tensor:
+    """FCI of each layer and head (eq. 5): fp32 [layers, heads, steps], in ascending order of the layers.
+
+    Layers without softmax attention are left out. Arguments and errors are those of
+    :func:`forward_context_influence`.
+    """
+    return _captured(model, input_ids, step_starts, delta=delta, layers=layers, heads=heads).influence()[0]
+
+
+def step_attention(
+    model: nn.Module,
+    input_ids: Tensor,
+    step_starts: Sequence[int],
+    *,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+) -> Tensor:
+    """Step-to-step attention alpha (eq. 4) of each layer and head: fp32 [layers, heads, steps, steps].
+
+    ``alpha[l, h, j, k]`` is the mean attention probability from the tokens of step j to those of step k, as a
+    heat map shows it. Arguments and errors are those of :func:`forward_context_influence`.
+    """
+    return _captured(model, input_ids, step_starts, layers=layers, heads=heads, matrix=True).step_attention()[0]
+
+
+def check(model: nn.Module) -> dict[int, str]:
+    """Make sure, by a forward of two tokens, that the influence of ``model`` can be captured.
+
+    Returns:
+        The kind of each layer that has no softmax attention and is left out, by layer index.
+
+    Raises:
+        FciUnsupportedError: it cannot; the message says why.
+    """
+    captured = _captured(model, torch.zeros(2, dtype=torch.long), [0])
+    captured.influence()
+    return captured.skipped
+
+
+def _captured(model: nn.Module, input_ids: Tensor, step_starts: Sequence[int], **options: Any) -> Capture:
+    """Capture one sequence in a forward of its own."""
     ids_BT = input_ids[None] if input_ids.dim() == 1 else input_ids
     if ids_BT.dim() != 2 or ids_BT.shape[0] != 1:
         raise ValueError(f"input_ids must be [T] or [1, T], got {list(input_ids.shape)}")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"unknown reduction {reduction!r}; known: {', '.join(sorted(REDUCTIONS))}")
     if len(step_starts) == 0:
         raise StepStartsError("step_starts is empty: the response needs at least one step")
-    spec = CaptureSpec([list(step_starts)], [ids_BT.shape[1]], delta)
-    # The model under the language modelling head: nobody reads the logits, T x vocabulary of them.
-    decoder = getattr(model, "base_model", model)
-    with _evaluating(model), enabled(model), torch.no_grad(), capture(spec) as captured:
-        decoder(ids_BT.to(next(model.parameters()).device), use_cache=False)
-    return REDUCTIONS[reduction](captured.influence()[0])
+    spec = CaptureSpec([list(step_starts)], [ids_BT.shape[1]], **options)
+    with _evaluating(model), torch.no_grad(), capture(model, spec) as captured:
+        decoder_of(model)(ids_BT.to(next(model.parameters()).device), use_cache=False)
+    return captured
 
 
 @contextmanager

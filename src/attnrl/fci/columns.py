@@ -1,167 +1,199 @@
-"""Forward context influence (paper eq. 5-6) of one attention layer, without a T x T matrix.
+"""Column sums of one layer's attention from its rows' normalisers: the costly part of FCI (paper eq. 5-6).
 
 Eq. 5-6 sum the step-to-step attention over the steps that lie at least delta ahead:
 ``y[k] = sum_{j >= k + delta} alpha[j, k]``, where ``alpha[j, k]`` is the mean of the attention probabilities
 ``P[q, t]`` over the queries q in step j and the keys t in step k. Swapping the sums leaves one weighted
 column sum of P for each key and one mean over the keys of each step::
 
-    c[t] = sum_{q >= lo[t]} w[q] P[q, t]     w[q] = 1 / len(step(q)), lo[t] = first token of step(t) + delta
+    c[t] = sum_{lo[t] <= q < hi[t]} w[q] P[q, t]     w[q] = 1 / len(step(q))
     y[k] = sum_{t in step k} w[t] c[t]
 
-so a layer needs its attention rows only a few at a time. :class:`StepLayout` holds w, lo and the step of each
-token; :func:`column_sums` is c, the costly part; :func:`step_means` is y.
+With the logsumexp of each attention row, which flash attention computes anyway, ``w[q] P[q, t]`` is
+``exp(s[q, t] - lse[q] + log w[q])``: one more product of queries and keys, tile by tile, in any order.
 
-Shape letters: B rows of the batch, T tokens, H query heads, G key/value heads, D head dimension, S steps.
+Shape letters: B rows of the batch, T tokens, H query heads, G key/value heads, D head dimension; in a tile
+n queries of R = H / G heads and m keys.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cache
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-#: Bytes that the attention rows held at one time may take, by default: on a CPU few enough to stay near its
-#: cache, elsewhere enough to make a block worth its kernel launches.
-CPU_MEMORY_BYTES = 16 * 2**20
-DEVICE_MEMORY_BYTES = 256 * 2**20
-
-
-@dataclass(frozen=True)
-class StepLayout:
-    """What the column sums need to know of the steps of a right-padded batch.
-
-    Attributes:
-        weight_BT: w, one over the length of the token's step; 0 for tokens of no step (prompt, padding).
-        lo_BT: first query whose attention to this key counts; T (never) for tokens of no step.
-        step_BT: index of the token's step in its row; S for tokens of no step.
-        steps: S, the largest number of steps in a row.
-        first_query, last_query: only queries in ``[first_query, last_query)`` count for any key.
-    """
-
-    weight_BT: Tensor
-    lo_BT: Tensor
-    step_BT: Tensor
-    steps: int
-    first_query: int
-    last_query: int
-
-    @classmethod
-    def build(
-        cls,
-        step_starts: Sequence[Sequence[int]],
-        lengths: Sequence[int],
-        tokens: int,
-        delta: int,
-        device: torch.device | str = "cpu",
-    ) -> StepLayout:
-        """Lay out the steps of each row.
-
-        Args:
-            step_starts: for each row, the ascending first tokens of its steps; the last ends with the row.
-            lengths: tokens of each row without its padding.
-            tokens: T, the padded length.
-            delta: how many steps ahead a query must be to count.
-            device: where the tensors live.
-        """
-        steps = max((len(starts) for starts in step_starts), default=0)
-        weight_BT = torch.zeros(len(lengths), tokens)
-        lo_BT = torch.full((len(lengths), tokens), tokens)
-        step_BT = torch.full((len(lengths), tokens), steps)
-        first_query, last_query = tokens, 0
-        for row, (starts, length) in enumerate(zip(step_starts, lengths, strict=True)):
-            for step, (start, end) in enumerate(pairwise([*starts, length])):
-                lo = starts[step + delta] if step + delta < len(starts) else tokens
-                weight_BT[row, start:end] = 1 / (end - start)
-                lo_BT[row, start:end] = lo
-                step_BT[row, start:end] = step
-                if lo < tokens:
-                    first_query, last_query = min(first_query, lo), max(last_query, length)
-        return cls(weight_BT.to(device), lo_BT.to(device), step_BT.to(device), steps, first_query, last_query)
-
-
-def visible_keys(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
-    """Which keys a causal layer lets each query see: ``t <= q``, and ``q - t < window`` where there is one.
-
-    Args:
-        queries: token offsets [n].
-        keys: token offsets [m].
-        window: width of the layer's sliding window in tokens, the query itself included; None for all.
-
-    Returns:
-        Booleans [n, m].
-    """
-    distance_nm = queries[:, None] - keys
-    visible_nm = distance_nm >= 0
-    return visible_nm if window is None else visible_nm & (distance_nm < window)
+#: Scores in one tile. On a CPU they stay in a core's cache from product to sum; elsewhere a tile has to be
+#: worth its kernel launches.
+CPU_TILE = 3 * 2**16
+DEVICE_TILE = 2**25
+TILE_KEYS = 128
+#: Scores under which threads would take longer to start than to finish.
+THREADED = 2**21
 
 
 def column_sums(
     query_BHTD: Tensor,
     key_BGTD: Tensor,
-    layout: StepLayout,
+    lse_BHT: Tensor,
+    weight_BT: Tensor,
+    lo_BT: Tensor,
+    hi_BT: Tensor,
     *,
-    scaling: float | None = None,
-    window: int | None = None,
-    memory_bytes: int | None = None,
+    scaling: float,
+    softcap: float | None = None,
 ) -> Tensor:
-    """Weighted column sums of a causal layer's attention: ``c[t] = sum_{q >= lo[t]} w[q] P[q, t]``.
+    """Weighted column sums of the attention: ``c[t] = sum_{lo[t] <= q < hi[t]} w[q] exp(s[q, t] - lse[q])``.
 
-    Attention rows are formed a block of queries at a time, softmaxed in fp32 (fp64 for fp64 inputs), and
-    summed; at no time does a T x T matrix exist. Queries that count for no key are not computed.
+    No mask and no T x T matrix is formed. On CUDA devices with Triton this is one fused kernel
+    (:mod:`attnrl.fci.triton_columns`); elsewhere tiles are computed with torch, on a CPU by one thread for each
+    core, in fp32 (fp64 for fp64 inputs) whatever the type of the inputs.
 
     Args:
         query_BHTD: queries as they enter the attention (after the rotary embedding).
         key_BGTD: keys likewise; head h attends with key head ``h // (H / G)``.
-        layout: w and lo.
-        scaling: factor on the scores; ``1 / sqrt(D)`` when None.
-        window: width of a sliding window, see :func:`visible_keys`.
-        memory_bytes: the attention rows held at one time stay below this (but never under one row); None for
-            the default of the device.
+        lse_BHT: logsumexp of each query's scores over the keys that it sees, in nats.
+        weight_BT: w, positive for every query of every interval.
+        lo_BT: first query that counts for the key.
+        hi_BT: one past the last query that counts; keys with ``lo >= hi`` have none.
+        scaling: factor on the scores.
+        softcap: bound c of soft-capped scores ``c tanh(s / c)``; None for plain ones.
 
     Returns:
-        c_BHT, non-negative; 0 where no query counts. For tokens of no step it is 0 too.
+        c_BHT, fp32 (fp64 for fp64 inputs), non-negative; 0 where no query counts.
     """
-    B, H, T, D = query_BHTD.shape
-    G = key_BGTD.shape[1]
-    scaling = 1 / math.sqrt(D) if scaling is None else scaling
+    if query_BHTD.is_cuda and query_BHTD.dtype != torch.float64 and 16 <= query_BHTD.shape[3] <= 256 and _has_triton():
+        from attnrl.fci import triton_columns
+
+        return triton_columns.column_sums(
+            query_BHTD, key_BGTD, lse_BHT, weight_BT, lo_BT, hi_BT, scaling=scaling, softcap=softcap
+        )
+    B, H, T, _ = query_BHTD.shape
     # bf16 products of long rows lose the small probabilities that the sums are made of.
     dtype = torch.promote_types(query_BHTD.dtype, torch.float32)
-    key_BGTD = key_BGTD.to(dtype)
+    query_BHTD = query_BHTD.to(dtype)
+    # In powers of two: exp2 is the cheapest exponential. Queries of weight 0 are in no interval.
+    shift_BHT = lse_BHT.to(dtype) / math.log(2) - weight_BT.to(dtype).clamp_min(1e-30).log2()[:, None]
     columns_BHT = torch.zeros(B, H, T, dtype=dtype, device=query_BHTD.device)
-    if memory_bytes is None:
-        memory_bytes = CPU_MEMORY_BYTES if query_BHTD.device.type == "cpu" else DEVICE_MEMORY_BYTES
-    rows = max(1, memory_bytes // (2 * dtype.itemsize * B * H * T))  # 2: the scores and their softmax
 
-    for start in range(layout.first_query, layout.last_query, rows):
-        stop = min(start + rows, layout.last_query)
-        left = 0 if window is None else max(0, start - window + 1)
-        queries = torch.arange(start, stop, device=query_BHTD.device)
-        keys = torch.arange(left, stop, device=query_BHTD.device)
+    def fill(tile: Tile) -> None:
+        columns_BHT[tile.row, :, tile.start : tile.stop] = _tile_sums(
+            query_BHTD[tile.row],
+            key_BGTD[tile.row],
+            shift_BHT[tile.row],
+            lo_BT[tile.row],
+            hi_BT[tile.row],
+            tile,
+            scaling,
+            softcap,
+        )
 
-        # The query heads that share a key head become extra rows of its product, so keys are never repeated.
-        query_BGnD = (query_BHTD[:, :, start:stop].to(dtype) * scaling).reshape(B, G, -1, D)
-        scores_BHnm = (query_BGnD @ key_BGTD[:, :, left:stop].transpose(2, 3)).view(B, H, stop - start, -1)
-        scores_BHnm.masked_fill_(~visible_keys(queries, keys, window), -torch.inf)
-        probs_BHnm = scores_BHnm.softmax(-1)
-
-        counts_Bnm = queries[:, None] >= layout.lo_BT[:, None, left:stop]
-        weight_Bnm = counts_Bnm * layout.weight_BT[:, start:stop, None].to(dtype)
-        columns_BHT[:, :, left:stop] += probs_BHnm.mul_(weight_Bnm[:, None]).sum(2)
+    tiles = list(_tiles(lo_BT, hi_BT))
+    scores = H * sum((tile.last - tile.first) * (tile.stop - tile.start) for tile in tiles)
+    _for_each(fill, tiles, threaded=query_BHTD.device.type == "cpu" and scores > THREADED)
     return columns_BHT
 
 
-def step_means(columns_BHT: Tensor, layout: StepLayout) -> Tensor:
-    """Mean of the column sums over the keys of each step: ``y[k] = sum_{t in k} w[t] c[t]``.
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
-    Returns:
-        y_BHS; 0 for the steps that a row has less than S.
+
+@dataclass(frozen=True)
+class Tile:
+    """Keys ``[start, stop)`` of a row and the queries that count for them.
+
+    Queries in ``[first, last)`` count for some of the keys; those in ``[all_from, all_to)``, if any, for all of
+    the keys that have queries at all.
     """
-    B, H, T = columns_BHT.shape
-    weighted_BHT = columns_BHT * layout.weight_BT[:, None].to(columns_BHT.dtype)
-    influence_BHS = columns_BHT.new_zeros(B, H, layout.steps + 1)  # the last one takes the tokens of no step
-    influence_BHS.scatter_add_(2, layout.step_BT[:, None].expand(B, H, T), weighted_BHT)
-    return influence_BHS[:, :, :-1]
+
+    row: int
+    start: int
+    stop: int
+    first: int
+    all_from: int
+    all_to: int
+    last: int
+
+
+def _tiles(lo_BT: Tensor, hi_BT: Tensor) -> Iterator[Tile]:
+    """The tiles that have anything to sum, those with the most queries (the earliest keys) first."""
+    tokens = lo_BT.shape[1]
+    for start in range(0, tokens, TILE_KEYS):
+        stop = min(start + TILE_KEYS, tokens)
+        lo_Bm, hi_Bm = lo_BT[:, start:stop], hi_BT[:, start:stop]
+        counts_Bm = lo_Bm < hi_Bm
+        bounds = (
+            lo_Bm.where(counts_Bm, tokens).amin(1).tolist(),
+            lo_Bm.where(counts_Bm, 0).amax(1).tolist(),
+            hi_Bm.where(counts_Bm, tokens).amin(1).tolist(),
+            hi_Bm.where(counts_Bm, 0).amax(1).tolist(),
+        )
+        for row, (first, all_from, all_to, last) in enumerate(zip(*bounds, strict=True)):
+            if first < last:
+                yield Tile(row, start, stop, first, all_from, all_to, last)
+
+
+def _tile_sums(
+    query_HTD: Tensor,
+    key_GTD: Tensor,
+    shift_HT: Tensor,
+    lo_T: Tensor,
+    hi_T: Tensor,
+    tile: Tile,
+    scaling: float,
+    softcap: float | None,
+) -> Tensor:
+    """Column sums c_Hm of one tile; ``shift`` is ``(lse - log w) / log 2``."""
+    H, _, D = query_HTD.shape
+    G = key_GTD.shape[0]
+    m = tile.stop - tile.start
+    keys = slice(tile.start, tile.stop)
+    lo_m, hi_m = lo_T[keys], hi_T[keys]
+    sums_Hm = shift_HT.new_zeros(H, m)
+    size = CPU_TILE if query_HTD.device.type == "cpu" else DEVICE_TILE
+    groups = max(1, min(G, size * G // (H * m * min(128, tile.last - tile.first))))
+    n = max(16, size * G // (H * m * groups))
+    unit = 1 / math.log(2)
+    for group in range(0, G, groups):
+        some = slice(group, group + groups)
+        heads = slice(group * H // G, min(group + groups, G) * H // G)
+        factor = scaling if softcap else scaling * unit
+        key_GDm = (key_GTD[some, keys].to(shift_HT.dtype) * factor).mT
+        key_HDm = key_GDm[:, None].expand(-1, H // G, -1, -1).reshape(-1, D, m)  # of one group still a view
+        for start in range(tile.first, tile.last, n):
+            stop = min(start + n, tile.last)
+            scores_Hnm = query_HTD[heads, start:stop] @ key_HDm
+            if softcap:
+                scores_Hnm.div_(softcap).tanh_().mul_(softcap * unit)
+            scores_Hnm.sub_(shift_HT[heads, start:stop, None])
+            if start < tile.all_from or stop > tile.all_to:
+                queries_n1 = torch.arange(start, stop, device=lo_m.device)[:, None]
+                # Before the exponential: what does not count may be too large for it.
+                scores_Hnm.masked_fill_((queries_n1 < lo_m) | (queries_n1 >= hi_m), -torch.inf)
+            sums_Hm[heads] += scores_Hnm.exp2_().sum(1)
+    return sums_Hm.masked_fill_(lo_m >= hi_m, 0)
+
+
+def _for_each(function: Callable[[Tile], None], tiles: Sequence[Tile], *, threaded: bool) -> None:
+    """Call the function for each tile; ``threaded`` on as many threads as torch uses.
+
+    Each thread computes its tiles alone. Sharing every small product among all threads, as torch would,
+    makes each of them wait for the slowest, which on a busy machine can take many times as long.
+    """
+    threads = min(torch.get_num_threads(), len(tiles))
+    if not threaded or threads < 2:
+        for tile in tiles:
+            function(tile)
+        return
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for _ in pool.map(torch.no_grad()(function), tiles):
+                pass
+    finally:
+        # Threads keep their own number, but torch gives new ones what was last set anywhere.
+        torch.set_num_threads(torch.get_num_threads())

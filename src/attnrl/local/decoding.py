@@ -121,7 +121,7 @@ def decoding(model: PreTrainedModel) -> Iterator[None]:
     configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values()
     ours = [(config, config._attn_implementation) for config in configs]
     # Another choice than sdpa (eager for soft-capped scores, flash attention) is the model's or the user's: keep it.
-    ours = [(config, name) for config, name in ours if name and (name == "sdpa" or name.startswith("attnrl_"))]
+    ours = [(config, name) for config, name in ours if name == "sdpa"]
     try:
         for config, _ in ours:
             config._attn_implementation = DECODE_ATTENTION

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from attnrl.config import TrainConfig
 from attnrl.errors import UserError
-from attnrl.fci import FciUnsupportedError
+from attnrl.fci import FciUnsupportedError, check
 from attnrl.local.policy import LocalPolicy
 from attnrl.local.sampler import LocalSampler, ProgressHook, UnsupportedModelError
 
@@ -139,23 +139,28 @@ def build_sampler(
         raise UserError(f"model: {_one_line(error)}") from None
 
 
-def build_policy(config: TrainConfig, model: PreTrainedModel, reference: PreTrainedModel | None) -> LocalPolicy:
-    """The policy to train, with the frozen starting model of its KL if that is weighed.
+def require_influence(model: PreTrainedModel) -> dict[int, str]:
+    """Make sure that FCI can be taken from the model; returns the kinds of the layers that have none, by index.
 
     Raises:
-        UserError: FCI cannot be taken from this model's attention.
+        UserError: it cannot.
     """
     try:
-        return LocalPolicy(
-            model,
-            reference,
-            loss=config.loss,
-            optimizer=config.optimizer,
-            branching=config.method.branching,
-            temperature=config.sampling.temperature,
-        )
+        return check(model)
     except FciUnsupportedError as error:
         raise UserError(f"model: {_one_line(error)}") from None
+
+
+def build_policy(config: TrainConfig, model: PreTrainedModel, reference: PreTrainedModel | None) -> LocalPolicy:
+    """The policy to train, with the frozen starting model of its KL if that is weighed."""
+    return LocalPolicy(
+        model,
+        reference,
+        loss=config.loss,
+        optimizer=config.optimizer,
+        branching=config.method.branching,
+        temperature=config.sampling.temperature,
+    )
 
 
 def _one_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from attnrl.config import BranchingConfig, LossConfig, OptimizerConfig
-from attnrl.fci import CaptureSpec, capture, enable
+from attnrl.fci import CaptureSpec, capture
 from attnrl.method.influence import REDUCTIONS
 from attnrl.method.loss import kl_k3, policy_loss
 from attnrl.method.steps import Steps
@@ -161,14 +161,7 @@ class LocalPolicy:
         branching: BranchingConfig,
         temperature: float,
     ) -> None:
-        """Take ownership of ``model`` and set its attention implementation.
-
-        ``reference`` is the frozen starting model of the KL; None leaves the KL out.
-
-        Raises:
-            FciUnsupportedError: FCI cannot be taken from the model's attention.
-        """
-        enable(model)
+        """Take ownership of ``model``; ``reference`` is the frozen starting model of the KL, None leaves it out."""
         self.model = model
         self.loss = loss
         self.settings = optimizer
@@ -198,7 +191,11 @@ class LocalPolicy:
         responses: Sequence[Sequence[int]],
         steps: Sequence[Steps] | None = None,
     ) -> list[Score]:
-        """Log-probs, entropy and (with ``steps``) FCI of each response, all from one forward."""
+        """Log-probs, entropy and (with ``steps``) FCI of each response, all from one forward.
+
+        Raises:
+            FciUnsupportedError: with ``steps``, if FCI cannot be taken from the model's attention.
+        """
         self.model.eval()
         scores: list[Score | None] = [None] * len(prompts)
         lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
@@ -206,7 +203,7 @@ class LocalPolicy:
             batch = pad_rows(rows, prompts, responses, self.device)
             starts = [[len(prompts[row]) + s for s in steps[row].starts] if steps else [] for row in rows]
             spec = CaptureSpec(starts, [lengths[row] for row in rows], self.branching.delta)
-            with capture(spec) if steps else nullcontext() as captured:
+            with capture(self.model, spec) if steps else nullcontext() as captured:
                 logprobs_BR, entropy_BR = token_logprobs(self.model, batch, self.temperature, with_entropy=True)
             assert entropy_BR is not None
             reduce = REDUCTIONS[self.branching.reduction]

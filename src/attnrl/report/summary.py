@@ -21,7 +21,14 @@ def describe(prepared: PreparedRun) -> list[str]:
         f"step        {config.prompts} problems x {method.trunks} initial responses, up to {responses:,} "
         f"responses to train on, at most {responses * config.sampling.max_new_tokens:,} tokens",
         f"resumes     {prepared.checkpoint.directory if prepared.checkpoint else 'nothing: a new run'}",
+        *left_out(prepared),
     ]
+
+
+def left_out(prepared: PreparedRun) -> list[str]:
+    """One line that names the layers that FCI cannot look at, if there are any."""
+    layers = [f"{index} ({kind})" for index, kind in sorted(prepared.without_influence.items())]
+    return [f"FCI leaves out layers without softmax attention: {', '.join(layers)}"] if layers else []
 
 
 def summarize(rows: list[dict[str, float]]) -> list[str]:

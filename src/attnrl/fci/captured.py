@@ -1,0 +1,176 @@
+"""What a forward under capture leaves behind: the influence of each layer and head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from attnrl.fci.attention import LayerAttention, accumulating, panels
+from attnrl.fci.columns import column_sums
+from attnrl.fci.layout import StepLayout
+from attnrl.fci.spec import CaptureSpec, FciUnsupportedError
+
+
+@dataclass
+class Capture:
+    """What one forward has captured so far; filled layer by layer.
+
+    Attributes:
+        spec: what was asked for.
+        layer_kinds: the kind of each layer of the model in the words of its config, by layer index.
+        influence_HS: influence of each layer by layer index, steps of all sequences one after another (eq. 5).
+        alpha_HSS: with ``spec.matrix``, the step-to-step attention of each sequence (eq. 4), by layer index.
+    """
+
+    spec: CaptureSpec
+    layer_kinds: Sequence[str]
+    influence_HS: dict[int, Tensor] = field(default_factory=dict)
+    alpha_HSS: dict[int, list[Tensor]] = field(default_factory=dict)
+    _running: bool = field(default=False, repr=False)
+    _attended: set[int] = field(default_factory=set, repr=False)
+    _layouts: dict[tuple[int, int, torch.device], StepLayout] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check the spec against the model."""
+        if self.spec.layers is not None and max(self.spec.layers) >= len(self.layer_kinds):
+            raise ValueError(
+                f"layers: there is no layer {max(self.spec.layers)} in a model of {len(self.layer_kinds)} layers"
+            )
+
+    def begin(self) -> None:
+        """A forward begins; it replaces an earlier one."""
+        self._attended.clear()
+        self.influence_HS.clear()
+        self.alpha_HSS.clear()
+        self._running = True
+
+    def end(self) -> None:
+        """The forward is over; what gradient checkpointing computes again in the backward pass is not looked at."""
+        self._running = False
+
+    def influence(self) -> list[Tensor]:
+        """Influence of each step at each layer and head: for each sequence a tensor [L, H, S of the sequence].
+
+        Layers are in ascending order of their index, heads in the order of the spec. Values are fp32 (fp64
+        for fp64 models), on the device of the first layer.
+
+        Raises:
+            FciUnsupportedError: no layer was captured, layers differ in their heads (then choose layers), or
+                sequences were packed for a model that does not keep them apart.
+        """
+        kinds = enumerate(self.layer_kinds)
+        mixing = {index: kind for index, kind in kinds if kind == "hybrid" or index not in self._attended}
+        if self.spec.packed and mixing and self._attended:
+            raise FciUnsupportedError(
+                f"packed sequences: layers that do more than attend ({mixing}) carry one into the next; pad instead"
+            )
+        counts = [len(starts) for starts in self.spec.step_starts]
+        return list(torch.split(self._stack(self.influence_HS), counts, dim=-1))
+
+    def step_attention(self) -> list[Tensor]:
+        """Step-to-step attention alpha (eq. 4) of each sequence: a tensor [L, H, S, S], later by earlier step.
+
+        Raises:
+            FciUnsupportedError: as :meth:`influence`.
+            ValueError: the spec did not ask for the matrix.
+        """
+        if not self.spec.matrix:
+            raise ValueError("the step-to-step attention was not captured: CaptureSpec(matrix=True) asks for it")
+        return [
+            self._stack({index: alphas[sequence] for index, alphas in self.alpha_HSS.items()})
+            for sequence in range(len(self.spec.lengths))
+        ]
+
+    @property
+    def skipped(self) -> dict[int, str]:
+        """Kind of each wanted layer that has no softmax attention (linear attention, a state space), by index."""
+        wanted = range(len(self.layer_kinds)) if self.spec.layers is None else self.spec.layers
+        return {index: self.layer_kinds[index] for index in wanted if index not in self._attended}
+
+    def layout(self, rows: int, tokens: int, device: torch.device) -> StepLayout:
+        """The layout of a forward of so many rows of so many (padded) tokens.
+
+        Raises:
+            ValueError: the sequences are not those of such rows.
+        """
+        place = (rows, tokens, device)
+        if place not in self._layouts:
+            spans, packed = self.spec.spans, self.spec.packed
+            needed = max((span.stop for span in spans), default=0)
+            if rows != self.spec.rows or needed > tokens or (packed and needed < tokens):
+                raise ValueError(
+                    f"the forward has {rows} rows of {tokens} tokens, the capture was opened for "
+                    f"{'packed sequences' if packed else 'rows'} of {list(self.spec.lengths)} tokens"
+                )
+            self._layouts[place] = StepLayout.build(spans, rows, tokens, self.spec.delta, device)
+        return self._layouts[place]
+
+    @torch.no_grad()
+    def add(self, index: int, layer: LayerAttention, lse_BHT: Tensor, layout: StepLayout) -> None:
+        """Add the influence of a layer whose rows have these normalisers, if the spec asks for the layer.
+
+        Raises:
+            FciUnsupportedError: the layer attends a second time.
+            ValueError: the spec asks for a head that the layer has not.
+        """
+        if not self._running:
+            return
+        if index in self._attended:
+            raise FciUnsupportedError(f"layer {index} attends more than once in a forward: which time should count?")
+        self._attended.add(index)
+        if self.spec.layers is not None and index not in self.spec.layers:
+            return
+        query_BHTD, key_BGTD = layer.query_BHTD, layer.key_BGTD
+        heads, key_heads = query_BHTD.shape[1], key_BGTD.shape[1]
+        chosen = list(range(heads) if self.spec.heads is None else self.spec.heads)
+        if max(chosen) >= heads:
+            raise ValueError(f"heads: there is no head {max(chosen)} in layer {index}, which has {heads}")
+        if self.spec.matrix:
+            self.alpha_HSS[index] = [alpha_HSS[chosen] for alpha_HSS in step_attention(layer, layout)]
+        if self.spec.heads is not None:
+            shared = [head * key_heads // heads for head in chosen]
+            query_BHTD, lse_BHT, key_BGTD = query_BHTD[:, chosen], lse_BHT[:, chosen], key_BGTD[:, shared]
+        columns_BHT = column_sums(
+            query_BHTD,
+            key_BGTD,
+            lse_BHT,
+            layout.weight_BT,
+            layout.lo_BT,
+            layout.hi_BT(layer.window),
+            scaling=layer.scaling,
+            softcap=layer.softcap,
+        )
+        self.influence_HS[index] = layout.step_means(columns_BHT)
+
+    def _stack(self, layers: dict[int, Tensor]) -> Tensor:
+        if not layers:
+            kinds = ", ".join(sorted(set(self.layer_kinds))) or "unknown"
+            raise FciUnsupportedError(
+                f"no attention layer was captured (kinds of layers: {kinds}): none of the wanted layers has softmax "
+                "attention that is called through transformers' AttentionInterface, or no forward ran"
+            )
+        ordered = [layers[index] for index in sorted(layers)]
+        if len({len(layer) for layer in ordered}) > 1:
+            heads = {index: len(layers[index]) for index in sorted(layers)}
+            raise FciUnsupportedError(f"layers differ in their number of heads; choose layers of one kind: {heads}")
+        return torch.stack([layer.to(ordered[0].device) for layer in ordered])
+
+
+def step_attention(layer: LayerAttention, layout: StepLayout) -> list[Tensor]:
+    """Step-to-step attention alpha_HSS of each sequence (eq. 4), from a few attention rows at a time."""
+    alphas = []
+    first = 0
+    for span in layout.spans:
+        steps_T, weight_T = layout.step_BT[span.row] - first, layout.weight_BT[span.row]
+        index_S = torch.arange(len(span.steps), device=steps_T.device)
+        average_ST = ((steps_T == index_S[:, None]) * weight_T).to(accumulating(layer.query_BHTD))
+        alpha_HSS = average_ST.new_zeros(layer.query_BHTD.shape[1], len(span.steps), len(span.steps))
+        for panel in panels(layer, span):
+            queries, keys = slice(panel.start, panel.stop), slice(panel.left, panel.stop)
+            alpha_HSS += average_ST[:, queries] @ (panel.probs_Hnm @ average_ST[:, keys].mT)
+        alphas.append(alpha_HSS)
+        first += len(span.steps)
+    return alphas

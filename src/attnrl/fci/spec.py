@@ -1,0 +1,88 @@
+"""What a capture is asked for, and the errors of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from attnrl.fci.layout import Span, packed_spans, padded_spans
+
+
+class StepStartsError(ValueError):
+    """Step starts that do not describe contiguous, non-empty steps of the sequence."""
+
+
+class FciUnsupportedError(RuntimeError):
+    """A model, or a layer of it, whose attention cannot be captured correctly. The message says why."""
+
+
+@dataclass(frozen=True)
+class CaptureSpec:
+    """The steps whose influence is wanted, for each sequence of a batch.
+
+    A batch has one sequence a row, with padding on the right or on both sides, or (``packed``) is one row that
+    holds all sequences end to end, as flash attention's variable-length format has them; their position ids
+    then restart at each sequence.
+
+    Attributes:
+        step_starts: for each sequence the ascending offsets of the first token of each step, counted from the
+            start of the sequence; the last step ends with the sequence, tokens before the first (the prompt)
+            belong to no step. May be empty.
+        lengths: tokens of each sequence without padding.
+        delta: Delta of eq. 5: step j counts for step k if ``j >= k + delta``.
+        packed: all sequences are in one row.
+        left_padding: padding before each sequence in its row; none when empty.
+        layers: indices of the layers to capture, ascending; None for all.
+        heads: indices of the query heads to capture, in the order in which they shall appear; None for all.
+        matrix: also keep the whole step-to-step attention (eq. 4); costs a pass of its own.
+
+    Raises:
+        StepStartsError: unsorted or repeated starts, or a start outside its sequence.
+        ValueError: another inconsistency; the message names it.
+    """
+
+    step_starts: Sequence[Sequence[int]]
+    lengths: Sequence[int]
+    delta: int = 4
+    packed: bool = False
+    left_padding: Sequence[int] = ()
+    layers: Sequence[int] | None = None
+    heads: Sequence[int] | None = None
+    matrix: bool = False
+
+    def __post_init__(self) -> None:
+        """Check everything that needs no model."""
+        if self.delta < 0:
+            raise ValueError(f"delta must be at least 0, got {self.delta}")
+        if len(self.step_starts) != len(self.lengths):
+            raise ValueError(f"{len(self.step_starts)} sequences of step starts for {len(self.lengths)} lengths")
+        for name, chosen in (("layers", self.layers), ("heads", self.heads)):
+            if chosen is not None and (not chosen or min(chosen) < 0 or len(set(chosen)) < len(chosen)):
+                raise ValueError(f"{name} must be different indices of at least 0, got {list(chosen)}")
+        for sequence, (starts, length) in enumerate(zip(self.step_starts, self.lengths, strict=True)):
+            if length < 1:
+                raise ValueError(f"sequence {sequence} has a length of {length}")
+            if any(left >= right for left, right in pairwise(starts)):
+                raise StepStartsError(f"sequence {sequence}: step starts must ascend, got {list(starts)}")
+            if starts and not 0 <= starts[0] <= starts[-1] < length:
+                outside = starts[0] if starts[0] < 0 else starts[-1]
+                raise StepStartsError(
+                    f"sequence {sequence}: step start {outside} is outside the sequence of {length} tokens"
+                )
+        if self.left_padding and (self.packed or len(self.left_padding) != len(self.lengths)):
+            raise ValueError("left_padding is one number for each row, and packed sequences have none")
+        if any(left < 0 for left in self.left_padding):
+            raise ValueError(f"left_padding must be at least 0, got {list(self.left_padding)}")
+
+    @property
+    def rows(self) -> int:
+        """Rows of the batch."""
+        return 1 if self.packed else len(self.lengths)
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """Where the sequences lie in the batch."""
+        if self.packed:
+            return packed_spans(self.step_starts, self.lengths)
+        return padded_spans(self.step_starts, self.lengths, self.left_padding or [0] * len(self.lengths))

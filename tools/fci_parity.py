@@ -1,0 +1,55 @@
+"""Print the table of docs/fci.md: how far the captured influence is from that of eager attention.
+
+``python tools/fci_parity.py`` measures tiny random models of the architectures that tests/fci/test_architectures.py
+puts to the test. The text between the markers of docs/fci.md is what it prints.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fci"))
+
+from architectures import ARCHITECTURES, Architecture, build, config_of, packing_error, parity
+
+from attnrl.fci import FciUnsupportedError
+
+HEADER = (
+    "| architecture | exercises | layers captured / skipped | error fp32 | error bf16 | packed |",
+    "| --- | --- | --- | --- | --- | --- |",
+)
+
+
+def row(architecture: Architecture) -> str:
+    config = config_of(architecture)
+    if config is None:
+        measured = [f"not in transformers {transformers.__version__}", "", "", ""]
+    else:
+        model = build(config)
+        single = parity(model)
+        half = parity(build(config, torch.bfloat16))
+        measured = [
+            f"{len(single.captured)} / {len(single.skipped)}",
+            f"{single.error:.0e}",
+            f"{half.error:.3f}",
+            "yes" if architecture.packing == "equal" and packing_error(model) < 1e-6 else architecture.packing,
+        ]
+    return "| " + " | ".join([architecture.name, architecture.exercises, *measured]) + " |"
+
+
+def main() -> None:
+    transformers.logging.set_verbosity_error()
+    print(*HEADER, sep="\n")
+    for architecture in ARCHITECTURES:
+        try:
+            print(row(architecture))
+        except FciUnsupportedError as error:
+            raise SystemExit(f"{architecture.name}: {error}") from error
+
+
+if __name__ == "__main__":
+    main()
