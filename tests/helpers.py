@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Pre
 
 from attnrl.config import TrainConfig, load_config
 from attnrl.method.steps import Steps
-from attnrl.protocols import Completion, Request, Score, TrainingRow
+from attnrl.protocols import Completion, Grade, Request, Score, TrainingRow
 from attnrl.tasks.problem import Problem
 from attnrl.trainer import Trainer, TrainerState
 
@@ -74,10 +74,11 @@ class FakeGrader:
     rule: Callable[[str, str], float] = hash_reward
     asked: list[tuple[str, str]] = field(default_factory=list)
 
-    def grade(self, answers: Sequence[Sequence[str]], responses: Sequence[str]) -> list[float]:
-        pairs = [(answer, response) for (answer,), response in zip(answers, responses, strict=True)]
+    def grade(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Grade]:
+        pairs = [(problem.answers[0], response) for problem, response in zip(problems, responses, strict=True)]
         self.asked += pairs
-        return [self.rule(answer, response) for answer, response in pairs]
+        rewards = [self.rule(answer, response) for answer, response in pairs]
+        return [Grade(reward, "correct" if reward >= 1 else "wrong") for reward in rewards]
 
 
 @dataclass

@@ -20,7 +20,15 @@ def evaluation(rewards: Sequence[Sequence[float]], lengths: Sequence[int] | None
     return Evaluation(
         tuple(
             EvaluatedSample(
-                str(problem), sample, "?", "!", ("1",), reward, length, "stop" if length < 100 else "length"
+                str(problem),
+                sample,
+                "?",
+                "!",
+                ("1",),
+                reward,
+                "correct" if reward else "wrong",
+                length,
+                "stop" if length < 100 else "length",
             )
             for (problem, sample, reward), length in zip(flat, lengths, strict=True)
         ),

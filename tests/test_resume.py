@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 import attnrl.run
 from attnrl.config import TrainConfig, load_config
 from attnrl.errors import UserError
+from attnrl.protocols import Grade
 from attnrl.report.display import Display
+from attnrl.tasks.problem import Problem
 
 STEPS = 4
 
@@ -24,8 +26,9 @@ STEPS = 4
 class HashGrader:
     """A random model solves nothing; this one is right by chance, so that there is something to learn from."""
 
-    def grade(self, answers: Sequence[Sequence[str]], responses: Sequence[str]) -> list[float]:
-        return [float(zlib.crc32(response.encode()) % 3 == 0) for response in responses]
+    def grade(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Grade]:
+        right = [zlib.crc32(response.encode()) % 3 == 0 for response in responses]
+        return [Grade(1.0, "correct") if yes else Grade(0.0, "wrong") for yes in right]
 
 
 @pytest.fixture(autouse=True)

@@ -14,13 +14,13 @@ OLD, NEW = -1.0, -2.0  # log-probs of the policies that sampled trunks and branc
 
 
 def sample(tokens: list[int], reward: float) -> Sample:
-    return Sample(tuple(tokens), (NEW,) * len(tokens), (0.5,) * len(tokens), reward, "stop")
+    return Sample(tuple(tokens), (NEW,) * len(tokens), (0.5,) * len(tokens), reward, "wrong", "stop")
 
 
 def trunk(tokens: list[int], reward: float, starts: tuple[int, ...] = (0, 2), fci: tuple[float, ...] = ()) -> Trunk:
     size = len(tokens)
     return Trunk(
-        tuple(tokens), (OLD,) * size, (0.5,) * size, reward, "stop", steps=Steps(starts, size), fci=fci
+        tuple(tokens), (OLD,) * size, (0.5,) * size, reward, "wrong", "stop", steps=Steps(starts, size), fci=fci
     )  # fmt: skip
 
 

@@ -10,7 +10,8 @@ from statistics import fmean
 
 from transformers import PreTrainedTokenizerBase
 
-from attnrl.protocols import Grader, Request, Sampler
+from attnrl.metrics import verdict_ratios
+from attnrl.protocols import Grader, Request, Sampler, Verdict
 from attnrl.tasks.problem import Problem
 from attnrl.tokens import decode, encode_prompt
 
@@ -25,6 +26,7 @@ class EvaluatedSample:
     response: str
     answers: tuple[str, ...]
     reward: float
+    verdict: Verdict
     tokens: int
     finish_reason: str
 
@@ -82,6 +84,7 @@ class Evaluation:
             "never_solved": 1.0 - self.pass_at_k,
             "response_length": fmean(sample.tokens for sample in self.samples),
             "truncated_ratio": fmean(sample.finish_reason == "length" for sample in self.samples),
+            **verdict_ratios([sample.verdict for sample in self.samples]),
         }
 
 
@@ -104,7 +107,7 @@ def evaluate(
         [Request(prompts[problem.id], max_new_tokens, rng.getrandbits(62)) for problem, _ in pairs]
     )
     responses = [decode(tokenizer, completion.tokens) for completion in completions]
-    rewards = grader.grade([problem.answers for problem, _ in pairs], responses)
+    grades = grader.grade([problem for problem, _ in pairs], responses)
     return Evaluation(
         tuple(
             EvaluatedSample(
@@ -113,11 +116,12 @@ def evaluate(
                 prompt=decode(tokenizer, prompts[problem.id]),
                 response=response,
                 answers=problem.answers,
-                reward=reward,
+                reward=grade.reward,
+                verdict=grade.verdict,
                 tokens=len(completion.tokens),
                 finish_reason=completion.finish_reason,
             )
-            for (problem, k), completion, response, reward in zip(pairs, completions, responses, rewards, strict=True)
+            for (problem, k), completion, response, grade in zip(pairs, completions, responses, grades, strict=True)
         ),
         samples,
     )

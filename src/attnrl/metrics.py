@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import fmean
+from typing import get_args
 
+from attnrl.protocols import Verdict
 from attnrl.rollout import Grown, Sample, sampled_tokens
 
 CORRECT = 1.0
@@ -76,6 +78,7 @@ def step_metrics(
         "tokens/valid": valid_tokens,
         "tokens/valid_ratio": valid_tokens / max(1, batch_tokens),
         "filtered_ratio": fmean([not problem.plan.kept for problem in grown]),
+        **verdict_ratios([sample.verdict for sample in [*trunks, *branches]]),
         **_solve_ratios("initial", rewards_initial),
         **_solve_ratios("mc", rewards_mc),
         **_solve_ratios("all", rewards_all),
@@ -86,6 +89,11 @@ def step_metrics(
         **{f"time/{phase}": seconds for phase, seconds in phases.items()},
         "time/generated_tokens_per_second": generated_tokens / max(1e-9, phases.get("generate", 0.0)),
     }
+
+
+def verdict_ratios(verdicts: Sequence[Verdict]) -> dict[str, float]:
+    """Share of each verdict of grading, as ``grade/*_ratio``."""
+    return {f"grade/{name}_ratio": verdicts.count(name) / len(verdicts) for name in get_args(Verdict)}
 
 
 def _solve_ratios(samples: str, rewards_of_problems: Sequence[Sequence[float]]) -> dict[str, float]:

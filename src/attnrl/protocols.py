@@ -12,8 +12,12 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from attnrl.method.steps import Steps
+from attnrl.tasks.problem import Problem
 
 FinishReason = Literal["stop", "length"]
+#: What grading came to. ``no_answer``: the response gives none; ``timeout`` and ``error``: comparing it took too long
+#: or failed; ``bad_gold``: there is no true answer to compare with.
+Verdict = Literal["correct", "wrong", "no_answer", "timeout", "error", "bad_gold"]
 
 
 @dataclass(frozen=True)
@@ -86,11 +90,26 @@ class Sampler(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Grade:
+    """What a grader makes of one response.
+
+    Attributes:
+        reward: in [0, 1]; 1 is correct.
+        verdict: why.
+        answer: what was taken for the response's answer; None where it gives none.
+    """
+
+    reward: float
+    verdict: Verdict
+    answer: str | None = None
+
+
 class Grader(Protocol):
     """Scores finished responses."""
 
-    def grade(self, answers: Sequence[Sequence[str]], responses: Sequence[str]) -> list[float]:
-        """Return a reward in [0, 1] for each response, given the accepted answers of its problem."""
+    def grade(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Grade]:
+        """Grade each response to its problem, in order."""
         ...
 
 

@@ -11,7 +11,7 @@ from attnrl.method.branching import RolloutSignals
 from attnrl.method.forest import Forest, Node, Path, Tree
 from attnrl.method.influence import mean_influence
 from attnrl.method.steps import Steps
-from attnrl.protocols import FinishReason, TrainingRow
+from attnrl.protocols import FinishReason, TrainingRow, Verdict
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Sample:
         logprobs: log-probability of each under the policy that sampled it.
         entropy: entropy of the distribution each was drawn from.
         reward: reward of the whole response that it completes.
+        verdict: why.
         finish_reason: why it ended.
     """
 
@@ -30,6 +31,7 @@ class Sample:
     logprobs: tuple[float, ...]
     entropy: tuple[float, ...]
     reward: float
+    verdict: Verdict
     finish_reason: FinishReason
 
 

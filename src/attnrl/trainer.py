@@ -194,13 +194,13 @@ class Trainer:
         limits = self.config.sampling
         # A continuation's context is its prompt and the trunk tokens it keeps.
         branches = [
-            (plan.group.prompt, plan.group.trunks[trunk].tokens[:at], plan.group.answers)
+            (plan.group.prompt, plan.group.trunks[trunk].tokens[:at], self.source.at(plan.group.position))
             for plan in plans
             for trunk, at in plan.branches
         ]
         prompts = [encode_prompt(self.tokenizer, problem, limits.max_prompt_tokens) for _, problem in problems]
         initial = [
-            (prompt, (), problem.answers)
+            (prompt, (), problem)
             for prompt, (_, problem) in zip(prompts, problems, strict=True)
             for _ in range(self.config.method.trunks)
         ]
@@ -214,8 +214,8 @@ class Trainer:
                 ]
             )
         with self.clock.phase("grade"):
-            rewards = self.grader.grade(
-                [answers for _, _, answers in contexts],
+            grades = self.grader.grade(
+                [problem for _, _, problem in contexts],
                 [
                     decode(self.tokenizer, kept + completion.tokens)
                     for (_, kept, _), completion in zip(contexts, completions, strict=True)
@@ -235,8 +235,15 @@ class Trainer:
             self.state, sampled_tokens=self.state.sampled_tokens + sum(len(c.tokens) for c in completions)
         )
         samples = [
-            Sample(completion.tokens, score.logprobs, score.entropy, reward, completion.finish_reason)
-            for completion, score, reward in zip(completions, scores, rewards, strict=True)
+            Sample(
+                completion.tokens,
+                score.logprobs,
+                score.entropy,
+                grade.reward,
+                grade.verdict,
+                completion.finish_reason,
+            )
+            for completion, score, grade in zip(completions, scores, grades, strict=True)
         ]
         trunks = [
             Trunk(**vars(sample), steps=its_steps, fci=mask_influence(score.fci, its_steps) if score.fci else ())

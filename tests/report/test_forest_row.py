@@ -13,7 +13,14 @@ from attnrl.rollout import Group, Grown, Plan, Sample, Trunk
 def sample(tokenizer: PreTrainedTokenizerBase, text: str, reward: float) -> dict:
     tokens = tuple(tokenizer(text)["input_ids"])
     numbers = tuple(0.1 * place for place in range(len(tokens)))
-    return {"tokens": tokens, "logprobs": numbers, "entropy": numbers, "reward": reward, "finish_reason": "stop"}
+    return {
+        "tokens": tokens,
+        "logprobs": numbers,
+        "entropy": numbers,
+        "reward": reward,
+        "verdict": "wrong",
+        "finish_reason": "stop",
+    }
 
 
 @pytest.fixture
@@ -80,7 +87,7 @@ def test_a_filtered_problem_says_so(grown: Grown, tokenizer: PreTrainedTokenizer
 
 
 def test_a_response_without_tokens_and_fci_is_a_row_too(tokenizer: PreTrainedTokenizerBase) -> None:
-    empty = Trunk((), (), (), 0.0, "length", steps=Steps(starts=(), length=0), fci=())
+    empty = Trunk((), (), (), 0.0, "no_answer", "length", steps=Steps(starts=(), length=0), fci=())
     group = Group(0, "x:0", ("1",), (5,), (empty,))
     row = forest_row(Grown(Plan(group, True, {0: ()}, 2), ()), tokenizer, step=1)
     assert row["trees"][0]["nodes"][0]["segments"] == []

@@ -206,8 +206,6 @@ def test_the_sets_of_the_paper(name: str, count: int) -> None:
     assert len(problems) == len({problem.id for problem in problems}) == count
     assert all(problem.prompt[-1]["content"].endswith("\\boxed{}. So?") for problem in problems)
     # Every true answer, boxed, is graded as correct, and so is each other accepted one.
-    pairs = [(problem.answers, answer) for problem in problems for answer in problem.answers]
-    rewards = AnswerGrader().grade(
-        [answers for answers, _ in pairs], [f"so \\boxed{{{answer}}}" for _, answer in pairs]
-    )
-    assert [answer for (_, answer), reward in zip(pairs, rewards, strict=True) if reward != 1] == []
+    pairs = [(problem, answer) for problem in problems for answer in problem.answers]
+    grades = AnswerGrader().grade([problem for problem, _ in pairs], [f"so \\boxed{{{answer}}}" for _, answer in pairs])
+    assert [answer for (_, answer), grade in zip(pairs, grades, strict=True) if grade.reward != 1] == []

@@ -1,12 +1,24 @@
 """What counts as the answer of a response, and when it is the true one."""
 
 import time
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from attnrl.tasks.grading import AnswerGrader, extract_boxed, normalize_answer
+from attnrl.tasks.problem import Problem
+
+
+def rewards_of(**settings: bool) -> Callable[[Sequence[Sequence[str]], Sequence[str]], list[float]]:
+    """The rewards that a grader of these settings gives to responses, from the accepted answers alone."""
+
+    def rewards(answers: Sequence[Sequence[str]], responses: Sequence[str]) -> list[float]:
+        problems = [Problem(str(i), "?", tuple(accepted)) for i, accepted in enumerate(answers)]
+        return [grade.reward for grade in AnswerGrader(**settings).grade(problems, responses)]
+
+    return rewards
 
 
 @pytest.mark.parametrize(
@@ -71,7 +83,7 @@ def test_the_last_box_of_the_conclusion_counts(response: str, found: str | None)
     ],
 )
 def test_the_same_answer_in_other_words(one: str, other: str) -> None:
-    grade = AnswerGrader().grade
+    grade = rewards_of()
     assert grade([[one]], [f"\\boxed{{{other}}}"]) == grade([[other]], [f"\\boxed{{{one}}}"]) == [1.0]
 
 
@@ -99,23 +111,23 @@ def test_the_same_answer_in_other_words(one: str, other: str) -> None:
     ],
 )
 def test_other_answers_are_not_the_same(one: str, other: str) -> None:
-    assert AnswerGrader().grade([[one], [other]], [f"\\boxed{{{other}}}", f"\\boxed{{{one}}}"]) == [0.0, 0.0]
+    assert rewards_of()([[one], [other]], [f"\\boxed{{{other}}}", f"\\boxed{{{one}}}"]) == [0.0, 0.0]
 
 
 def test_any_accepted_answer_will_do() -> None:
-    grade = AnswerGrader().grade
+    grade = rewards_of()
     assert grade([["1", "2"]] * 3, ["\\boxed{1}", "\\boxed{2.0}", "\\boxed{3}"]) == [1.0, 1.0, 0.0]
 
 
 def test_nothing_is_never_correct() -> None:
     """An empty box says nothing, even when the true answer comes to nothing too."""
-    grade = AnswerGrader().grade
+    grade = rewards_of()
     assert grade([[""], ["$$"], ["1"], ["1"]], ["\\boxed{}", "\\boxed{\\%}", "1", "\\boxed{ }"]) == [0.0] * 4
 
 
 def test_answers_and_responses_must_be_as_many() -> None:
     with pytest.raises(ValueError):
-        AnswerGrader().grade([["1"]], [])
+        rewards_of()([["1"]], [])
 
 
 mathematics = st.lists(
@@ -131,7 +143,7 @@ mathematics = st.lists(
 
 @given(mathematics | st.text(max_size=60), mathematics | st.text(max_size=60))
 def test_grading_never_raises(answer: str, response: str) -> None:
-    (reward,) = AnswerGrader().grade([[answer]], [response])
+    (reward,) = rewards_of()([[answer]], [response])
     assert reward in (0.0, 1.0)
     normalize_answer(response)
 
@@ -140,7 +152,7 @@ def test_grading_never_raises(answer: str, response: str) -> None:
 def test_an_answer_without_braces_is_itself_when_boxed(answer: str) -> None:
     answer = answer.replace("{", "").replace("}", "").replace("</think>", "")
     says_something = normalize_answer(answer) != ""
-    assert AnswerGrader().grade([[answer]], [f"so \\boxed{{{answer}}}."]) == [float(says_something)]
+    assert rewards_of()([[answer]], [f"so \\boxed{{{answer}}}."]) == [float(says_something)]
 
 
 @given(st.integers(-(10**12), 10**12))
@@ -166,12 +178,12 @@ def test_numbers_with_and_without_thousands(number: int) -> None:
 )
 def test_hostile_responses_are_graded_at_once(hostile: str) -> None:
     started = time.perf_counter()
-    AnswerGrader().grade([["1"]], [hostile])
+    rewards_of()([["1"]], [hostile])
     assert time.perf_counter() - started < 2
 
 
 def test_flexible_grading_takes_the_last_number_only_where_nothing_is_boxed() -> None:
-    grade = AnswerGrader(flexible=True).grade
+    grade = rewards_of(flexible=True)
     responses = [
         "3 and 4 make 7.",
         "1,007, I think",
@@ -181,4 +193,4 @@ def test_flexible_grading_takes_the_last_number_only_where_nothing_is_boxed() ->
         "-7",
     ]
     assert grade([["7"], ["1007"], ["7"], ["7"], ["7"], ["7"]], responses) == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
-    assert AnswerGrader().grade([["7"]], ["3 and 4 make 7."]) == [0.0]
+    assert rewards_of()([["7"]], ["3 and 4 make 7."]) == [0.0]

@@ -6,6 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from attnrl.protocols import Grade
+from attnrl.tasks.problem import Problem
+
 BOX = "\\boxed{"
 THINK_END = "</think>"
 MAX_ANSWER_CHARS = 2_000  # no true answer is longer; whatever is longer is not an answer
@@ -70,12 +73,16 @@ class AnswerGrader:
 
     flexible: bool = False
 
-    def grade(self, answers: Sequence[Sequence[str]], responses: Sequence[str]) -> list[float]:
+    def grade(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Grade]:
         """Grade each response against the accepted answers of its problem."""
-        return [
-            float(is_correct(self._extract(response), accepted))
-            for accepted, response in zip(answers, responses, strict=True)
-        ]
+        return [self._grade(problem, response) for problem, response in zip(problems, responses, strict=True)]
+
+    def _grade(self, problem: Problem, response: str) -> Grade:
+        answer = self._extract(response)
+        if answer is None:
+            return Grade(0.0, "no_answer")
+        correct = is_correct(answer, problem.answers)
+        return Grade(float(correct), "correct" if correct else "wrong", answer)
 
     def _extract(self, response: str) -> str | None:
         boxed = extract_boxed(response)
