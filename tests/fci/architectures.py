@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -84,8 +84,9 @@ class Architecture:
         exercises: what of the capture it puts to the test.
         settings: of the config, beside :data:`SHAPE`; None for one of these that it does not take.
         skipped: indices of the layers that have no softmax attention.
-        packing: "equal" where sequences packed into one row are those alone; "refused" where the model does not
-            tell them apart, in its masks or in layers without attention, which the capture notices.
+        packing: "equal" where sequences packed into one row are those alone; "cu_seq_lens" where they are so only
+            if these are given, since the model's masks do not heed positions; "refused" where layers without
+            attention do not tell them apart.
     """
 
     name: str
@@ -170,7 +171,7 @@ ARCHITECTURES = (
         "GptOssConfig",
         "attention sinks, mixed windows",
         {"sliding_window": WINDOW, "num_local_experts": 4, "num_experts_per_tok": 2},
-        packing="refused",
+        packing="cu_seq_lens",
     ),
     Architecture(
         "MiMo-V2-Flash",
@@ -279,7 +280,7 @@ ARCHITECTURES = (
             | {"out_hidden_size": 64, "fullatt_block_indexes": [0]},
             "image_token_id": 60,
         },
-        packing="refused",
+        packing="cu_seq_lens",
     ),
 )
 
@@ -407,15 +408,20 @@ def parity(model: PreTrainedModel) -> Parity:
     )
 
 
-def packing_error(model: PreTrainedModel) -> float:
-    """Largest difference between sequences packed into one row and the same sequences one by one."""
+def packing_error(model: PreTrainedModel, *, told: bool = False) -> float:
+    """Largest difference between sequences packed into one row and the same sequences one by one.
+
+    ``told`` gives the forward their bounds as flash attention takes them, beside position ids that restart.
+    """
     sequences = [tokens(length, seed) for seed, length in enumerate(LENGTHS)]
     starts = [[start for start in STARTS if start < length] for length in LENGTHS]
     decoder = decoder_of(model)
     with torch.no_grad():
         with capture(model, CaptureSpec(starts, LENGTHS, delta=DELTA, packed=True)) as packed:
             positions = torch.cat([torch.arange(length) for length in LENGTHS])[None]
-            decoder(torch.cat(sequences, 1), position_ids=positions, use_cache=False)
+            bounds = torch.tensor([0, *accumulate(LENGTHS)], dtype=torch.int32)
+            more = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": TOKENS, "max_length_k": TOKENS}
+            decoder(torch.cat(sequences, 1), position_ids=positions, use_cache=False, **(more if told else {}))
         error = 0.0
         for sequence, ids_1T in enumerate(sequences):
             with capture(model, CaptureSpec([starts[sequence]], [LENGTHS[sequence]], delta=DELTA)) as alone:

@@ -86,11 +86,16 @@ def test_equals_eager_attention_in_bf16(architecture):
 @named(ARCHITECTURES)
 def test_packed_sequences_equal_each_alone(architecture):
     model = build(config_or_skip(architecture))
-    if architecture.packing == "refused":
-        with pytest.raises(FciUnsupportedError, match=r"not causal|carry one into the next"):
+    if architecture.packing == "equal":
+        assert packing_error(model) < 1e-6
+    elif architecture.packing == "refused":
+        with pytest.raises(FciUnsupportedError, match="may carry one into the next"):
             packing_error(model)
     else:
-        assert packing_error(model) < 1e-6
+        with pytest.raises(FciUnsupportedError, match="does not keep the packed sequences"):
+            packing_error(model)
+    if architecture.packing != "refused":
+        assert packing_error(model, told=True) < 1e-6
 
 
 @named(REFUSED)

@@ -8,7 +8,7 @@ import torch.nn.attention.varlen
 from reference import dense_attention
 from torch.nn import functional as F
 
-from attnrl.fci import CaptureSpec, attention
+from attnrl.fci import CaptureSpec, FciUnsupportedError, attention
 from attnrl.fci.attention import LayerAttention, attend, panels
 from attnrl.fci.layout import StepLayout
 
@@ -167,7 +167,9 @@ def test_panels_never_hold_more_than_their_budget(largest, kind):
 def flash_of_plain_torch(
     query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux, scale, window_size, enable_gqa
 ):
-    """varlen_attn by its documentation: sequences end to end, [total, heads, D], and the logsumexp [heads, total].
+    """varlen_attn by its documentation: sequences end to end, [total, heads, D].
+
+    The logsumexp is [heads, total], as its kernel has it; its documentation has the two the other way round.
 
     ``window_size`` is how many tokens left and right of the query's own it sees, -1 for all.
     """
@@ -211,3 +213,25 @@ def test_variable_length_flash_attention_is_called_by_its_documentation(monkeypa
     width = -1 if KINDS[kind].get("window", 40) >= 37 else KINDS[kind]["window"] - 1
     width = -1 if layout == "packed" and KINDS[kind].get("window", 40) >= 15 else width
     assert calls == [(width, 0)] * (1 if "sinks" in kind else 2)
+
+
+def test_variable_length_flash_attention_takes_our_arguments():
+    # Without a GPU torch can tell at least the shapes of what it would give.
+    query = torch.empty(2, 4, 20, 16, device="meta", dtype=torch.bfloat16)
+    key = torch.empty(2, 2, 20, 16, device="meta", dtype=torch.bfloat16)
+    layout = StepLayout.build(CaptureSpec([[0], [3]], [20, 11]).spans, 2, 20, 4, "meta")
+    for window in (None, 5):
+        output, lse = attention._varlen_flash(LayerAttention(query, key, key, 0.2), layout, window)
+        assert (output.shape, lse.shape, lse.dtype) == ((2, 4, 20, 16), (2, 4, 20), torch.float32)
+
+
+def test_a_logsumexp_of_another_shape_is_refused(monkeypatch):
+    def transposed(*args, **kwargs):
+        output, lse = flash_of_plain_torch(*args, **kwargs)
+        return output, lse.T
+
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", transposed)
+    query, key, value = operands(LAYOUTS["single"])
+    layout = StepLayout.build(LAYOUTS["single"].spans, 1, TOKENS, 4)
+    with pytest.raises(FciUnsupportedError, match="logsumexp"):
+        attention._varlen_flash(LayerAttention(query, key, value, 0.2), layout, None)

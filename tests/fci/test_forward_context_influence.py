@@ -146,6 +146,11 @@ def test_refuses_bad_starts(models, starts, problem):
         fci.forward_context_influence(models["llama"], IDS, starts)
 
 
+def test_takes_lists(models):
+    flat = fci.forward_context_influence(models["llama"], IDS[0].tolist(), torch.tensor(STARTS))
+    assert torch.equal(flat, fci.forward_context_influence(models["llama"], IDS, STARTS))
+
+
 def test_refuses_bad_arguments(models):
     with pytest.raises(ValueError, match=r"\[T\] or \[1, T\]"):
         fci.forward_context_influence(models["llama"], IDS.expand(2, -1), STARTS)

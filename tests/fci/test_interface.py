@@ -1,7 +1,8 @@
 """Capture in a forward that serves another purpose: the numbers of each sequence alone, nothing changed, refusals."""
 
 import copy
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from threading import Thread
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from reference import dense_attention
 from torch import nn
 from transformers.masking_utils import create_causal_mask
 
-from attnrl.fci import ATTENTION, Capture, CaptureSpec, FciUnsupportedError, capture, check
+from attnrl.fci import ATTENTION, Capture, CaptureSpec, FciUnsupportedError, capture, check, columns
 from attnrl.fci.interface import Visibility, _explains, captured_attention
 from attnrl.fci.layout import StepLayout
 
@@ -100,10 +101,16 @@ def test_prompts_padded_left_and_completions_padded_right(model, alone):
 
 def test_packed_sequences_equal_sequences_alone(model, alone, packs):
     if not packs(model):
-        with pytest.raises(FciUnsupportedError, match="not causal within the sequences"):
+        with pytest.raises(FciUnsupportedError, match="does not keep the packed sequences"):
             run(model, PACKED, PACKED_SPEC, position_ids=RESTARTING)
-        return
-    assert_rows(run(model, PACKED, PACKED_SPEC, position_ids=RESTARTING), alone(model))
+    else:
+        assert_rows(run(model, PACKED, PACKED_SPEC, position_ids=RESTARTING), alone(model))
+    bounds = torch.tensor([0, *accumulate(LENGTHS)], dtype=torch.int32)
+    told = run(model, PACKED, PACKED_SPEC, position_ids=RESTARTING, cu_seq_lens_q=bounds, cu_seq_lens_k=bounds)
+    assert_rows(told, alone(model))
+    bounds[1] += 1
+    with pytest.raises(FciUnsupportedError, match="are not the sequences of the capture"):
+        run(model, PACKED, PACKED_SPEC, position_ids=RESTARTING, cu_seq_lens_q=bounds, cu_seq_lens_k=bounds)
 
 
 def test_packed_sequences_of_one_token(models, alone):
@@ -194,12 +201,64 @@ def test_autocast_does_not_reach_the_sums(models, oracle):
     layer = models["llama"].model.layers[0].self_attn
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         output, _ = captured_attention(layer, query, key, key, Visibility(captured, None, False), scaling=0.5)
+        captured.end()
     exact = query.bfloat16().double(), key.bfloat16().double()
     *_, probs = dense_attention(*exact, exact[1], [(0, 0, 60)], 0.5)
     assert output.dtype == torch.bfloat16
     expected = oracle(probs[0], starts, 1).float()
     # In bf16 the sums would be off by thousandths.
     torch.testing.assert_close(captured.influence()[0][0], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_inference_mode(models, monkeypatch):
+    # Modes are a thread's own, and the sums are made by several.
+    monkeypatch.setattr(columns, "THREADED", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    model = models["llama"]
+    expected = run(model, IDS, SPEC)
+    with torch.inference_mode(), capture(model, SPEC) as captured:
+        model(IDS, use_cache=False)
+    assert_rows(captured.influence(), expected)
+
+
+def test_a_model_is_captured_in_one_thread_at_a_time(models):
+    model, problems = models["llama"], []
+
+    def in_another_thread(action):
+        def attempt():
+            with pytest.raises(FciUnsupportedError, match="under capture in another thread") as caught:
+                action()
+            problems.append(caught)
+
+        thread = Thread(target=attempt)
+        thread.start()
+        thread.join()
+
+    with torch.no_grad(), capture(model, SPEC) as captured:
+        in_another_thread(lambda: capture(model, SPEC).__enter__())
+        in_another_thread(lambda: model(IDS, use_cache=False))
+        model(IDS, use_cache=False)
+    assert len(problems) == 2
+    assert_rows(captured.influence(), run(model, IDS, SPEC))
+    assert model.config._attn_implementation != ATTENTION
+
+
+def test_a_forward_that_died_has_no_influence(models):
+    model = models["llama"]
+
+    def die(*_):
+        raise RuntimeError("died")
+
+    hook = model.model.layers[2].register_forward_pre_hook(die)
+    try:
+        with torch.no_grad(), capture(model, SPEC) as captured:
+            with pytest.raises(RuntimeError, match="died"):
+                model(IDS, use_cache=False)
+            with pytest.raises(FciUnsupportedError, match="did not come to its end"):
+                captured.influence()
+    finally:
+        hook.remove()
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -368,7 +427,7 @@ def test_images_that_attend_in_both_directions_are_refused():
 def test_packed_sequences_without_their_positions_are_refused(models, family):
     shifted = torch.cat([torch.arange(41), *[torch.arange(length) for length in (96 - 1, 40, 61, 17, 5)]])[None, :219]
     for kwargs in ({}, {"position_ids": torch.arange(219)[None]}, {"position_ids": shifted}):
-        with pytest.raises(FciUnsupportedError, match="packed sequences need position ids that restart"):
+        with pytest.raises(FciUnsupportedError, match=r"does not keep the packed sequences|not causal"):
             run(models[family], PACKED, PACKED_SPEC, **kwargs)
 
 

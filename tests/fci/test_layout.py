@@ -96,7 +96,9 @@ def test_step_starts_are_checked(starts, problem):
     [
         ({"lengths": [4]}, "2 sequences of step starts for 1 lengths"),
         ({"lengths": [4, 0], "step_starts": [[0], []]}, "sequence 1 has a length of 0"),
-        ({"delta": -1}, "delta must be at least 0, got -1"),
+        ({"layers": [2, 0]}, "layers must ascend"),
+        ({"delta": 1.5}, "delta must be an integer"),
+        ({"delta": -1}, "delta must be an integer of at least 0, got -1"),
         ({"layers": []}, r"layers must be different indices of at least 0, got \[\]"),
         ({"heads": [1, 1]}, r"heads .* got \[1, 1\]"),
         ({"heads": [-1]}, r"heads .* got \[-1\]"),

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from operator import index
 from typing import Any
 
 import torch
@@ -131,14 +132,17 @@ def check(model: nn.Module) -> dict[int, str]:
 
 def _captured(model: nn.Module, input_ids: Tensor, step_starts: Sequence[int], **options: Any) -> Capture:
     """Capture one sequence in a forward of its own."""
+    input_ids = torch.as_tensor(input_ids)
     ids_BT = input_ids[None] if input_ids.dim() == 1 else input_ids
     if ids_BT.dim() != 2 or ids_BT.shape[0] != 1:
         raise ValueError(f"input_ids must be [T] or [1, T], got {list(input_ids.shape)}")
     if len(step_starts) == 0:
         raise StepStartsError("step_starts is empty: the response needs at least one step")
-    spec = CaptureSpec([list(step_starts)], [ids_BT.shape[1]], **options)
+    spec = CaptureSpec([[*map(index, step_starts)]], [ids_BT.shape[1]], **options)
     with _evaluating(model), torch.no_grad(), capture(model, spec) as captured:
-        decoder_of(model)(ids_BT.to(next(model.parameters()).device), use_cache=False)
+        device = next(model.parameters()).device
+        # Weights that accelerate has offloaded are on meta until their layer runs; it moves the ids itself.
+        decoder_of(model)(ids_BT if device.type == "meta" else ids_BT.to(device), use_cache=False)
     return captured
 
 

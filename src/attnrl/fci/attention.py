@@ -2,8 +2,8 @@
 
 :func:`attend` is the attention of a layer: torch's flash attention, which has the logsumexp at no cost, where it
 computes what the layer asks for, and otherwise (soft-capped scores, values of another head dimension, sliding
-windows on a CPU) :func:`panels`, which form a few attention rows at a time. Neither ever holds a T x T matrix,
-and both carry gradients.
+windows on a CPU) :func:`panels`, which form a few attention rows at a time. Neither holds a T x T matrix. Both
+carry gradients; for those of panels autograd keeps each panel, as it would keep the whole matrix of eager attention.
 
 Shape letters: B rows of the batch, T tokens, L tokens of one sequence, H query heads, G key/value heads,
 D head dimension, V head dimension of the values; in a panel n queries and m keys.
@@ -11,13 +11,14 @@ D head dimension, V head dimension of the values; in a panel n queries and m key
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from attnrl.fci.layout import Span, StepLayout
+from attnrl.fci.spec import FciUnsupportedError
 
 #: Bytes of the scores in one panel.
 CPU_PANEL_BYTES = 4 * 2**20
@@ -45,6 +46,18 @@ class LayerAttention:
     window: int | None = None
     softcap: float | None = None
     sinks_H: Tensor | None = None
+
+    def of_heads(self, heads: Sequence[int]) -> LayerAttention:
+        """The attention of some query heads, each with a key head of its own."""
+        chosen = list(heads)
+        shared = [head * self.key_BGTD.shape[1] // self.query_BHTD.shape[1] for head in chosen]
+        return replace(
+            self,
+            query_BHTD=self.query_BHTD[:, chosen],
+            key_BGTD=self.key_BGTD[:, shared],
+            value_BGTV=self.value_BGTV[:, shared],
+            sinks_H=None if self.sinks_H is None else self.sinks_H[chosen],
+        )
 
 
 def attend(layer: LayerAttention, layout: StepLayout) -> tuple[Tensor, Tensor]:
@@ -147,6 +160,8 @@ def _varlen_flash(layer: LayerAttention, layout: StepLayout, window: int | None)
         window_size=(-1 if window is None else window - 1, 0),  # tokens to the left of the query, not its own
         enable_gqa=key_NGD.shape[1] != H,
     )
+    if lse_HN.shape != (H, B * T):  # its own documentation has the two the other way round
+        raise FciUnsupportedError(f"varlen_attn of torch {torch.__version__} gives a logsumexp {list(lse_HN.shape)}")
     return output_NHV.view(B, T, H, -1).transpose(1, 2), lse_HN.view(H, B, T).transpose(0, 1)
 
 

@@ -12,6 +12,7 @@ from attnrl.fci.attention import LayerAttention, accumulating, panels
 from attnrl.fci.columns import column_sums
 from attnrl.fci.layout import StepLayout
 from attnrl.fci.spec import CaptureSpec, FciUnsupportedError
+from attnrl.method.influence import forward_context_influence
 
 
 @dataclass
@@ -58,15 +59,9 @@ class Capture:
         for fp64 models), on the device of the first layer.
 
         Raises:
-            FciUnsupportedError: no layer was captured, layers differ in their heads (then choose layers), or
-                sequences were packed for a model that does not keep them apart.
+            FciUnsupportedError: no layer was captured, the forward did not come to its end, layers differ in their
+                heads (then choose layers), or sequences were packed for a model that does not keep them apart.
         """
-        kinds = enumerate(self.layer_kinds)
-        mixing = {index: kind for index, kind in kinds if kind == "hybrid" or index not in self._attended}
-        if self.spec.packed and mixing and self._attended:
-            raise FciUnsupportedError(
-                f"packed sequences: layers that do more than attend ({mixing}) carry one into the next; pad instead"
-            )
         counts = [len(starts) for starts in self.spec.step_starts]
         return list(torch.split(self._stack(self.influence_HS), counts, dim=-1))
 
@@ -83,6 +78,11 @@ class Capture:
             self._stack({index: alphas[sequence] for index, alphas in self.alpha_HSS.items()})
             for sequence in range(len(self.spec.lengths))
         ]
+
+    @property
+    def layers(self) -> list[int]:
+        """Indices of the captured layers, in the order of the results."""
+        return sorted(self.influence_HS)
 
     @property
     def skipped(self) -> dict[int, str]:
@@ -123,19 +123,20 @@ class Capture:
         self._attended.add(index)
         if self.spec.layers is not None and index not in self.spec.layers:
             return
-        query_BHTD, key_BGTD = layer.query_BHTD, layer.key_BGTD
-        heads, key_heads = query_BHTD.shape[1], key_BGTD.shape[1]
-        chosen = list(range(heads) if self.spec.heads is None else self.spec.heads)
-        if max(chosen) >= heads:
-            raise ValueError(f"heads: there is no head {max(chosen)} in layer {index}, which has {heads}")
-        if self.spec.matrix:
-            self.alpha_HSS[index] = [alpha_HSS[chosen] for alpha_HSS in step_attention(layer, layout)]
         if self.spec.heads is not None:
-            shared = [head * key_heads // heads for head in chosen]
-            query_BHTD, lse_BHT, key_BGTD = query_BHTD[:, chosen], lse_BHT[:, chosen], key_BGTD[:, shared]
+            if max(self.spec.heads) >= lse_BHT.shape[1]:
+                raise ValueError(
+                    f"heads: there is no head {max(self.spec.heads)} in layer {index}, which has {lse_BHT.shape[1]}"
+                )
+            layer, lse_BHT = layer.of_heads(self.spec.heads), lse_BHT[:, list(self.spec.heads)]
+        if self.spec.matrix:
+            self.alpha_HSS[index] = step_attention(layer, layout)
+            influences = [forward_context_influence(alpha_HSS, self.spec.delta) for alpha_HSS in self.alpha_HSS[index]]
+            self.influence_HS[index] = torch.cat(influences, dim=-1)
+            return
         columns_BHT = column_sums(
-            query_BHTD,
-            key_BGTD,
+            layer.query_BHTD,
+            layer.key_BGTD,
             lse_BHT,
             layout.weight_BT,
             layout.lo_BT,
@@ -146,11 +147,19 @@ class Capture:
         self.influence_HS[index] = layout.step_means(columns_BHT)
 
     def _stack(self, layers: dict[int, Tensor]) -> Tensor:
+        if self._running:
+            raise FciUnsupportedError("the forward under capture did not come to its end")
         if not layers:
             kinds = ", ".join(sorted(set(self.layer_kinds))) or "unknown"
             raise FciUnsupportedError(
                 f"no attention layer was captured (kinds of layers: {kinds}): none of the wanted layers has softmax "
                 "attention that is called through transformers' AttentionInterface, or no forward ran"
+            )
+        kinds_by_index = enumerate(self.layer_kinds)
+        mixing = {index: kind for index, kind in kinds_by_index if kind == "hybrid" or index not in self._attended}
+        if self.spec.packed and mixing:
+            raise FciUnsupportedError(
+                f"packed sequences: layers that do not only attend ({mixing}) may carry one into the next; pad instead"
             )
         ordered = [layers[index] for index in sorted(layers)]
         if len({len(layer) for layer in ordered}) > 1:

@@ -192,7 +192,8 @@ def _for_each(function: Callable[[Tile], None], tiles: Sequence[Tile], *, thread
         return
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for _ in pool.map(torch.no_grad()(function), tiles):
+            # Modes are a thread's own: the sums may be tensors of an inference mode around us.
+            for _ in pool.map(torch.inference_mode()(function), tiles):
                 pass
     finally:
         # Threads keep their own number, but torch gives new ones what was last set anywhere.

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock, get_ident
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from attnrl.fci.attention import LayerAttention, attend
 from attnrl.fci.captured import Capture
-from attnrl.fci.layout import StepLayout
+from attnrl.fci.layout import Span, StepLayout
 from attnrl.fci.spec import CaptureSpec, FciUnsupportedError
 
 #: The name under which transformers knows our attention function.
@@ -41,9 +42,23 @@ _REFUSED = {
     "sinks": "attention sinks of an unknown kind",
 }
 
-# The capture of each model, and whether it cannot use sdpa, by the identity of the model's config, which is what
-# reaches the mask function.
-_open: dict[int, tuple[Capture, bool]] = {}
+_UNPACKED = (
+    "does not keep the packed sequences of the capture apart: they need position ids that restart, no attention mask, "
+    "use_cache=False and, for models whose masks do not heed positions, cu_seq_lens_q"
+)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A capture that is open: the thread that opened it, and whether its model cannot use sdpa."""
+
+    captured: Capture
+    thread: int
+    own_softmax: bool
+
+
+_open: dict[int, _Opened] = {}  # by the identity of the model's config, which is what reaches the mask function
+_opening = Lock()
 
 
 @contextmanager
@@ -57,8 +72,8 @@ def capture(model: nn.Module, spec: CaptureSpec) -> Iterator[Capture]:
 
     Raises:
         FciUnsupportedError: ``model`` is not a transformers decoder, or of a kind known not to be captured
-            correctly. What only the forward can tell is raised there: masks that are not causal over the
-            sequences of ``spec``, a layer with a softmax of its own.
+            correctly, or under capture in another thread. What only the forward can tell is raised there: masks
+            that are not causal over the sequences of ``spec``, a layer with a softmax of its own.
         ValueError: ``spec`` names a layer that the model has not, or (in the forward) a head, or other sequences.
     """
     decoder = decoder_of(model)
@@ -66,19 +81,23 @@ def capture(model: nn.Module, spec: CaptureSpec) -> Iterator[Capture]:
     _refuse_by_name(type(model).__name__, decoder, configs)
     captured = Capture(spec, _layer_kinds(decoder))
     own_softmax = getattr(decoder, "_supports_sdpa", True) is False
-    former = [(config, config._attn_implementation, _open.get(id(config))) for config in configs]
+    opened = _Opened(captured, get_ident(), own_softmax)
 
     def innermost() -> bool:
-        return any(_open.get(id(config), (None, False))[0] is captured for config in configs)
+        return any(_open.get(id(config)) is opened for config in configs)
 
     hooks = (
         decoder.register_forward_pre_hook(lambda *_: captured.begin() if innermost() else None),
         decoder.register_forward_hook(lambda *_: captured.end() if innermost() else None),
     )
-    try:
+    with _opening:
+        former = [(config, config._attn_implementation, _open.get(id(config))) for config in configs]
+        if any(outer is not None and outer.thread != opened.thread for _, _, outer in former):
+            raise FciUnsupportedError(f"{type(model).__name__} is under capture in another thread")
         for config in configs:
             config._attn_implementation = ATTENTION
-            _open[id(config)] = captured, own_softmax
+            _open[id(config)] = opened
+    try:
         yield captured
     finally:
         for hook in hooks:
@@ -100,11 +119,14 @@ class Visibility:
         captured: the capture that the forward belongs to.
         window: width of the sliding window, None for none.
         own_softmax: the model cannot use sdpa, so each layer has to say by its arguments what it does instead.
+        packed_by_mask: the mask keeps packed sequences apart. Otherwise each layer has to say that they are
+            packed, by ``cu_seq_lens_q``, as variable-length flash attention is told.
     """
 
     captured: Capture
     window: int | None
     own_softmax: bool
+    packed_by_mask: bool = True
 
     def __getitem__(self, index: Any) -> Visibility:
         """Itself, where a model cuts a mask to its queries; that none is cut away shows in the attention."""
@@ -152,7 +174,10 @@ def capture_mask(
     """
     if id(config) not in _open or mask_function is None:
         raise FciUnsupportedError(f"{type(config).__name__}: the mask is not one of the decoder under capture")
-    captured, own_softmax = _open[id(config)]
+    opened = _open[id(config)]
+    if opened.thread != get_ident():
+        raise FciUnsupportedError(f"{type(config).__name__}: the model is under capture in another thread")
+    captured = opened.captured
     if q_length != kv_length:
         raise FciUnsupportedError(
             f"{q_length} queries for {kv_length} keys: capture needs the whole sequence in one forward with "
@@ -167,15 +192,16 @@ def capture_mask(
         seen = predicate(rows, head, queries, keys)
         return seen if padding_BT is None else seen & padding_BT[rows, keys]
 
-    if not _explains(layout, local_size, sees):
+    explained = _explains(layout, local_size, sees)
+    whole_row = StepLayout.build([Span(0, 0, kv_length, ())], 1, kv_length, 0, layout.end_BT.device)
+    if not explained and not (captured.spec.packed and _explains(whole_row, local_size, sees)):
         raise FciUnsupportedError(
             f"{type(config).__name__}: its attention mask is not causal"
             f"{'' if local_size is None else f' with a sliding window of {local_size}'} within the sequences of the "
-            "capture. Chunked and bidirectional attention cannot be captured; padding on the left needs an attention "
-            "mask and left_padding; packed sequences need position ids that restart, no attention mask, "
-            "use_cache=False, and a model that heeds them in its masks"
+            "capture. Chunked and bidirectional attention cannot be captured, and padding on the left needs an "
+            "attention mask and left_padding"
         )
-    return Visibility(captured, local_size, own_softmax)
+    return Visibility(captured, local_size, opened.own_softmax, packed_by_mask=explained)
 
 
 def _explains(layout: StepLayout, window: int | None, sees: Callable[[Tensor, Tensor, Tensor], Tensor]) -> bool:
@@ -258,16 +284,23 @@ def captured_attention(
         sinks_H=kwargs.get("s_aux"),
     )
     layout = captured.layout(query.shape[0], query.shape[2], query.device)
+    bounds = kwargs.get("cu_seq_lens_q")
+    if bounds is None and not attention_mask.packed_by_mask:
+        raise FciUnsupportedError(f"{name} {_UNPACKED}")
+    if bounds is not None and not torch.equal(bounds.to(layout.bounds), layout.bounds):
+        raise FciUnsupportedError(f"{name}: cu_seq_lens_q {bounds.tolist()} are not the sequences of the capture")
     with torch.autocast(device, enabled=False):  # it would take the fp32 products back to bf16
         output_BHTV, lse_BHT = attend(layer, layout)
         captured.add(index, layer, lse_BHT, layout)
     return output_BHTV.transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(ATTENTION, captured_attention)
+# torch.compile would trace every panel and tile anew for each length.
+_untraced: Any = torch.compiler.disable
+AttentionInterface.register(ATTENTION, _untraced(captured_attention))
 # Without a mask function of the same name transformers would pass no mask at all, and padded, packed or
 # sliding-window models would silently attend to everything before the query.
-AttentionMaskInterface.register(ATTENTION, capture_mask)
+AttentionMaskInterface.register(ATTENTION, _untraced(capture_mask))
 
 
 def decoder_of(model: Any) -> Any:

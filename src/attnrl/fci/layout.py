@@ -64,7 +64,7 @@ class StepLayout:
         ``delta`` is how many steps ahead a query must be to count (eq. 5).
         """
         steps = sum(len(span.steps) for span in spans)
-        weight_BT = torch.zeros(rows, tokens)
+        weight_BT = torch.zeros(rows, tokens, dtype=torch.float32)
         lo_BT = torch.full((rows, tokens), tokens, dtype=torch.int32)
         end_BT = torch.arange(1, tokens + 1, dtype=torch.int32).repeat(rows, 1)
         step_BT = torch.full((rows, tokens), steps)

@@ -53,16 +53,20 @@ class CaptureSpec:
 
     def __post_init__(self) -> None:
         """Check everything that needs no model."""
-        if self.delta < 0:
-            raise ValueError(f"delta must be at least 0, got {self.delta}")
+        if not isinstance(self.delta, int) or self.delta < 0:
+            raise ValueError(f"delta must be an integer of at least 0, got {self.delta}")
         if len(self.step_starts) != len(self.lengths):
             raise ValueError(f"{len(self.step_starts)} sequences of step starts for {len(self.lengths)} lengths")
+        if self.layers is not None and list(self.layers) != sorted(self.layers):
+            raise ValueError(f"layers must ascend, got {list(self.layers)}")
         for name, chosen in (("layers", self.layers), ("heads", self.heads)):
-            if chosen is not None and (not chosen or min(chosen) < 0 or len(set(chosen)) < len(chosen)):
+            if chosen is not None and (len(chosen) == 0 or min(chosen) < 0 or len(set(chosen)) < len(chosen)):
                 raise ValueError(f"{name} must be different indices of at least 0, got {list(chosen)}")
         for sequence, (starts, length) in enumerate(zip(self.step_starts, self.lengths, strict=True)):
             if length < 1:
                 raise ValueError(f"sequence {sequence} has a length of {length}")
+            if not all(isinstance(start, int) for start in starts):
+                raise StepStartsError(f"sequence {sequence}: step starts must be integers, got {list(starts)}")
             if any(left >= right for left, right in pairwise(starts)):
                 raise StepStartsError(f"sequence {sequence}: step starts must ascend, got {list(starts)}")
             if starts and not 0 <= starts[0] <= starts[-1] < length:

@@ -1,6 +1,6 @@
 """Weighted column sums of a causal layer's attention on a CUDA device, as one Triton kernel.
 
-The same sums as :mod:`attnrl.fci.columns` forms from whole attention rows, but from scores that never leave
+The same sums as :mod:`attnrl.fci.columns` forms with torch, but from scores that never leave
 the chip. With the logsumexp of every row known, each term stands alone::
 
     c[t] = sum_{lo[t] <= q < hi[t]} w[q] exp(s[q, t] - lse[q])
