@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from attnrl import cli
 from attnrl.config import TrainConfig, load_config
+from attnrl.tasks.datasets import load_problems
 
 ROWS = [{"prompt": f"A={digit}; B+1; C+2?", "answer": str((digit + 3) % 10)} for digit in range(6)]
 # A run that takes a second at most.
@@ -32,7 +33,7 @@ SMALL = [
     "checkpoint.every=1",
     "threads=1",
 ]
-FILE = ["task=null", "data.train=rows.jsonl"]
+FILE = ["task=null", "data.train=rows.jsonl", "data.prompt_suffix=''"]
 EVAL = ["eval", "tiny", "--samples", "2", "--max-new-tokens", "16", "--max-prompt-tokens", "64", "--problems", "3"]
 
 
@@ -140,12 +141,21 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     "missing data file": (train("task=null", "data.train=no.jsonl"), ["data file no.jsonl", "no such file"]),
     "empty data file": (train("task=null", "data.train=empty.jsonl"), ["data file empty.jsonl", "no rows"]),
     "malformed data file": (train("task=null", "data.train=malformed.jsonl"), ["malformed.jsonl, line 2", "not JSON"]),
-    "row without answer": (train("task=null", "data.train=unanswered.jsonl"), ["unanswered.jsonl, row 1", "answer"]),
+    "row without answer": (train("task=null", "data.train=unanswered.jsonl"), ["unanswered.jsonl, line 2", "answer"]),
     "faulty evaluation file": (train(*FILE, "data.eval=empty.jsonl"), ["data file empty.jsonl", "no rows"]),
     "data file of an unknown kind": (train("task=null", "data.train=file"), ["data file file", ".parquet"]),
-    "prompt too long": (train("task=null", "data.train=long.jsonl"), ["problem long:1", "max_prompt_tokens", "128"]),
+    "prompts too long": (train(*FILE, "sampling.max_prompt_tokens=3"), ["data rows.jsonl", "max_prompt_tokens", "3"]),
+    "trained and evaluated on the same": (
+        train(*FILE, "data.eval=rows.jsonl"),
+        ["data rows.jsonl", "data.overlap=warn"],
+    ),
+    "unknown data set of reasoning-gym": (
+        train("task=reasoning_gym:chain_sun"),
+        ["reasoning_gym:chain_sun", "chain_sum"],
+    ),
+    "unknown grader": (train("grader=exact"), ["grader exact", "module:function"]),
     "prompts of the task too long": (train("sampling.max_prompt_tokens=5"), ["problem ledger:", "max_prompt_tokens"]),
-    "chat without a template": (train("task=null", "data.train=chat.jsonl"), ["problem chat:0", "chat template"]),
+    "chat without a template": (train("task=null", "data.train=chat.jsonl"), ["problem chat:", "chat template"]),
     "more positions than the model has": (
         train("sampling.max_new_tokens=1000"),
         ["max_prompt_tokens + max_new_tokens = 1128", "512"],
@@ -155,7 +165,14 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     "output_dir that is a file": (train("output_dir=file"), ["output_dir file", "no directory"]),
     "output_dir below a file": (train("output_dir=file/out"), ["output_dir file/out", "no directory"]),
     "resume from nowhere": (train("resume=nowhere"), ["resume=nowhere", "not a checkpoint"]),
-    "eval without a task or data": (EVAL, ["--task", "--data"]),
+    "eval without a task or data": (EVAL, ["--benchmark", "--task", "--data"]),
+    "eval of an unknown benchmark": (
+        [*EVAL, "--benchmark", "aime26", "--data-dir", "."],
+        ["'aime26'", "rows.jsonl", "aime24, aime25", "--data-dir ."],
+    ),
+    "eval of a benchmark from nowhere": ([*EVAL, "--benchmark", "x=no.jsonl"], ["no.jsonl", "no such file"]),
+    "eval of one model twice": (["eval", "tiny", *EVAL[1:], "--task", "ledger"], ["the same model", "more than once"]),
+    "eval with an unknown grader": ([*EVAL, "--task", "ledger", "--grader", "exact"], ["exact", "module:function"]),
     "eval with both": ([*EVAL, "--task", "ledger", "--data", "rows.jsonl"], ["--task", "--data"]),
     "eval of no model": (["eval", "nowhere", "--task", "ledger"], ["model nowhere", "no such directory"]),
     "eval of an unknown task": ([*EVAL, "--task", "leger"], ["task 'leger'", "ledger_long"]),
@@ -163,12 +180,14 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
         [*EVAL, "--data", "malformed.jsonl", "--output", "new/x.jsonl"],
         ["malformed.jsonl, line 2"],
     ),
-    "eval with a prompt too long": ([*EVAL, "--data", "long.jsonl"], ["problem long:1", "max_prompt_tokens"]),
-    "eval beyond the positions": ([*EVAL, "--data", "rows.jsonl", "--max-new-tokens", "999"], ["1063", "512"]),
+    "eval with prompts too long": (
+        [*EVAL, "--data", "rows.jsonl", "--max-prompt-tokens", "3"],
+        ["model tiny", "every prompt of rows is too long"],
+    ),
     "eval in an unknown dtype": ([*EVAL, "--task", "ledger", "--dtype", "int8"], ["--dtype int8"]),
     "eval with an impossible top-p": ([*EVAL, "--task", "ledger", "--top-p", "0"], ["--top-p 0"]),
     "eval to a file below a file": ([*EVAL, "--task", "ledger", "--output", "file/x.jsonl"], ["file/x.jsonl"]),
-    "eval to a folder": ([*EVAL, "--task", "ledger", "--output", "bare"], ["bare", "cannot be written"]),
+    "eval to a file": ([*EVAL, "--task", "ledger", "--output", "file"], ["--output file", "no directory"]),
     "sft of an unknown task": (["sft", "sft_ledger", "output_dir=out", stages("leger")], ["stages.0.task", "leger"]),
     "sft of a task with a wrong key": (["sft", "sft_ledger", stages("x, rate: 1")], ["unknown key stages.0.rate"]),
     "sft of an unknown architecture": (
@@ -242,7 +261,7 @@ def test_ctrl_c_outside_of_training(attnrl: Attnrl, monkeypatch: pytest.MonkeyPa
     [
         ([], ["train", "eval", "sft", "plot"]),
         (["train"], ["attnrl train attnrl", "data.train=", "steps=20", "--dry-run", "grpo", "resume", "output_dir"]),
-        (["eval"], ["attnrl eval ledger --task ledger", "--data", "--samples", "--output", "[default: 8]"]),
+        (["eval"], ["attnrl eval ledger --task ledger", "--data", "--benchmark", "aime24,", "--samples", "--output"]),
         (["sft"], ["attnrl sft sft_ledger", "output_dir", "--dry-run"]),
         (["plot"], ["attnrl plot runs/attnrl-0", "--output", ".svg"]),
     ],
@@ -273,9 +292,15 @@ def test_dry_run_shows_the_run_and_writes_nothing(folder: Path, attnrl: Attnrl) 
 
 
 def test_dry_run_counts_the_problems_of_a_file(folder: Path, attnrl: Attnrl) -> None:
-    outcome = attnrl(*train(*FILE, "data.eval=rows.jsonl", "eval.problems=100"), "--dry-run")
+    more = json.dumps({"prompt": "A=1; " * 200, "answer": "1"}) + "\n" + json.dumps({**ROWS[0]}) + "\n"
+    (folder / "more.jsonl").write_text((folder / "rows.jsonl").read_text() + more)
+    files = [*FILE, "data.train=more.jsonl", "data.eval=rows.jsonl", "data.overlap=warn"]
+    outcome = attnrl(*train(*files, "eval.problems=100"), "--dry-run")
     assert outcome.code == 0
     assert "6 to train on, 6 held out" in outcome.out
+    assert "data more.jsonl: left out 1 prompt of more than 128 tokens" in outcome.out
+    assert "data more.jsonl: left out 1 duplicate" in outcome.out
+    assert "data more.jsonl: trains on 6 problems that it is evaluated on" in outcome.out
 
 
 def test_dry_run_of_sft(folder: Path, attnrl: Attnrl) -> None:
@@ -367,13 +392,14 @@ def test_a_run_writes_what_is_promised_and_goes_on_where_it_stopped(folder: Path
 
 @pytest.mark.parametrize("recipe", ["grpo", "treerl"])
 def test_the_other_recipes_train_on_a_file_of_problems(recipe: str, folder: Path, attnrl: Attnrl) -> None:
-    outcome = attnrl(*train(*FILE, "steps=1", "data.eval=rows.jsonl", recipe=recipe))
+    outcome = attnrl(*train(*FILE, "steps=1", "data.eval=rows.jsonl", "data.overlap=warn", recipe=recipe))
     assert outcome.code == 0, outcome.err
     rows = read_jsonl(folder / "out" / "metrics.jsonl")
     assert [row["step"] for row in rows] == [0, 1]
     assert ("reward/mc" in rows[1]) == (recipe == "treerl")
     problems = {row["problem"] for row in read_jsonl(folder / "out" / "trees.jsonl")}
-    assert len(problems) == 2 and problems <= {f"rows:{number}" for number in range(6)}
+    assert len(problems) == 2 and problems <= {problem.id for problem in load_problems(folder / "rows.jsonl")}
+    assert "data rows.jsonl: trains on 6 problems that it is evaluated on" in outcome.out  # also at the start of a run
 
 
 def test_a_run_without_evaluation_or_extras(folder: Path, attnrl: Attnrl) -> None:
@@ -385,31 +411,55 @@ def test_a_run_without_evaluation_or_extras(folder: Path, attnrl: Attnrl) -> Non
     assert [path.name for path in (folder / "out" / "checkpoints").iterdir()] == ["step-000001"]  # the last one
 
 
-def test_eval_prints_a_table_and_writes_every_response(folder: Path, attnrl: Attnrl) -> None:
-    outcome = attnrl(*EVAL, "--data", "rows.jsonl", "--output", "new/responses.jsonl")
+def test_eval_prints_tables_and_writes_every_response(folder: Path, attnrl: Attnrl) -> None:
+    data = ["--data", "rows.jsonl", "--prompt-suffix", "", "--grader", "rules"]
+    outcome = attnrl(*EVAL, *data, "--output", "new/evaluation")
     assert outcome.code == 0, outcome.err
-    for part in ["tiny", "problems", "avg@2", "pass@2", "mean length", "cut off", "±"]:
+    for part in ["tiny", "rows", "avg@2", "pass@2", "truncated", "95 % confidence", "Written to new/evaluation"]:
         assert part in outcome.out
-    rows = read_jsonl(folder / "new" / "responses.jsonl")
-    assert [(row["problem"], row["sample"]) for row in rows] == [(f"rows:{i}", k) for i in range(3) for k in range(2)]
+    assert "paper" not in outcome.out
+    rows = read_jsonl(folder / "new" / "evaluation" / "samples.jsonl")
+    ids = [problem.id for problem in load_problems("rows.jsonl", prompt_suffix="")[:3]]
+    assert [(row["problem"], row["sample"]) for row in rows] == [(name, k) for name in ids for k in range(2)]
     assert [row["prompt"] for row in rows[::2]] == [row["prompt"] for row in ROWS[:3]]
     assert all(row["tokens"] <= 16 and row["finish_reason"] in {"stop", "length"} for row in rows)
+    results = json.loads((folder / "new" / "evaluation" / "results.json").read_text())
+    assert results["complete"] and results["results"][0]["problems"] == 3
 
     def responses(*more: str) -> list[str]:
-        assert attnrl(*EVAL, "--data", "rows.jsonl", "--output", "again.jsonl", *more).code == 0
-        return [row["response"] for row in read_jsonl(folder / "again.jsonl")]
+        output = f"again{'-'.join(more)}"
+        assert attnrl(*EVAL, *data, "--output", output, *more).code == 0
+        return [row["response"] for row in read_jsonl(folder / output / "samples.jsonl")]
 
     assert responses() == [row["response"] for row in rows]
     assert responses("--seed", "1") != responses()
     greedy = responses("--temperature", "0")
     assert greedy[::2] == greedy[1::2]
 
+    outcome = attnrl(*EVAL, *data, "--output", "again", "--seed", "1")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1) and "seed 0 -> 1" in outcome.err
+
+
+def test_eval_of_two_models_on_the_papers_benchmarks(folder: Path, attnrl: Attnrl) -> None:
+    (folder / "second").symlink_to(folder / "tiny")
+    (folder / "aime24_1.jsonl").write_text((folder / "rows.jsonl").read_text())
+    (folder / "math500.jsonl").write_text((folder / "long.jsonl").read_text())
+    command = ["eval", "tiny", "second", "--benchmark", "aime24,math500", "--data-dir", ".", "--problems", "2"]
+    outcome = attnrl(*command, "--samples", "1", "--prompt-suffix", "", "--grader", "rules")
+    assert outcome.code == 0, outcome.err
+    assert "aime24: 6 problems; the paper's has 30." in outcome.out
+    assert "math500: prompts too long for the model, which count as not solved: 1." in outcome.out
+    assert "has 512 positions" in outcome.out  # of the paper's 32,768 tokens
+    for part in ["AIME24", "MATH-500", "average", "second", "1 skipped", "1.5B + AttnRL (paper)", "39.7", "64.8"]:
+        assert part in outcome.out  # 64.8: the mean of the two columns shown
+    assert "This run is not comparable to it: 2 problems of AIME24 instead of 30" in outcome.out
+
 
 def test_eval_of_a_task_takes_its_held_out_problems(folder: Path, attnrl: Attnrl) -> None:
     from attnrl.run import held_out_problems
 
-    assert attnrl(*EVAL, "--task", "ledger_single", "--output", "x.jsonl").code == 0
-    asked = {row["problem"] for row in read_jsonl(folder / "x.jsonl")}
+    assert attnrl(*EVAL, "--task", "ledger_single", "--output", "x").code == 0
+    asked = {row["problem"] for row in read_jsonl(folder / "x" / "samples.jsonl")}
     assert asked == {problem.id for problem in held_out_problems("ledger_single", 3)}
 
 

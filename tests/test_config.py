@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from attnrl.config import (
+    DataConfig,
     LossConfig,
     MethodConfig,
     SftConfig,
@@ -209,7 +210,13 @@ def test_problems_come_from_a_task_or_from_a_file_and_not_from_both_or_neither(s
 
 def test_a_file_instead_of_the_task() -> None:
     config = load("task=null", "data.train=x.jsonl")
-    assert (config.task, config.data.train) == (None, Path("x.jsonl"))
+    assert (config.task, config.data.train) == (None, "x.jsonl")
+
+
+def test_data_may_be_several_files_or_a_path() -> None:
+    assert load("task=null", "data.train=[a.jsonl, 'b/c:main[train]']").data.train == ("a.jsonl", "b/c:main[train]")
+    assert DataConfig(train=Path("x.csv"), eval=[Path("y.csv")]).model_dump()["eval"] == ("y.csv",)  # type: ignore
+    assert "data.train: names no file" in complaint("task=null", "data.train=[]")
 
 
 @pytest.mark.parametrize("advantage", ["grpo", "grpo_no_std"])

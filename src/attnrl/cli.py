@@ -1,18 +1,18 @@
-"""The command line: ``attnrl train``, ``attnrl eval``, ``attnrl sft``, ``attnrl plot``."""
+"""The command line: ``attnrl train``, ``attnrl eval``, ``attnrl sft``, ``attnrl grade``, ``attnrl plot``."""
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from attnrl.config import SftConfig, TrainConfig, dump_config, load_config, recipe_names
 from attnrl.errors import UserError
+from attnrl.tasks.benchmarks import DATA_DIR_VARIABLE, KNOWN, TEMPERATURE
+from attnrl.tasks.rows import PROMPT_SUFFIX
 
 app = typer.Typer(
     add_completion=False,
@@ -74,89 +74,110 @@ def train(
 
 
 @app.command("eval")
-def evaluate_model(
-    model: Annotated[str, typer.Argument(help="A checkpoint directory, or the name of a shipped model.")],
+def evaluate_models(
+    models: Annotated[list[str], typer.Argument(help="Checkpoint directories, or names of shipped models.")],
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Names, separated by commas: {', '.join(KNOWN)}, or NAME=PATH, or NAME=HUB_ID."),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help=f"Where the files of the benchmarks are. [default: ${DATA_DIR_VARIABLE}]")
+    ] = None,
     task: Annotated[str | None, typer.Option(help="A procedural task: its held-out problems.")] = None,
-    data: Annotated[Path | None, typer.Option(help="A file of problems (parquet, jsonl, json).")] = None,
-    problems: Annotated[int, typer.Option(min=1, help="Problems, at most.")] = 200,
-    samples: Annotated[int, typer.Option(min=1, help="Responses per problem (k).")] = 8,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 1.0,
+    data: Annotated[str | None, typer.Option(help="A file of problems (parquet, jsonl, json, csv), or HUB_ID.")] = None,
+    problems: Annotated[
+        int | None, typer.Option(min=1, help="The first N problems only. [default: all of a benchmark, else 200]")
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Responses per problem (k). [default: 32 of AIME and AMC, 4 of other benchmarks, else 8]"
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, help="0 is greedy. [default: 0.6 for benchmarks, else 1.0]")
+    ] = None,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
-    max_prompt_tokens: Annotated[int, typer.Option(min=1)] = 512,
-    prompt_suffix: Annotated[str, typer.Option(help="Appended to every problem of --data.")] = "",
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="At most, and what the model has positions for. [default: 32768, else 512]"),
+    ] = None,
+    max_prompt_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longer prompts count as not solved. [default: the model's positions]")
+    ] = None,
+    prompt_suffix: Annotated[
+        str | None,
+        typer.Option(help="Appended where it is missing. [default: the paper's; none for --task]"),
+    ] = None,
+    grader: Annotated[
+        str | None, typer.Option(help="rules, math or module:function. [default: the task's own, else math]")
+    ] = None,
     flexible_answers: Annotated[
         bool, typer.Option("--flexible-answers", help="Grade the last number of a response that boxes nothing.")
     ] = False,
     seed: Annotated[int, typer.Option()] = 0,
     device: Annotated[str, typer.Option()] = "auto",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
-    output: Annotated[Path | None, typer.Option(help="Write every response to this .jsonl file.")] = None,
+    max_batch: Annotated[
+        int | None, typer.Option(min=1, help="Responses decoded at the same time. [default: what memory allows]")
+    ] = None,
+    chunk: Annotated[
+        int | None, typer.Option(min=1, help="Responses between two writes. [default: about a minute's work]")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write samples.jsonl and results.json to this directory, and continue there.")
+    ] = None,
 ) -> None:
-    """Measure a model: avg@k, pass@k, response length.
+    """Measure models: avg@k with confidence intervals, pass@k, response length, truncation.
+
+    Benchmarks follow the paper's protocol unless told otherwise. With --output, the same command again continues
+    after a Ctrl-C or a kill and repeats nothing.
 
     [bold]Examples[/bold]
 
     attnrl eval ledger --task ledger --problems 100
 
-    attnrl eval runs/first/checkpoints/step-000030 --task ledger --output responses.jsonl
+    attnrl eval BASE runs/mine/checkpoints/step-000500 --benchmark aime24,math500 --data-dir DIR --output evals/mine
 
-    attnrl eval PATH --data aime24.parquet --samples 32 --temperature 0.6 --max-new-tokens 32768
+    attnrl eval PATH --data test.parquet --samples 4 --temperature 0.6 --output evals/test
     """
-    from attnrl.evaluate import evaluate
-    from attnrl.local.engine import build_sampler, choose_device, load_model, load_tokenizer, model_directory
-    from attnrl.run import check_length, held_out_problems
-    from attnrl.tasks.datasets import load_problems
-    from attnrl.tasks.grading import AnswerGrader
+    from attnrl.eval_run import EvalSettings, load_suites, protocol_deviations, run_evaluation
 
-    if (task is None) == (data is None):
-        raise UserError("give either --task or --data")
     if dtype not in {"float32", "bfloat16"}:
         raise UserError(f"--dtype {dtype}: expected float32 or bfloat16")
     if top_p <= 0:
         raise UserError(f"--top-p {top_p}: expected more than 0")
-    directory = model_directory(model)
-    if data is not None:
-        chosen = load_problems(data, prompt_suffix=prompt_suffix)[:problems]
-    else:
-        assert task is not None
-        chosen = held_out_problems(task, problems)
-    tokenizer = load_tokenizer(directory)
-    loaded = load_model(directory, device=choose_device(device), dtype=dtype)
-    check_length(loaded, max_prompt_tokens + max_new_tokens)
-    if output is not None:
-        _make_room_for(output)
-    with console.status("sampling ...") as status:
-        evaluation = evaluate(
-            chosen,
-            sampler=build_sampler(
-                loaded,
-                tokenizer,
-                temperature=temperature,
-                top_p=top_p,
-                max_batch=256,
-                on_progress=lambda tokens, done: status.update(f"sampling: {done} responses, {tokens:,} tokens"),
-            ),
-            grader=AnswerGrader(flexible_answers),
-            tokenizer=tokenizer,
-            samples=samples,
-            max_new_tokens=max_new_tokens,
-            max_prompt_tokens=max_prompt_tokens,
-            seed=seed,
-        )
-    table = Table("problems", f"avg@{samples}", f"pass@{samples}", "mean length", "cut off", title=str(model))
-    numbers = evaluation.metrics()
-    table.add_row(
-        str(len(chosen)),
-        f"{numbers['accuracy']:.1%} ± {numbers['standard_error']:.1%}",
-        f"{numbers['pass_at_k']:.1%}",
-        f"{numbers['response_length']:.0f} tokens",
-        f"{numbers['truncated_ratio']:.1%}",
+    if prompt_suffix is None:
+        prompt_suffix = PROMPT_SUFFIX if task is None else ""
+    if temperature is None:
+        temperature = TEMPERATURE if benchmark else 1.0
+    suites = load_suites(
+        benchmarks=benchmark or (),
+        data_dir=data_dir,
+        data=data,
+        task=task,
+        problems=problems,
+        samples=samples,
+        max_new_tokens=max_new_tokens,
+        prompt_suffix=prompt_suffix,
     )
-    console.print(table)
+    settings = EvalSettings(
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        dtype=dtype,
+        task=task,
+        grader=grader or ("math" if task is None else "task"),
+        flexible_answers=flexible_answers,
+        prompt_suffix=prompt_suffix,
+        max_prompt_tokens=max_prompt_tokens,
+    )
+    report = run_evaluation(
+        models, suites, settings, console=console, device=device, output=output, chunk=chunk, max_batch=max_batch
+    )
+    report.print(console, protocol_deviations(suites, settings))
     if output is not None:
-        rows = "".join(json.dumps(sample.as_dict()) + "\n" for sample in evaluation.samples)
-        output.write_text(rows, encoding="utf-8")
+        console.print(f"Written to {output}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -197,6 +218,52 @@ def sft(
 
 
 @app.command()
+def grade(
+    file: Annotated[Path, typer.Argument(help="Rows of response and answer (.jsonl).")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .jsonl file to write.")],
+    grader: Annotated[str, typer.Option(help="rules, math or module:function.")] = "math",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes for math. [default: one per core, at most 8]")
+    ] = None,
+    deadline: Annotated[float, typer.Option(help="Seconds that comparing one answer may take.")] = 5.0,
+    flexible_answers: Annotated[
+        bool, typer.Option("--flexible-answers", help="Look for the answer of a response that boxes nothing.")
+    ] = False,
+) -> None:
+    """Grade responses: each row gets a verdict, the extracted answer and the reward.
+
+    A row has response (text) and answer (text, or a list of accepted answers); with prompt, a box that only repeats
+    the problem is found out. Verdicts: correct, wrong, no_answer, timeout, error, bad_gold.
+
+    [bold]Example[/bold]
+
+    attnrl grade responses.jsonl --output graded.jsonl --workers 2
+    """
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    from attnrl.tasks.grade_file import grade_file
+    from attnrl.tasks.graders import build_grader
+
+    total = file.stat().st_size if file.is_file() else None
+    columns = (TextColumn("grading"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rate]}"))
+    with (
+        build_grader(grader, flexible=flexible_answers, workers=workers, deadline=deadline) as built,
+        Progress(*columns, TimeRemainingColumn(), console=console) as progress,
+    ):
+        bar = progress.add_task("grading", total=total, rate="")
+
+        def show(rows: int, size: int) -> None:
+            rate = rows / (progress.tasks[0].elapsed or 1)
+            progress.update(bar, completed=size, rate=f"{rows:,} rows, {rate:,.0f}/s")
+
+        verdicts = grade_file(file, output, built, show)
+    rows = sum(verdicts.values())
+    for verdict, count in verdicts.most_common():
+        console.print(f"{verdict:<10} {count:>9,} {count / rows:>7.1%}", highlight=False)
+    console.print(f"Wrote {rows:,} rows to {output}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
 def plot(
     runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write (.png or .svg).")] = Path(
@@ -215,16 +282,6 @@ def plot(
 
     draw_curves(runs, output)
     console.print(f"Wrote {output}", highlight=False, soft_wrap=True)
-
-
-def _make_room_for(file: Path) -> None:
-    """Make the folder of a file to be written, before the work whose result it is to hold."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be written ({error.strerror})") from None
-    if file.is_dir():
-        raise UserError(f"{file}: cannot be written (Is a directory)")
 
 
 def main() -> None:

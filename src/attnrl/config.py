@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from attnrl.errors import UserError
+from attnrl.tasks.rows import PROMPT_SUFFIX
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -116,11 +117,30 @@ class SamplingConfig(Strict):
 
 
 class DataConfig(Strict):
-    """Problems from files; a procedural ``task`` needs none."""
+    """Problems from files and Hugging Face data sets (docs/data.md); a procedural ``task`` needs none."""
 
-    train: Path | None = Field(None, description="parquet, jsonl or json file with rows as in verl or TRL")
-    eval: Path | None = None
-    prompt_suffix: str = Field("", description="appended to the last user message of every problem")
+    train: str | tuple[str, ...] | None = Field(
+        None, description="a parquet, jsonl, json or csv file, a data set (name:config@revision[split]), or several"
+    )
+    eval: str | tuple[str, ...] | None = Field(None, description="as train")
+    prompt_suffix: str = Field(
+        PROMPT_SUFFIX, description="appended to the last user message of every problem that has not got it"
+    )
+    chat_template: Literal["auto", "never"] = Field(
+        "auto",
+        description="auto: a text prompt is a user message where the model has a chat template; never: it is not",
+    )
+    deduplicate: bool = Field(True, description="leave out training problems that repeat another with its answers")
+    overlap: Literal["drop", "warn"] = Field("drop", description="what to do with training problems evaluated on")
+
+    @field_validator("train", "eval", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            if not value:
+                raise ValueError("names no file")
+            return tuple(str(one) if isinstance(one, Path) else one for one in value)
+        return str(value) if isinstance(value, Path) else value
 
 
 class EvalConfig(Strict):
@@ -154,8 +174,13 @@ class TrainConfig(Strict):
 
     model: str = Field(description="a Hugging Face checkpoint directory, or the name of a shipped model")
     output_dir: Path
-    task: str | None = Field(None, description="a procedural task; or give data.train")
+    task: str | None = Field(
+        None, description="a procedural task, or reasoning_gym:NAME?KEY=VALUE&... of reasoning-gym; or give data.train"
+    )
     data: DataConfig = DataConfig()
+    grader: str | None = Field(
+        None, description="rules, math or module:function; none: the task's own, math for data files"
+    )
     flexible_answers: bool = Field(False, description="grade the last number of a response that boxes nothing")
     steps: PositiveInt
     prompts: PositiveInt = Field(64, description="problems per step, before the batch size adapts")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from attnrl.config import DataConfig, TrainConfig, dump_config
+from attnrl.config import TrainConfig, dump_config
 from attnrl.errors import UserError
 from attnrl.evaluate import Evaluation, evaluate
 from attnrl.local.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, save_checkpoint
@@ -27,14 +27,26 @@ from attnrl.local.engine import (
     require_influence,
 )
 from attnrl.local.sampler import LocalSampler
+from attnrl.protocols import Grader
 from attnrl.report.display import Display
 from attnrl.report.run_directory import METRICS, SAMPLES, TREES, RunDirectory
 from attnrl.report.trackers import check_trackers, open_trackers
 from attnrl.report.trees import forest_row
-from attnrl.tasks.datasets import load_problems
+from attnrl.tasks.datasets import (
+    ProblemSet,
+    fit_problem_set,
+    leave_out_duplicates,
+    leave_out_overlap,
+    load_problem_set,
+    note_conflicts,
+    note_unusable,
+)
+from attnrl.tasks.fitting import FittedTask
+from attnrl.tasks.graders import build_grader, unusable_golds
 from attnrl.tasks.grading import AnswerGrader
 from attnrl.tasks.problem import Problem
-from attnrl.tasks.procedural import TASKS, draw_distinct
+from attnrl.tasks.procedural import draw_distinct, find_task
+from attnrl.tasks.reasoning_gym import ReasoningGymGrader, ReasoningGymTask
 from attnrl.tasks.stream import ProblemSource, ProceduralProblems, ShuffledProblems
 from attnrl.tokens import encode_prompt
 from attnrl.trainer import StepResult, Trainer, needs_fci
@@ -58,6 +70,7 @@ class PreparedRun:
         held_out: evaluation problems; none when there is no evaluation.
         without_influence: kinds of the model's layers that have no softmax attention and so no part in FCI, by
             index; empty too when the method does not look at FCI.
+        notes: what was left out of data files, and what is odd about them; see :class:`TaskData`.
     """
 
     config: TrainConfig
@@ -70,6 +83,7 @@ class PreparedRun:
     training_problems: int | None
     held_out: Sequence[Problem]
     without_influence: dict[int, str]
+    notes: Sequence[str] = ()
 
 
 def prepare(config: TrainConfig) -> PreparedRun:
@@ -91,9 +105,10 @@ def prepare(config: TrainConfig) -> PreparedRun:
     if config.resume == "never" and run.holds_a_run():
         raise UserError(f"output_dir {config.output_dir}: holds a run already, and resume is never")
     tokenizer = load_tokenizer(directory)
-    source, training_problems, held_out = load_task(config.task, config.data, config.seed, _held_out_count(config))
-    checked = [*held_out, *(source.problems if isinstance(source, ShuffledProblems) else [])]
-    for problem in checked:
+    with grader_for(config):
+        pass  # there is one
+    task = load_task(config, tokenizer)
+    for problem in task.held_out:
         encode_prompt(tokenizer, problem, config.sampling.max_prompt_tokens)
     model = load_model(checkpoint.directory if checkpoint else directory, device=device, dtype=config.dtype)
     check_length(model, config.sampling.max_prompt_tokens + config.sampling.max_new_tokens)
@@ -104,9 +119,10 @@ def prepare(config: TrainConfig) -> PreparedRun:
         device,
         tokenizer,
         model,
-        source,
-        training_problems,
-        tuple(held_out),
+        task.source,
+        task.training_problems,
+        task.held_out,
+        notes=task.notes,
         without_influence=require_influence(model) if needs_fci(config.method) else {},
     )
 
@@ -134,39 +150,101 @@ def refuse_other_settings(config: TrainConfig, run: RunDirectory) -> None:
         )
 
 
-def _held_out_count(config: TrainConfig) -> int:
-    return config.eval.problems if config.eval.every else 0
+@dataclass(frozen=True)
+class TaskData:
+    """The problems of a run.
+
+    Attributes:
+        source: training problems.
+        training_problems: how many there are; None for a procedural task, which has no end.
+        held_out: evaluation problems.
+        notes: what was left out of data files, and what is odd about them.
+    """
+
+    source: ProblemSource
+    training_problems: int | None
+    held_out: tuple[Problem, ...]
+    notes: tuple[str, ...] = ()
 
 
-def load_task(
-    task: str | None, data: DataConfig, seed: int, held_out: int
-) -> tuple[ProblemSource, int | None, list[Problem]]:
-    """Training problems, how many there are (None: without end), and at most ``held_out`` evaluation problems.
+def load_task(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> TaskData:
+    """The problems of a run, as the tokenizer's model is to see them.
 
     Raises:
-        UserError: an unknown task, or a data file that will not do.
+        UserError: an unknown task, a data file that will not do, or none of its problems will.
     """
-    if task is not None:
-        evaluation = held_out_problems(task, held_out)
-        ids = frozenset(problem.id for problem in evaluation)
-        return ProceduralProblems(TASKS[task], seed, ids), None, evaluation
+    held_out = config.eval.problems if config.eval.every else 0
+    if config.task is not None:
+        task = find_task(config.task)
+        if isinstance(task, ReasoningGymTask):  # the others have tokenizers of their own, and prompts of known length
+            task = FittedTask(task, tokenizer, config.sampling.max_prompt_tokens, config.data.chat_template)
+        evaluation = draw_distinct(task, held_out, random.Random(EVALUATION_SEED))
+        source = ProceduralProblems(task, config.seed, frozenset(problem.id for problem in evaluation))
+        source.at(0)  # a task of so few problems that all are held out is told now
+        return TaskData(source, None, tuple(evaluation))
+    return _load_data(config, tokenizer, held_out)
+
+
+def _load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, held_out: int) -> TaskData:
+    data = config.data
     assert data.train is not None  # TrainConfig checks it
-    problems = load_problems(data.train, prompt_suffix=data.prompt_suffix)
-    evaluation = load_problems(data.eval, prompt_suffix=data.prompt_suffix) if data.eval and held_out else []
-    if len(evaluation) > held_out:
-        evaluation = random.Random(EVALUATION_SEED).sample(evaluation, held_out)
-    return ShuffledProblems(problems, seed), len(problems), evaluation
+    training = _fitted(load_problem_set(data.train, prompt_suffix=data.prompt_suffix), config, tokenizer)
+    # A benchmark is all of its rows, so it keeps its duplicates.
+    evaluation = None
+    if data.eval and held_out:
+        evaluation = _fitted(load_problem_set(data.eval, prompt_suffix=data.prompt_suffix), config, tokenizer)
+    if data.deduplicate:
+        training = leave_out_duplicates(training, data.prompt_suffix)
+    training = note_conflicts(training, data.prompt_suffix)
+    chosen: tuple[Problem, ...] = ()
+    if evaluation is not None:
+        # All evaluation problems, not only those drawn below: what is trained on does not depend on eval.problems.
+        training = leave_out_overlap(training, evaluation.problems, overlap=data.overlap, suffix=data.prompt_suffix)
+        chosen = evaluation.problems
+        if len(chosen) > held_out:
+            chosen = tuple(random.Random(EVALUATION_SEED).sample(chosen, held_out))
+    sets = [one for one in (training, evaluation) if one is not None]
+    if config.grader in {None, "math"}:
+        sets = [note_unusable(one, unusable_golds(one.problems)) for one in sets]
+    notes = tuple(note for one in sets for note in one.notes)
+    return TaskData(ShuffledProblems(training.problems, config.seed), len(training.problems), chosen, notes)
+
+
+def _fitted(data: ProblemSet, config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> ProblemSet:
+    return fit_problem_set(
+        data,
+        tokenizer,
+        max_prompt_tokens=config.sampling.max_prompt_tokens,
+        chat_template=config.data.chat_template,
+    )
 
 
 def held_out_problems(task: str, count: int) -> list[Problem]:
     """The first ``count`` evaluation problems of a procedural task.
 
     Raises:
-        UserError: there is no such task.
+        UserError: there is no such task, or it has not got so many problems.
     """
-    if task not in TASKS:
-        raise UserError(f"task {task!r}: no such task (known: {', '.join(sorted(TASKS))})")
-    return draw_distinct(TASKS[task], count, random.Random(EVALUATION_SEED))
+    return draw_distinct(find_task(task), count, random.Random(EVALUATION_SEED))
+
+
+@contextmanager
+def grader_for(config: TrainConfig) -> Iterator[Grader]:
+    """The grader that ``config.grader`` names, or else the task's own: rules, its scorer, or ``math`` for data files.
+
+    Processes that it works with are ended on leaving.
+
+    Raises:
+        UserError: there is no such grader.
+    """
+    task = find_task(config.task) if config.task is not None else None
+    if config.grader is None and isinstance(task, ReasoningGymTask):
+        yield ReasoningGymGrader(task, config.flexible_answers)
+    elif config.grader is None and task is not None:
+        yield AnswerGrader(config.flexible_answers)
+    else:
+        with build_grader(config.grader or "math", flexible=config.flexible_answers) as grader:
+            yield grader
 
 
 def check_length(model: PreTrainedModel, tokens: int) -> None:
@@ -186,6 +264,11 @@ def train(prepared: PreparedRun, display: Display) -> list[dict[str, float]]:
     The first Ctrl-C (or SIGTERM) finishes the step, saves a checkpoint and returns; a second one leaves at
     once.
     """
+    with grader_for(prepared.config) as grader:
+        return _train(prepared, display, grader)
+
+
+def _train(prepared: PreparedRun, display: Display, grader: Grader) -> list[dict[str, float]]:
     config = prepared.config
     run = RunDirectory(config.output_dir)
     trackers = open_trackers(config)
@@ -198,7 +281,7 @@ def train(prepared: PreparedRun, display: Display) -> list[dict[str, float]]:
     trainer = Trainer(
         config,
         sampler=_sampler(prepared, config.sampling.temperature, config.sampling.top_p, display),
-        grader=AnswerGrader(config.flexible_answers),
+        grader=grader,
         policy=policy,
         tokenizer=prepared.tokenizer,
         source=prepared.source,
@@ -209,7 +292,7 @@ def train(prepared: PreparedRun, display: Display) -> list[dict[str, float]]:
 
     def report(metrics: dict[str, float], step: int) -> None:
         if prepared.held_out and (step % config.eval.every == 0 or step == config.steps):
-            evaluation = _evaluate(prepared, display)
+            evaluation = _evaluate(prepared, display, grader)
             metrics |= {f"eval/{name}": value for name, value in evaluation.metrics().items()}
             run.append(SAMPLES, _sample_rows(evaluation, step, config.log.samples))
         run.append(METRICS, [metrics])
@@ -252,13 +335,13 @@ def _sampler(prepared: PreparedRun, temperature: float, top_p: float, display: D
     )
 
 
-def _evaluate(prepared: PreparedRun, display: Display) -> Evaluation:
+def _evaluate(prepared: PreparedRun, display: Display, grader: Grader) -> Evaluation:
     display.phase("evaluate")
     settings, limits = prepared.config.eval, prepared.config.sampling
     return evaluate(
         prepared.held_out,
         sampler=_sampler(prepared, settings.temperature, settings.top_p, display),
-        grader=AnswerGrader(prepared.config.flexible_answers),
+        grader=grader,
         tokenizer=prepared.tokenizer,
         samples=settings.samples,
         max_new_tokens=limits.max_new_tokens,

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnrl.tasks.grading import AnswerGrader, extract_boxed, normalize_answer
+from attnrl.tasks.grading import (
+    AnswerGrader,
+    extract_boxed,
+    normalize_answer,
+    offers_alternatives,
+    other_boxes,
+    repeats_problem,
+    true_answers,
+)
 from attnrl.tasks.problem import Problem
 
 
@@ -32,6 +40,9 @@ def rewards_of(**settings: bool) -> Callable[[Sequence[Sequence[str]], Sequence[
         ("\\boxed{}", ""),
         ("\\boxed{5} <think> \\boxed{6} </think> it is \\boxed{7}", "7"),
         ("\\boxed{a\nb}", "a\nb"),
+        ("\\boxed{\\left\\{ 1 \\right.}", "\\left\\{ 1 \\right."),
+        ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
+        ("\\boxed{1\\}", "1\\"),
         ("no box at all", None),
         ("", None),
         ("boxed{6}", None),
@@ -141,11 +152,82 @@ mathematics = st.lists(
 ).map("".join)
 
 
+@pytest.mark.parametrize(
+    ("response", "found"),
+    [
+        ("\\boxed{1}", []),
+        ("none", []),
+        ("\\boxed{1}, \\boxed{2}, \\boxed{1}, \\boxed{3}", ["1", "2"]),
+        ("\\boxed{1} </think> \\boxed{2}", []),
+        ("\\boxed{\\boxed{6}}", []),
+        ("\\boxed{1 and \\boxed{2}", []),
+        ("".join(f"\\boxed{{{n}}}" for n in range(100)), [str(n) for n in range(98, 66, -1)]),
+    ],
+)
+def test_boxes_before_the_last(response: str, found: list[str]) -> None:
+    assert other_boxes(response) == found
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "offers"),
+    [
+        ("5", "5", False),
+        ("5, 6", "5", True),
+        ("5 or 6", "5", True),
+        ("5 \\text{ or } 6", "5", True),
+        ("5;6", "5", True),
+        ("\\pm 5", "5", True),
+        ("1,000", "1000", False),
+        ("1{,}000", "1000", False),
+        ("32,\\!348", "32348", False),
+        ("f(x, y)", "z", False),
+        ("(1, 2)", "3", False),
+        ("5, 6", "6, 5", False),
+        ("5, 6", "\\{5, 6\\}", False),
+        ("5, 6", "$(5, 6)$.", False),
+        ("5, -5", "\\pm 5", False),
+        ("\\text{orange}", "5", False),
+        ("\\text{Anderson}", "5", False),
+    ],
+)
+def test_alternatives(answer: str, gold: str, offers: bool) -> None:
+    assert offers_alternatives(answer, [gold]) == offers
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem", "repeats"),
+    [
+        ("2+3", "What is $2 + 3$?", True),
+        ("$2+3$", "What is \\(2+3\\)?", True),
+        ("x=2+3", "What is $2+3$?", True),
+        ("2+3", "What is $12+3$?", False),
+        ("2+3", "What is $2+35$?", False),
+        ("5", "Is it 5?", False),
+        ("\\frac{1}{3}", "Is it $\\frac{1}{3}$ or $\\frac{1}{2}$?", False),
+        ("\\frac{3}{6}", "Simplify $\\dfrac{3}{6}$.", True),
+        ("6/2", "What is 6/2?", True),
+        ("\\text{Alice}", "Alice or Bob?", False),
+        ("x=5", "Is it $x=5$?", False),
+        ("x^2=4", "Solve $x^2=4$.", True),
+        ("2+3", "", False),
+    ],
+)
+def test_copies_of_the_problem(answer: str, problem: str, repeats: bool) -> None:
+    assert repeats_problem(answer, problem) == repeats
+
+
+def test_true_answers_that_say_something() -> None:
+    assert true_answers(["5", "", "$$", "So it is $\\boxed{7}$.", "\\boxed{1} and \\boxed{2}"]) == ["5", "7", "1, 2"]
+
+
 @given(mathematics | st.text(max_size=60), mathematics | st.text(max_size=60))
 def test_grading_never_raises(answer: str, response: str) -> None:
     (reward,) = rewards_of()([[answer]], [response])
     assert reward in (0.0, 1.0)
     normalize_answer(response)
+    offers_alternatives(response, [answer])
+    repeats_problem(response, answer)
+    other_boxes(response)
 
 
 @given(mathematics | st.text(max_size=60))
@@ -174,6 +256,7 @@ def test_numbers_with_and_without_thousands(number: int) -> None:
         "\\boxed{" + "0." * 900 + "}",
         "</think>" * 50_000,
         "\\boxed{1}" * 50_000,
+        "\\boxed{" + "1" * 1_990 + "!}",
     ],
 )
 def test_hostile_responses_are_graded_at_once(hostile: str) -> None:

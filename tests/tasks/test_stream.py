@@ -3,10 +3,11 @@
 import random
 from dataclasses import dataclass
 
-from attnrl.config import DataConfig
-from attnrl.run import held_out_problems, load_task
+import pytest
+
+from attnrl.errors import UserError
 from attnrl.tasks.problem import Problem
-from attnrl.tasks.procedural import TASKS
+from attnrl.tasks.procedural import TASKS, draw_distinct, find_task
 from attnrl.tasks.stream import ProceduralProblems, ShuffledProblems
 
 
@@ -52,15 +53,18 @@ class Dice:
 
 
 def test_held_out_problems_never_appear_in_training() -> None:
-    source = ProceduralProblems(Dice(), seed=0, held_out=frozenset({"2", "5"}))  # type: ignore[arg-type]
+    source = ProceduralProblems(Dice(), seed=0, held_out=frozenset({"2", "5"}))
     assert {source.at(place).id for place in range(200)} == {"0", "1", "3", "4"}
 
 
-def test_a_run_keeps_its_evaluation_problems_out_of_training() -> None:
-    source, size, held_out = load_task("ledger_single", DataConfig(), 0, 50)
-    assert size is None and len({problem.id for problem in held_out}) == 50
-    assert isinstance(source, ProceduralProblems)
-    assert source.held_out == {problem.id for problem in held_out}
-    # They are the same for every seed, and a smaller evaluation uses the first of them.
-    assert load_task("ledger_single", DataConfig(), 7, 50)[2] == held_out
-    assert held_out_problems("ledger_single", 10) == held_out[:10]
+def test_a_task_with_too_few_problems_says_so() -> None:
+    with pytest.raises(UserError, match="task dice: has no more different problems"):
+        draw_distinct(Dice(), 7, random.Random(0))
+    with pytest.raises(UserError, match="task dice"):
+        ProceduralProblems(Dice(), seed=0, held_out=frozenset("012345")).at(0)
+
+
+def test_tasks_by_name() -> None:
+    assert find_task("ledger_single") is TASKS["ledger_single"]
+    with pytest.raises(UserError, match=r"task 'chess': no such task \(known: ledger, .*reasoning_gym:NAME"):
+        find_task("chess")

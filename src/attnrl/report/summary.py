@@ -26,9 +26,10 @@ def describe(prepared: PreparedRun) -> list[str]:
 
 
 def left_out(prepared: PreparedRun) -> list[str]:
-    """One line that names the layers that FCI cannot look at, if there are any."""
+    """What a run does without, a line each: rows of its data, layers that FCI cannot look at."""
     layers = [f"{index} ({kind})" for index, kind in sorted(prepared.without_influence.items())]
-    return [f"FCI leaves out layers without softmax attention: {', '.join(layers)}"] if layers else []
+    fci = [f"FCI leaves out layers without softmax attention: {', '.join(layers)}"] if layers else []
+    return [*prepared.notes, *fci]
 
 
 def summarize(rows: list[dict[str, float]]) -> list[str]:

@@ -1,136 +1,221 @@
-"""Problems from files: verl rows and TRL rows, in parquet, jsonl or json."""
+"""Problems from data files and Hugging Face data sets: read, named, rid of duplicates, fitted to a tokenizer."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import pyarrow
-import pyarrow.parquet
+from transformers import PreTrainedTokenizerBase
 
 from attnrl.errors import UserError
-from attnrl.tasks.problem import Chat, Problem
+from attnrl.tasks.fitting import ChatTemplate, fit_problems
+from attnrl.tasks.graders import UnusableGold
+from attnrl.tasks.overlap import answers_key, find_overlap, question_key
+from attnrl.tasks.problem import Problem
+from attnrl.tasks.rows import (
+    PROMPT_SUFFIX,
+    other_columns,
+    read_answers,
+    read_prompt,
+    read_source_name,
+    with_suffix,
+)
+from attnrl.tasks.sources import Row, read_source, source_name
+
+NAMED = 3  # problems that a note names
 
 
-def read_rows(path: Path) -> list[Any]:
-    """Read the rows of a .parquet, .jsonl or .json file.
+@dataclass(frozen=True)
+class ProblemSet:
+    """Problems of one or more sources, and what was left out of them.
+
+    Attributes:
+        name: of the sources, for messages.
+        problems: in the order of their rows.
+        places: the file and row of each problem, by its id.
+        notes: what was left out and what is odd, in a line each; none if there is nothing to tell.
+    """
+
+    name: str
+    problems: tuple[Problem, ...]
+    places: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+
+def load_problems(source: str | Path | Sequence[str], *, prompt_suffix: str = PROMPT_SUFFIX) -> list[Problem]:
+    """The problems of :func:`load_problem_set`.
 
     Raises:
-        UserError: the file is missing, empty, of another kind or malformed (with the line where one is known).
+        UserError: naming the source and row.
     """
-    if not path.is_file():
-        raise UserError(f"data file {path}: no such file")
-    if path.suffix == ".parquet":
-        try:
-            rows: list[Any] = pyarrow.parquet.read_table(path).to_pylist()
-        except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"data file {path}: not readable as parquet ({' '.join(str(error).split())})") from None
-    elif path.suffix in {".jsonl", ".json"}:
-        rows = _read_json(path)
-    else:
-        raise UserError(f"data file {path}: expected .parquet, .jsonl or .json")
-    if not rows:
-        raise UserError(f"data file {path}: no rows")
-    return rows
+    return list(load_problem_set(source, prompt_suffix=prompt_suffix).problems)
 
 
-def _read_json(path: Path) -> list[Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"data file {path}: not UTF-8 text") from None
-    if path.suffix == ".json":
-        try:
-            rows = json.loads(text) if text.strip() else []
-        except json.JSONDecodeError as error:
-            raise UserError(f"data file {path}, line {error.lineno}: not JSON ({error.msg})") from None
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"data file {path}: not readable as JSON ({error})") from None
-        if not isinstance(rows, list):
-            raise UserError(f"data file {path}: expected a list of rows")
-        return rows
-    parsed = []
-    # Not splitlines(): text in a row may hold line separators such as U+2028 as they are.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                parsed.append(json.loads(line))
-            except (ValueError, RecursionError) as error:
-                message = error.msg if isinstance(error, json.JSONDecodeError) else error
-                raise UserError(f"data file {path}, line {number}: not JSON ({message})") from None
-    return parsed
+def load_problem_set(source: str | Path | Sequence[str], *, prompt_suffix: str = PROMPT_SUFFIX) -> ProblemSet:
+    """Read problems from files or data sets; see :mod:`attnrl.tasks.rows` for the formats of a row.
 
-
-def load_problems(path: Path, *, prompt_suffix: str = "") -> list[Problem]:
-    """Read problems from a file; ``prompt_suffix`` is appended to each last user message that has not got it.
-
-    A row has ``prompt`` (text or chat messages) and its true answer in ``reward_model.ground_truth`` (verl) or
-    ``answer`` or ``solution`` (TRL). Ids are the file's name and the row's number, so no two rows share one.
-    A row whose true answer is empty text cannot be graded and is left out.
+    ``prompt_suffix`` is appended to each last user message that has not got it. A row whose true answer is empty
+    cannot be graded and is left out. Ids do not depend on place: see :func:`problem_ids`.
 
     Raises:
-        UserError: naming the file and row.
+        UserError: a source or row that will not do (it is named), or no row has a true answer.
     """
-    problems = [
-        _to_problem(row, f"data file {path}, row {number}", f"{path.stem}:{number}", prompt_suffix)
-        for number, row in enumerate(read_rows(path))
+    sources = [source] if isinstance(source, (str, Path)) else list(source)
+    name = f"data {sources[0]}" + (f" and {len(sources) - 1} more" if len(sources) > 1 else "")
+    rows: list[Row] = []
+    problems: list[Problem] = []
+    for one in sources:
+        for row in read_source(one):
+            rows.append(row)
+            problems.append(_to_problem(row, source_name(one)))
+    problems = [replace(p, id=new) for p, new in zip(problems, problem_ids(problems), strict=True)]
+    places = {problem.id: row.where for problem, row in zip(problems, rows, strict=True)}
+    gradable = [
+        replace(problem, prompt=with_suffix(problem.prompt, prompt_suffix)) for problem in problems if problem.answers
     ]
-    gradable = [problem for problem in problems if problem.answers]
     if not gradable:
-        raise UserError(f"data file {path}: the true answer of every row is empty")
-    return gradable
+        raise UserError(f"{name}: the true answer of every row is empty")
+    notes = []
+    if unanswered := [problem for problem in problems if not problem.answers]:
+        first = _some([_row(places[problem.id]) for problem in unanswered])
+        notes.append(f"{name}: left out {_count(len(unanswered), 'row')} without a true answer ({first})")
+    return ProblemSet(name, tuple(gradable), places, tuple(notes))
 
 
-def _to_problem(row: Any, where: str, problem_id: str, prompt_suffix: str) -> Problem:
-    if not isinstance(row, Mapping):
-        raise UserError(f"{where}: expected an object, found {type(row).__name__}")
+def _to_problem(row: Row, default_source: str) -> Problem:
+    if not isinstance(row.fields, Mapping):
+        raise UserError(f"{row.where}: expected an object, found {type(row.fields).__name__}")
     return Problem(
-        id=problem_id,
-        prompt=_prompt(row.get("prompt"), where, prompt_suffix),
-        answers=_answers(row, where),
-        source=str(row.get("data_source") or problem_id.rpartition(":")[0]),
+        id="",
+        prompt=read_prompt(row.fields, row.where),
+        answers=read_answers(row.fields, row.where),
+        source=read_source_name(row.fields, default_source),
+        info=other_columns(row.fields),
     )
 
 
-def _prompt(prompt: Any, where: str, suffix: str) -> str | Chat:
-    if isinstance(prompt, str):
-        if not prompt.strip():
-            raise UserError(f"{where}: prompt is empty")
-        return _with_suffix(prompt, suffix)
-    if not isinstance(prompt, Sequence) or not prompt:
-        raise UserError(f"{where}: prompt must be text or a non-empty list of chat messages")
-    messages = []
-    for message in prompt:
-        if not isinstance(message, Mapping) or not all(
-            isinstance(message.get(key), str) for key in ("role", "content")
-        ):
-            raise UserError(f"{where}: each prompt message needs a role and a content, both text")
-        messages.append({"role": message["role"], "content": message["content"]})
-    users = [message for message in messages if message["role"] == "user"]
-    if not users:
-        raise UserError(f"{where}: prompt has no user message")
-    users[-1]["content"] = _with_suffix(users[-1]["content"], suffix)
-    return tuple(messages)
+def problem_ids(problems: Sequence[Problem]) -> list[str]:
+    """An id for each problem: its source and a hash of source, prompt and answers, so that rows may come and go.
+
+    The second and later of problems that agree in all three get ``-2``, ``-3``, ... appended: no two ids are equal.
+    """
+    seen: Counter[str] = Counter()
+    ids = []
+    for problem in problems:
+        prompt = problem.prompt if isinstance(problem.prompt, str) else [dict(message) for message in problem.prompt]
+        content = json.dumps([problem.source, prompt, problem.answers], sort_keys=True)
+        name = f"{problem.source}:{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+        seen[name] += 1
+        ids.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+    return ids
 
 
-def _with_suffix(text: str, suffix: str) -> str:
-    return text if text.endswith(suffix) else text + suffix
+def drop_duplicates(problems: Sequence[Problem], suffix: str = "") -> list[Problem]:
+    """The first of all problems with the same normalised prompt and answers."""
+    kept: dict[Hashable, Problem] = {}
+    for problem in problems:
+        # What a chat says beside the question (a system prompt, examples) makes another problem of it.
+        others = () if isinstance(problem.prompt, str) else tuple(m["content"] for m in problem.prompt[:-1])
+        kept.setdefault((question_key(problem, suffix), others, answers_key(problem)), problem)
+    return list(kept.values())
 
 
-def _answers(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    """The accepted answers; none where the row says that they are empty."""
-    reward_model = row.get("reward_model")
-    found = reward_model.get("ground_truth") if isinstance(reward_model, Mapping) else None
-    found = next((answer for answer in (found, row.get("answer"), row.get("solution")) if answer is not None), None)
-    if isinstance(found, str) and not found.strip():
-        return ()
-    answers = tuple(
-        str(answer)
-        for answer in (found if isinstance(found, list) else [found])
-        if isinstance(answer, (str, int, float)) and not isinstance(answer, bool) and str(answer).strip()
-    )
-    if not answers or (isinstance(found, list) and len(answers) < len(found)):
-        raise UserError(f"{where}: no true answer in reward_model.ground_truth, answer or solution (text, or a list)")
-    return answers
+def leave_out_duplicates(data: ProblemSet, suffix: str = "") -> ProblemSet:
+    """:func:`drop_duplicates` with a note of how many were left out."""
+    kept = tuple(drop_duplicates(data.problems, suffix))
+    if len(kept) == len(data.problems):
+        return data
+    note = f"{data.name}: left out {_count(len(data.problems) - len(kept), 'duplicate')} of other problems"
+    return replace(data, problems=kept, notes=(*data.notes, note))
+
+
+def find_conflicts(problems: Sequence[Problem], suffix: str = "") -> list[list[Problem]]:
+    """Groups of problems with the same normalised question and no accepted answer that all of them share."""
+    groups: dict[str, list[Problem]] = {}
+    for problem in problems:
+        groups.setdefault(question_key(problem, suffix), []).append(problem)
+    repeated = [group for group in groups.values() if len(group) > 1]
+    return [group for group in repeated if not set.intersection(*(set(answers_key(one)) for one in group))]
+
+
+def note_conflicts(data: ProblemSet, suffix: str = "") -> ProblemSet:
+    """A note of :func:`find_conflicts`; the problems stay, since nobody knows which of them is right."""
+    conflicts = find_conflicts(data.problems, suffix)
+    if not conflicts:
+        return data
+    rows = _some([" and ".join(_row(data.places[problem.id]) for problem in group) for group in conflicts])
+    note = f"{data.name}: {_count(len(conflicts), 'problem')} with other answers in other rows ({rows})"
+    return replace(data, notes=(*data.notes, note))
+
+
+def fit_problem_set(
+    data: ProblemSet,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_prompt_tokens: int,
+    chat_template: ChatTemplate = "auto",
+) -> ProblemSet:
+    """:func:`attnrl.tasks.fitting.fit_problems` with a note of how many were left out.
+
+    Raises:
+        UserError: a prompt that cannot be rendered or has no tokens, or none is short enough.
+    """
+    fitting = fit_problems(data.problems, tokenizer, max_prompt_tokens=max_prompt_tokens, chat_template=chat_template)
+    dropped = len(data.problems) - len(fitting)
+    if not fitting:
+        raise UserError(f"{data.name}: every prompt has more than max_prompt_tokens = {max_prompt_tokens} tokens")
+    note = f"{data.name}: left out {_count(dropped, 'prompt')} of more than {max_prompt_tokens} tokens"
+    return replace(data, problems=tuple(fitting), notes=(*data.notes, *([note] if dropped else [])))
+
+
+def note_unusable(data: ProblemSet, unusable: Sequence[UnusableGold]) -> ProblemSet:
+    """A note of the rows whose true answer no response can be compared with."""
+    if not unusable:
+        return data
+    rows = _some([f"{_row(data.places[gold.id])}: {gold.answers[0][:60]!r} {gold.reason}" for gold in unusable])
+    note = f"{data.name}: {_count(len(unusable), 'true answer')} that no response can match ({rows})"
+    return replace(data, notes=(*data.notes, note))
+
+
+def leave_out_overlap(
+    training: ProblemSet, evaluation: Sequence[Problem], *, overlap: Literal["drop", "warn"], suffix: str = ""
+) -> ProblemSet:
+    """Drop or only note the training problems that are evaluation problems too, however they are set.
+
+    Raises:
+        UserError: none is left.
+    """
+    found = find_overlap(training.problems, evaluation, suffix)
+    if not found:
+        return training
+    named = _some([f"{training.problems[place].id} is {other.id}" for place, other in found.items()])
+    if overlap == "warn":
+        note = f"{training.name}: trains on {_count(len(found), 'problem')} that it is evaluated on ({named})"
+        return replace(training, notes=(*training.notes, note))
+    kept = tuple(problem for place, problem in enumerate(training.problems) if place not in found)
+    if not kept:
+        raise UserError(
+            f"{training.name}: every training problem is an evaluation problem too (data.overlap=warn trains on them)"
+        )
+    note = f"{training.name}: left out {_count(len(found), 'problem')} that it is evaluated on ({named})"
+    return replace(training, problems=kept, notes=(*training.notes, note))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _row(place: str) -> str:
+    """A place without the folder of its file: ``train.jsonl line 3``."""
+    source, _, row = place.rpartition(", ")
+    return f"{Path(re.sub('^data (file|set) ', '', source)).name} {row}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,12 @@ from attnrl.tasks.problem import Problem
 BOX = "\\boxed{"
 THINK_END = "</think>"
 MAX_ANSWER_CHARS = 2_000  # no true answer is longer; whatever is longer is not an answer
+MAX_BOXES = 32  # as many boxes of one response are looked at
+
+
+def conclusion_of(response: str) -> str:
+    """What follows the last ``</think>``; all of it where there is none."""
+    return response.rpartition(THINK_END)[2]
 
 
 def extract_boxed(response: str) -> str | None:
@@ -19,16 +26,40 @@ def extract_boxed(response: str) -> str | None:
 
     Braces inside the box may nest. A box that is never closed is no answer.
     """
-    conclusion = response.rpartition(THINK_END)[2]
+    conclusion = conclusion_of(response)
     start = conclusion.rfind(BOX)
-    if start < 0:
-        return None
-    start += len(BOX)
-    depth = 1
-    for end in range(start, min(len(conclusion), start + MAX_ANSWER_CHARS)):
-        depth += {"{": 1, "}": -1}.get(conclusion[end], 0)
-        if depth == 0:
-            return conclusion[start:end]
+    return None if start < 0 else _box_content(conclusion, start + len(BOX))
+
+
+def other_boxes(response: str) -> list[str]:
+    """The contents of the boxes before the last one, each once: at most :data:`MAX_BOXES`, latest first.
+
+    A box around another box and a box that is never closed do not count.
+    """
+    conclusion = conclusion_of(response)
+    end = conclusion.rfind(BOX)
+    found: dict[str, None] = {}
+    for _ in range(MAX_BOXES):
+        following, end = end, conclusion.rfind(BOX, 0, max(end, 0))
+        if end < 0:
+            break
+        content = _box_content(conclusion, end + len(BOX))
+        if content is not None and end + len(BOX) + len(content) < following:
+            found[content] = None
+    return list(found)
+
+
+def _box_content(text: str, start: int) -> str | None:
+    """What stands from ``start`` to the brace that closes it."""
+    window = text[start : start + MAX_ANSWER_CHARS]
+    # An escaped brace (\\left\\{ with no partner, as before cases) opens nothing. Where that leaves the box
+    # open, every brace counts: the answer may end in a backslash.
+    for pattern in (r"\\.|[{}]", r"[{}]"):
+        depth = 1
+        for brace in re.finditer(pattern, window, re.DOTALL):
+            depth += {"{": 1, "}": -1}.get(brace.group(), 0)
+            if depth == 0:
+                return window[: brace.start()]
     return None
 
 
@@ -42,7 +73,7 @@ def normalize_answer(answer: str) -> str:
     text = re.sub(r"\s+", "", text).rstrip(".")
     if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?", text):  # thousands; in (100,101) the comma means something
         text = text.replace(",", "")
-    if re.fullmatch(r"[+-]?\d*\.?\d+", text):
+    if re.fullmatch(r"[+-]?(?:\d+(?:\.\d+)?|\.\d+)", text):
         sign = "-" if text.startswith("-") else ""
         whole, _, fraction = text.lstrip("+-").partition(".")
         fraction = fraction.rstrip("0")
@@ -52,7 +83,7 @@ def normalize_answer(answer: str) -> str:
 
 def last_number(response: str) -> str | None:
     """The last number in the response after the last ``</think>``, or None."""
-    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", response.rpartition(THINK_END)[2][-MAX_ANSWER_CHARS:])
+    numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", conclusion_of(response)[-MAX_ANSWER_CHARS:])
     return numbers[-1].rstrip(",") if numbers else None
 
 
@@ -60,6 +91,99 @@ def is_correct(found: str | None, answers: Sequence[str]) -> bool:
     """Whether what was found equals one of the accepted answers after :func:`normalize_answer`."""
     normalized = "" if found is None else normalize_answer(found)
     return normalized != "" and any(normalize_answer(answer) == normalized for answer in answers)
+
+
+def true_answers(answers: Sequence[str]) -> list[str]:
+    """The accepted answers that say something; of a worked solution, what it boxes."""
+    found = [_boxed_together(answer) or answer for answer in answers]
+    return [answer for answer in found if normalize_answer(answer)]
+
+
+def _boxed_together(text: str) -> str | None:
+    """What a text boxes, several boxes as one list."""
+    last = extract_boxed(text) if BOX in text else None
+    return None if last is None else ", ".join([*reversed(other_boxes(text)), last])
+
+
+def offers_alternatives(answer: str, answers: Sequence[str]) -> bool:
+    """Whether an answer lists several values ("A or B", "A, B", plus or minus) where every true answer is one value."""
+    return _lists_values(answer) and not expects_list(answers)
+
+
+def expects_list(answers: Sequence[str]) -> bool:
+    """Whether one of the true answers is several values: a list, a set, a tuple, an interval, plus or minus."""
+    return any(_lists_values(accepted) or _lists_values(_without_brackets(accepted)) for accepted in answers)
+
+
+def _lists_values(text: str) -> bool:
+    text = re.sub(r"\\[,;: ]|\$", " ", text.replace("\\!", ""))
+    text = re.sub(r"\\(?:text|textbf|mathrm|mathbf|mbox)\{([^{}]*)\}", r" \1 ", text)
+    text = re.sub(r"(?<=\d)(?:\{,\}|,)(?=\d{3}(?!\d))", "", text)  # thousands
+    if re.search(r"\bor\b|\band\b|\\(?:lor|vee|pm|mp)(?![a-zA-Z])|±", text):
+        return True
+    depth = 0
+    for character in text:
+        if character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+        elif character in ",;" and depth <= 0:
+            return True
+    return False
+
+
+def _without_brackets(text: str) -> str:
+    text = re.sub(r"\\(?:left|right)(?![a-zA-Z])|\$|\\(?=[{}])", "", text).strip().rstrip(".")
+    return text[1:-1] if text[:1] in "([{" and text[-1:] in ")]}" else text
+
+
+_VALUE = r"(?:\\frac\{?\d+\}?\{?\d+\}?|\d+/\d+|\d*\.?\d+)"
+_TO_WORK_OUT = re.compile(
+    r"[\w)}\]|][-+*/^=<>!]|\\(?:cdot|times|div|sqrt|[a-z]?frac|binom|sum|int|prod|lim|log|ln|exp"
+    r"|sin|cos|tan|cot|sec|csc|arc[a-z]+|mod|pmod|bmod|gcd|lfloor|lceil|leq?|geq?|neq?|det|circ)(?![a-zA-Z])"
+)
+_LONG_QUOTE = 40  # characters; nobody's answer is that long a piece of the problem
+
+
+def repeats_problem(answer: str, problem: str) -> bool:
+    """Whether an answer is a copy of what the problem asks to work out (``2+3``, ``x^2=4``, the whole statement).
+
+    A value that the problem names (a number, a fraction, a word) is no copy: many problems ask which one.
+    """
+    statement = _spelled(problem)
+    whole = _spelled(answer)
+    value = whole.rpartition("=")[2]
+    named = re.fullmatch(rf"[a-zA-Z]=-?{_VALUE}", whole) is not None
+    return _is_copied(value, statement) or (not named and _is_copied(whole, statement))
+
+
+def _spelled(text: str) -> str:
+    text = normalize_answer(re.sub(r"\\[()\[\]]|\$", "", text))
+    return re.sub(r"\\text\{[^{}]*\}", "", text)
+
+
+def _is_copied(text: str, statement: str) -> bool:
+    if len(text) < 3:
+        return False
+    if len(text) >= _LONG_QUOTE:
+        return text in statement or (len(statement) >= _LONG_QUOTE and statement in text)
+    fraction = re.fullmatch(r"-?(?:\\frac\{?(\d+)\}?\{?(\d+)\}?|(\d+)/(\d+))", text)
+    if fraction and len(text) <= _LONG_QUOTE:
+        over, under = (int(part) for part in fraction.groups() if part)
+        reducible = math.gcd(over, under) > 1 or under == 1
+        if not reducible:
+            return False
+    elif not _TO_WORK_OUT.search(re.sub(rf"(?<![\w.]){_VALUE}(?![\w.])", "1", text)):
+        return False
+    pattern = rf"(?<![0-9.^{{]){re.escape(text)}(?![0-9^])"
+    return re.search(pattern, statement) is not None
+
+
+def question_of(problem: Problem) -> str:
+    """What the user asks, as one text."""
+    if isinstance(problem.prompt, str):
+        return problem.prompt
+    return "\n".join(message["content"] for message in problem.prompt if message["role"] == "user")
 
 
 @dataclass(frozen=True)
@@ -78,10 +202,14 @@ class AnswerGrader:
         return [self._grade(problem, response) for problem, response in zip(problems, responses, strict=True)]
 
     def _grade(self, problem: Problem, response: str) -> Grade:
+        accepted = true_answers(problem.answers)
         answer = self._extract(response)
-        if answer is None:
-            return Grade(0.0, "no_answer")
-        correct = is_correct(answer, problem.answers)
+        if not accepted:
+            return Grade(0.0, "bad_gold", answer)
+        if answer is None or not normalize_answer(answer):
+            return Grade(0.0, "no_answer", answer)
+        # Whoever boxes several answers has not said which one it is.
+        correct = all(is_correct(box, accepted) for box in (answer, *other_boxes(response)))
         return Grade(float(correct), "correct" if correct else "wrong", answer)
 
     def _extract(self, response: str) -> str | None:

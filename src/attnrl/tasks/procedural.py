@@ -1,11 +1,16 @@
-"""The procedural tasks, by name: problems without end, with demonstrations and a tokenizer of their own."""
+"""The procedural tasks, by name: problems without end.
+
+Those of :data:`TASKS` are ours, with demonstrations and a tokenizer of their own; ``reasoning_gym:NAME`` are those of
+the package reasoning-gym (:mod:`attnrl.tasks.reasoning_gym`).
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from attnrl.errors import UserError
 from attnrl.tasks.ledger import SHAPES, SINGLE_SECTION, LedgerTask
 from attnrl.tasks.problem import Problem
 
@@ -13,8 +18,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class ProceduralTask(Protocol):
-    """What a procedural task offers."""
+REASONING_GYM = "reasoning_gym:"
+TRIES = 1_000  # draws in a row that give nothing new, before a task is taken to have no more
+
+
+class DrawnTask(Protocol):
+    """A task whose problems are drawn at random."""
 
     @property
     def name(self) -> str:
@@ -22,8 +31,12 @@ class ProceduralTask(Protocol):
         ...
 
     def draw(self, rng: random.Random) -> Problem:
-        """Draw one problem."""
+        """Draw one problem; problems with the same prompt have the same id."""
         ...
+
+
+class ProceduralTask(DrawnTask, Protocol):
+    """What a procedural task of ours offers beside."""
 
     def demonstrate(self, problem: Problem, rng: random.Random) -> str:
         """Write a worked response to a problem of this task, for supervised training."""
@@ -40,15 +53,44 @@ TASKS: dict[str, ProceduralTask] = {
 }
 
 
-def draw_distinct(
-    task: ProceduralTask, count: int, rng: random.Random, exclude: Sequence[Problem] = ()
-) -> list[Problem]:
-    """Draw ``count`` problems that differ from each other and from ``exclude`` (by id)."""
+def find_task(name: str) -> DrawnTask:
+    """The task of that name: one of :data:`TASKS`, or ``reasoning_gym:NAME?KEY=VALUE&...``.
+
+    Raises:
+        UserError: there is no such task, or it does not take these parameters.
+    """
+    if name.startswith(REASONING_GYM):
+        from attnrl.tasks.reasoning_gym import find_reasoning_gym_task
+
+        return find_reasoning_gym_task(name)
+    if name not in TASKS:
+        raise UserError(f"task {name!r}: no such task (known: {', '.join(sorted(TASKS))}, {REASONING_GYM}NAME)")
+    return TASKS[name]
+
+
+def draw_new(task: DrawnTask, rng: random.Random, seen: Container[str]) -> Problem:
+    """Draw until a problem is not among ``seen`` (ids).
+
+    Raises:
+        UserError: :data:`TRIES` draws gave none.
+    """
+    for _ in range(TRIES):
+        problem = task.draw(rng)
+        if problem.id not in seen:
+            return problem
+    raise UserError(f"task {task.name}: has no more different problems ({TRIES:,} draws in a row gave none)")
+
+
+def draw_distinct(task: DrawnTask, count: int, rng: random.Random, exclude: Sequence[Problem] = ()) -> list[Problem]:
+    """Draw ``count`` problems that differ from each other and from ``exclude`` (by id).
+
+    Raises:
+        UserError: the task has not got that many.
+    """
     seen = {problem.id for problem in exclude}
     problems: list[Problem] = []
     while len(problems) < count:
-        problem = task.draw(rng)
-        if problem.id not in seen:
-            seen.add(problem.id)
-            problems.append(problem)
+        problem = draw_new(task, rng, seen)
+        seen.add(problem.id)
+        problems.append(problem)
     return problems

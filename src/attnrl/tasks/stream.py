@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Protocol
 
 from attnrl.tasks.problem import Problem
-from attnrl.tasks.procedural import ProceduralTask
+from attnrl.tasks.procedural import DrawnTask, draw_new
 
 
 class ProblemSource(Protocol):
@@ -42,13 +42,15 @@ def _epoch_order(seed: int, epoch: int, size: int) -> Sequence[int]:
 class ProceduralProblems:
     """A procedural task's problems without end, none of them among ``held_out`` (ids)."""
 
-    task: ProceduralTask
+    task: DrawnTask
     seed: int
     held_out: frozenset[str]
 
     def at(self, position: int) -> Problem:
-        """The problem at ``position``; ``seed`` decides it."""
+        """The problem at ``position``.
+
+        Raises:
+            UserError: the task has hardly a problem that is not held out.
+        """
         rng = random.Random(f"{self.seed}/problem/{position}")
-        while (problem := self.task.draw(rng)).id in self.held_out:
-            pass
-        return problem
+        return draw_new(self.task, rng, self.held_out)
