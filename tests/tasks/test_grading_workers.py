@@ -190,6 +190,7 @@ def test_settings_are_checked(workers: int, deadline: float) -> None:
 
 def test_ctrl_c_leaves_no_children_and_the_pool_works_again() -> None:
     before = children()
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with WorkerPool(1, deadline=60) as pool:
         pool.run([Job(("1",), "2/2")])
         timer = threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -198,6 +199,7 @@ def test_ctrl_c_leaves_no_children_and_the_pool_works_again() -> None:
             pool.run([Job((SLOW[0],), SLOW[1])])
         assert children() == before
         assert pool.run([Job(("1",), "2/2")])[0].verdict == "correct"
+    signal.signal(signal.SIGINT, former)
     assert children() == before
 
 
