@@ -422,3 +422,58 @@ def test_grade_refuses_its_own_input_and_what_is_not_there(tmp_path: Path) -> No
         seen: list[tuple[int, int]] = []
         assert grade_file(source, tmp_path / "out.jsonl", rules, lambda *done: seen.append(done)) == {"correct": 1}
         assert seen == [(1, source.stat().st_size)]
+
+
+SUM, PRODUCT = r"Find $\sum_{k=1}^{10} k^2$", r"What is $123 \times 456$?"
+COPIES = [
+    *[("Compute 2+3.", "5", copy) for copy in ("2+3", "(2+3)", "{2}+{3}", "3+2", "2+3.0", "2+3+0")],
+    *[(SUM, "385", copy) for copy in (r"(\sum_{k=1}^{10} k^2)", r"\sum_{k=1}^{10} k^{2}", r"\sum_{k=1}^{10}{k^2}")],
+    *[(PRODUCT, "56088", copy) for copy in (r"123\cdot456", "123*456", "123×456", r"456\times123")],
+    *[
+        (r"Find $\log_2 8 + \binom{5}{2}$", "13", copy)
+        for copy in (r"\log_2(8)+\binom{5}{2}", r"\log_{2} 8+\binom{5}{2}", r"(\log_2 8+\dbinom{5}{2})")
+    ],
+]
+GUESSES = [
+    *("x=4 x=5", r"x=4\;x=5", r"x=4 \quad x=5", r"x=4\cup x=5", r"x=4 \mid x=5", r"x=4 \wedge x=5", "x=4=5", "4=x=5"),
+    r"x=4 \text{ but maybe } x=5",
+]
+SMALL = [
+    ("3.89e-10", "0.00000001"),
+    (r"4.6 \times 10^{-24}", "10^{-20}"),
+    ("1.6e-19", "9e-30"),
+    ("10^{-19}", "10^{-20}"),
+    ("0.0000001", "0.0000002"),
+]
+UNUSUAL = [
+    ("?", "3.89e-10", r"3.890 \times 10^{-10}"),
+    ("?", "1.6e-19", r"1.6 \times 10^{-19}"),
+    ("?", "0.005", "1/200"),
+    ("?", r"\frac{1}{3}", "0.333333"),
+    ("?", "10", r"5 \cdot 2"),
+    ("What is bigger, 3+4 or 5*1?", "7", "7"),
+    ("?", r"[1,2]\cup[3,4]", r"x\in[1,2]\cup[3,4]"),
+    ("?", "5", "x=2+3=5"),
+]
+
+
+def test_what_a_policy_would_find_out_is_not_correct() -> None:
+    rows = [*COPIES, *[("?", "5", guess) for guess in GUESSES], *[("?", *pair) for pair in SMALL]]
+    problems = [Problem("a", question, (gold,)) for question, gold, _ in rows]
+    with build_grader("math", workers=1) as grader:
+        grades = grader.grade(problems, [f"\\boxed{{{box}}}" for *_, box in rows])
+    assert [row for row, grade in zip(rows, grades, strict=True) if grade.verdict != "wrong"] == []
+
+
+def test_the_same_in_other_words_is_correct() -> None:
+    problems = [Problem("a", question, (gold,)) for question, gold, _ in UNUSUAL]
+    with build_grader("math", workers=1) as grader:
+        grades = grader.grade(problems, [f"\\boxed{{{box}}}" for *_, box in UNUSUAL])
+    assert [row for row, grade in zip(UNUSUAL, grades, strict=True) if grade.verdict != "correct"] == []
+
+
+def test_an_echo_of_the_question_is_not_correct_where_the_format_is_free() -> None:
+    with build_grader("math", workers=1, flexible=True) as grader:
+        echoes = ["$2+3$", "What is 2+3", "It is 5."]
+        grades = grader.grade([Problem("a", "What is $2+3$", ("5",))] * 3, echoes)
+    assert [grade.verdict for grade in grades] == ["wrong", "wrong", "correct"]

@@ -118,6 +118,7 @@ class RulesGrader(_Closing):
 class _Pending:
     """A response whose verdict waits for the workers: its jobs all have to be correct."""
 
+    problem: Problem
     answer: str | None
     jobs: list[Job]
 
@@ -153,7 +154,11 @@ class MathGrader(_Closing):
             return Grade(0.0, "bad_gold", answer)
         if answer is None and self.flexible:
             end = conclusion_of(response)[-MAX_ANSWER_CHARS:]
-            return _Pending(None, [Job(tuple(accepted), end, prose=True)]) if end.strip() else Grade(0.0, "no_answer")
+            return (
+                _Pending(problem, None, [Job(tuple(accepted), end, prose=True)])
+                if end.strip()
+                else Grade(0.0, "no_answer")
+            )
         if answer is None or not normalize_answer(answer):
             return Grade(0.0, "no_answer", answer)
         boxes = {normalize_answer(box): box for box in (*reversed(other_boxes(response)), answer)}
@@ -165,13 +170,13 @@ class MathGrader(_Closing):
                 continue
             if len(boxes) > 1 and expects_list(accepted):  # one value in each box
                 together = ", ".join(boxes.values())[:MAX_ANSWER_CHARS]
-                return _Pending(answer, [Job(tuple(accepted), together)])
+                return _Pending(problem, answer, [Job(tuple(accepted), together)])
             same = _is_number_of(box, accepted)
             if same is False or offers_alternatives(box, accepted) or repeats_problem(box, question_of(problem)):
                 return Grade(0.0, "wrong", answer)
             if same is None:
                 jobs.append(Job(tuple(accepted), box))
-        return _Pending(answer, jobs) if jobs else Grade(1.0, "correct", answer)
+        return _Pending(problem, answer, jobs) if jobs else Grade(1.0, "correct", answer)
 
     def _compare(self, jobs: Sequence[Job]) -> dict[Job, Outcome]:
         """Outcomes of jobs; equal jobs are done once, and recent ones are remembered."""
@@ -192,6 +197,11 @@ def _settle(pending: _Pending, outcomes: dict[Job, Outcome]) -> Grade:
     answer = pending.answer if pending.answer is not None else found[-1].answer
     failed: list[Verdict] = [outcome.verdict for outcome in found if outcome.verdict != "correct"]
     if not failed:
+        # What the workers found in a response without a box is looked at here, as boxes were before.
+        if pending.answer is None and answer is not None and not is_correct(answer, pending.problem.answers):
+            several = offers_alternatives(answer, true_answers(pending.problem.answers))
+            if several or repeats_problem(answer, question_of(pending.problem)):
+                return Grade(0.0, "wrong", answer)
         return Grade(1.0, "correct", answer)
     return Grade(0.0, failed[-1] if len(failed) == 1 or "wrong" not in failed else "wrong", answer)
 

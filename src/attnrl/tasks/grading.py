@@ -121,6 +121,12 @@ def _lists_values(text: str) -> bool:
     text = re.sub(r"(?<=\d)(?:\{,\}|,)(?=\d{3}(?!\d))", "", text)  # thousands
     if re.search(r"\bor\b|\band\b|\\(?:lor|vee|pm|mp)(?![a-zA-Z])|±", text):
         return True
+    if len(re.findall(r"(?<![\\a-zA-Z])[a-zA-Z]\s*=\s*[-+]?\.?\d", text)) > 1:  # x=4 x=5
+        return True
+    sides = [side.strip() for side in text.split("=")]
+    numbers = {side for side in sides if re.fullmatch(r"[-+]?\d*\.?\d+", side)}
+    if len(numbers) > 1 and all(side in numbers or re.fullmatch(r"[a-zA-Z]", side) for side in sides):  # x=4=5
+        return True
     depth = 0
     for character in text:
         if character in "([{":
@@ -139,7 +145,7 @@ def _without_brackets(text: str) -> str:
 
 _VALUE = r"(?:\\frac\{?\d+\}?\{?\d+\}?|\d+/\d+|\d*\.?\d+)"
 _TO_WORK_OUT = re.compile(
-    r"[\w)}\]|][-+*/^=<>!]|\\(?:cdot|times|div|sqrt|[a-z]?frac|binom|sum|int|prod|lim|log|ln|exp"
+    r"[\w)}\]|][-+*/^=<>!×·÷]|\\(?:cdot|times|div|sqrt|[a-z]?frac|binom|sum|int|prod|lim|log|ln|exp"
     r"|sin|cos|tan|cot|sec|csc|arc[a-z]+|mod|pmod|bmod|gcd|lfloor|lceil|leq?|geq?|neq?|det|circ)(?![a-zA-Z])"
 )
 _LONG_QUOTE = 40  # characters; nobody's answer is that long a piece of the problem
@@ -175,8 +181,29 @@ def _is_copied(text: str, statement: str) -> bool:
             return False
     elif not _TO_WORK_OUT.search(re.sub(rf"(?<![\w.]){_VALUE}(?![\w.])", "1", text)):
         return False
-    pattern = rf"(?<![0-9.^{{]){re.escape(text)}(?![0-9^])"
-    return re.search(pattern, statement) is not None
+    text, statement = _bare(text), _bare(statement)
+    if re.fullmatch(_ARITHMETIC, text):  # 3+2 for 2+3
+        return any(_arithmetic(text) == _arithmetic(run) for run in re.findall(_ARITHMETIC, statement))
+    return re.search(rf"(?<![0-9.^]){re.escape(text)}(?![0-9^])", statement) is not None
+
+
+_ARITHMETIC = r"\d+(?:\.\d+)?(?:[-+*/]\d+(?:\.\d+)?)+"
+
+
+def _bare(text: str) -> str:
+    """A spelling without brackets, and with one sign for each operation: in copies they come and go."""
+    text = re.sub(r"\\(?:cdot|times|ast)(?![a-zA-Z])|[×·∗]", "*", text)
+    text = re.sub(r"\\div(?![a-zA-Z])|÷", "/", text)
+    text = re.sub(r"\\[dt]binom", r"\\binom", text)
+    return re.sub(r"[(){}\[\]]", "", text.replace("−", "-"))
+
+
+def _arithmetic(run: str) -> tuple[list[str], list[float]]:
+    """What a sum or product of plain numbers is made of, in any order, without what changes nothing."""
+    operations = re.findall(r"[-+*/]", run)
+    nothing = 1.0 if set(operations) <= {"*", "/"} else 0.0
+    numbers = sorted(float(number) for number in re.findall(r"\d+(?:\.\d+)?", run))
+    return sorted(set(operations)), [number for number in numbers if number != nothing]
 
 
 def question_of(problem: Problem) -> str:

@@ -499,13 +499,37 @@ def _compare(golds: Sequence[Sequence[Any]], found: Sequence[Any]) -> Literal["c
                     failed = True
                     continue
                 try:
-                    if verify(expected, item, timeout_seconds=None, raise_on_error=True):
+                    if verify(expected, item, timeout_seconds=None, raise_on_error=True) and not _far(expected, item):
                         return "correct"
                 except (MemoryError, RecursionError):
                     failed = True
                 except Exception:  # it has no way to compare these two: they are not equal
                     continue
     return "error" if failed else "wrong"
+
+
+def _far(expected: Any, item: Any) -> bool:
+    """Whether two small numbers differ: math-verify rounds to six places, where 1e-19 and 1e-20 are both 0."""
+    gold, value = _small_value(expected), _small_value(item)
+    if gold is None or value is None or max(abs(gold), abs(value)) >= SMALL:
+        return False
+    return abs(gold - value) > RELATIVE * max(abs(gold), abs(value))
+
+
+def _small_value(expression: Any) -> float | None:
+    """The value of a real number or of ``x = number``; None of anything else."""
+    import sympy
+
+    if isinstance(expression, sympy.Eq):
+        expression = expression.rhs
+    if isinstance(expression, sympy.FiniteSet) and len(expression) == 1:
+        (expression,) = expression
+    if not isinstance(expression, sympy.Expr) or not expression.is_number:
+        return None
+    try:
+        return float(expression)
+    except (TypeError, OverflowError):  # not real
+        return None
 
 
 def _false_equation(item: Any) -> bool:
@@ -520,6 +544,8 @@ def _false_equation(item: Any) -> bool:
     )
 
 
+SMALL = 1e-2  # numbers under this are compared
+RELATIVE = 1e-3  # to this share of the larger one
 MAX_BITS = 200_000.0  # of a number that is worked out
 MAX_DEPTH = 32  # of brackets; the parser's time and stack grow out of bounds with it
 MAX_TERMS = 20_000.0  # of a sum or product that is worked out
