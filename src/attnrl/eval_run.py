@@ -12,9 +12,9 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ class Suite:
         samples: responses to each problem.
         max_new_tokens: of a response, where the model has positions for as many.
         notes: what was left out of the file, and what is odd about it.
+        places: file and row of each problem, by its id.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Suite:
     samples: int
     max_new_tokens: int
     notes: tuple[str, ...] = ()
+    places: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,7 @@ def load_suites(
             replace(
                 suite,
                 problems=its.problems[:first],
+                places=its.places,
                 samples=samples or suite.samples,
                 max_new_tokens=max_new_tokens or suite.max_new_tokens,
                 notes=(*its.notes, *_unexpected(suite.name, len(its.problems))),
@@ -443,7 +446,8 @@ def _notes(
     for suite in suites:
         yield from suite.notes
         for gold in unusable_golds(suite.problems) if settings.grader == "math" else ():
-            yield f"{suite.name}, problem {gold.id}: its true answer {gold.answers[0][:60]!r} {gold.reason}."
+            place = suite.places.get(gold.id, f"problem {gold.id}")
+            yield f"{suite.name}, {place}: its true answer {gold.answers[0][:60]!r} {gold.reason}."
     for candidate in candidates:
         for work in candidate.work:
             name = f"{candidate.name}, {work.suite.name}"

@@ -46,7 +46,7 @@ def rewards_of(**settings: bool) -> Callable[[Sequence[Sequence[str]], Sequence[
         ("no box at all", None),
         ("", None),
         ("boxed{6}", None),
-        ("\\boxed 6", None),
+        ("\\boxed 6", "6"),
         ("\\boxed{6", None),
         ("\\boxed{\\frac{1}{2}", None),
         ("\\boxed{5} and \\boxed{6", None),
@@ -277,3 +277,8 @@ def test_flexible_grading_takes_the_last_number_only_where_nothing_is_boxed() ->
     ]
     assert grade([["7"], ["1007"], ["7"], ["7"], ["7"], ["7"]], responses) == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
     assert rewards_of()([["7"]], ["3 and 4 make 7."]) == [0.0]
+
+
+@pytest.mark.parametrize("box", ["\\boxed {5}", "\\fbox{5}", "\\boxed 5", "\\fbox {5}", "so $\\boxed 5$."])
+def test_boxes_in_other_spellings(box: str) -> None:
+    assert extract_boxed(box) == "5"

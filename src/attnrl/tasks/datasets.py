@@ -178,7 +178,8 @@ def note_unusable(data: ProblemSet, unusable: Sequence[UnusableGold]) -> Problem
     """A note of the rows whose true answer no response can be compared with."""
     if not unusable:
         return data
-    rows = _some([f"{_row(data.places[gold.id])}: {gold.answers[0][:60]!r} {gold.reason}" for gold in unusable])
+    found = [f"{_row(data.places[gold.id])}: {gold.answers[0][:60]!r} {gold.reason}" for gold in unusable]
+    rows = _some(found, named=20)
     note = f"{data.name}: {_count(len(unusable), 'true answer')} that no response can match ({rows})"
     return replace(data, notes=(*data.notes, note))
 
@@ -217,5 +218,5 @@ def _row(place: str) -> str:
     return f"{Path(re.sub('^data (file|set) ', '', source)).name} {row}"
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+def _some(names: Sequence[str], named: int = NAMED) -> str:
+    return ", ".join(names[:named]) + (", ..." if len(names) > named else "")

@@ -14,6 +14,7 @@ from typing import Any
 from attnrl.errors import UserError
 from attnrl.protocols import Grader
 from attnrl.tasks.problem import Problem
+from attnrl.tasks.rows import final_answer
 
 ROWS_AT_ONCE = 256  # graded together: enough for every worker, and progress is seen
 
@@ -112,4 +113,4 @@ def _problem(row: Mapping[str, Any], number: int, source: Path) -> Problem:
     elif not isinstance(prompt, str):
         prompt = ""
     info = {key: value for key, value in row.items() if key not in ("prompt", "answer", "response")}
-    return Problem(str(number), prompt, tuple(str(one) for one in answers), info=info)
+    return Problem(str(number), prompt, tuple(final_answer(str(one)) for one in answers), info=info)

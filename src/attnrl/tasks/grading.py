@@ -26,7 +26,7 @@ def extract_boxed(response: str) -> str | None:
 
     Braces inside the box may nest. A box that is never closed is no answer.
     """
-    conclusion = conclusion_of(response)
+    conclusion = _with_braces(conclusion_of(response))
     start = conclusion.rfind(BOX)
     return None if start < 0 else _box_content(conclusion, start + len(BOX))
 
@@ -36,7 +36,7 @@ def other_boxes(response: str) -> list[str]:
 
     A box around another box and a box that is never closed do not count.
     """
-    conclusion = conclusion_of(response)
+    conclusion = _with_braces(conclusion_of(response))
     end = conclusion.rfind(BOX)
     found: dict[str, None] = {}
     for _ in range(MAX_BOXES):
@@ -47,6 +47,12 @@ def other_boxes(response: str) -> list[str]:
         if content is not None and end + len(BOX) + len(content) < following:
             found[content] = None
     return list(found)
+
+
+def _with_braces(text: str) -> str:
+    r"""The same text with each ``\boxed {5}``, ``\fbox{5}`` and ``\boxed 5`` as ``\boxed{5}``."""
+    text = re.sub(r"\\(?:boxed|fbox) ?\{", r"\\boxed{", text)
+    return re.sub(r"\\boxed ([^\s$.,\\{}]+)", r"\\boxed{\1}", text)
 
 
 def _box_content(text: str, start: int) -> str | None:
