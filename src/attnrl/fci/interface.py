@@ -193,8 +193,7 @@ def capture_mask(
         return seen if padding_BT is None else seen & padding_BT[rows, keys]
 
     explained = _explains(layout, local_size, sees)
-    whole_row = StepLayout.build([Span(0, 0, kv_length, ())], 1, kv_length, 0, layout.end_BT.device)
-    if not explained and not (captured.spec.packed and _explains(whole_row, local_size, sees)):
+    if not explained and not (captured.spec.packed and _explains(_one_sequence(layout), local_size, sees)):
         raise FciUnsupportedError(
             f"{type(config).__name__}: its attention mask is not causal"
             f"{'' if local_size is None else f' with a sliding window of {local_size}'} within the sequences of the "
@@ -202,6 +201,12 @@ def capture_mask(
             "attention mask and left_padding"
         )
     return Visibility(captured, local_size, opened.own_softmax, packed_by_mask=explained)
+
+
+def _one_sequence(layout: StepLayout) -> StepLayout:
+    """The layout of a packed row as the one sequence that a mask takes it for which does not heed positions."""
+    rows, tokens = layout.end_BT.shape
+    return StepLayout.build([Span(0, 0, tokens, ())], rows, tokens, 0, layout.end_BT.device)
 
 
 def _explains(layout: StepLayout, window: int | None, sees: Callable[[Tensor, Tensor, Tensor], Tensor]) -> bool:

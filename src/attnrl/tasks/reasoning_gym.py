@@ -28,8 +28,9 @@ from attnrl.protocols import Grade
 from attnrl.tasks.grading import extract_boxed, last_number
 from attnrl.tasks.problem import Problem
 from attnrl.tasks.procedural import REASONING_GYM
+from attnrl.tasks.rows import PROMPT_SUFFIX
 
-INSTRUCTION = "\nLet's think step by step and output the final answer within \\boxed{}."
+INSTRUCTION = "\n" + PROMPT_SUFFIX.strip()
 
 # Their entries depend on the order of Python sets of strings, which differs from process to process: a resumed run
 # would see other problems than the run that it continues.
