@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -52,10 +52,24 @@ class FakeSampler:
 
     tokenizer: PreTrainedTokenizerBase
     calls: list[list[Request]] = field(default_factory=list)
+    syncs: int = 0
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+    def generate(
+        self,
+        requests: Sequence[Request],
+        *,
+        on_finished: Callable[[int, Completion], None] | None = None,
+        enough: Callable[[Collection[int]], bool] | None = None,
+    ) -> list[Completion]:
         self.calls.append(list(requests))
-        return [self._complete(request) for request in requests]
+        completions = [self._complete(request) for request in requests]
+        for index, completion in enumerate(completions):
+            if on_finished is not None:
+                on_finished(index, completion)
+        return completions
+
+    def sync(self) -> None:
+        self.syncs += 1
 
     def _complete(self, request: Request) -> Completion:
         rng = random.Random(request.seed)
@@ -88,16 +102,15 @@ class FakePolicy:
     version: int = 0
     updates: list[list[TrainingRow]] = field(default_factory=list)
     fci_asked: list[bool] = field(default_factory=list)
-    synced: int = 0
 
     def score(
         self,
         prompts: Sequence[Sequence[int]],
         responses: Sequence[Sequence[int]],
-        steps: Sequence[Steps] | None = None,
+        steps: Sequence[Steps | None] | None = None,
     ) -> list[Score]:
         if prompts:
-            self.fci_asked.append(steps is not None)
+            self.fci_asked.append(steps is not None and any(steps))
         return [
             Score((float(self.version),) * len(response), fake_entropy(response), fake_fci(its_steps))
             for response, its_steps in zip(responses, steps or [None] * len(responses), strict=True)
@@ -107,9 +120,6 @@ class FakePolicy:
         self.updates.append(list(rows))
         self.version += 1
         return {"loss/policy": 0.5}
-
-    def sync(self) -> None:
-        self.synced += 1
 
 
 def fake_entropy(response: Sequence[int]) -> tuple[float, ...]:

@@ -25,12 +25,13 @@ VERDICTS = {0.0: "wrong", 0.5: "wrong", 1.0: "correct"}
 
 
 def sample(length: int, reward: float, finish: str = "stop") -> Sample:
-    return Sample((5,) * length, (-1.0,) * length, (0.4,) * length, reward, VERDICTS[reward], finish)
+    return Sample((5,) * length, (-1.0,) * length, (-1.0,) * length, (0.4,) * length, reward, VERDICTS[reward], finish)
 
 
 def trunk(length: int, reward: float, starts: tuple[int, ...] = (0, 2), entropy: float = 0.4) -> Trunk:
     return Trunk(
         (5,) * length,
+        (-1.0,) * length,
         (-1.0,) * length,
         (entropy,) * length,
         reward,
@@ -169,7 +170,7 @@ def every_name(tokenizer) -> set[str]:
         branching=BranchingConfig(),
         temperature=1.0,
     )
-    updated = policy.update([TrainingRow((1, 2), (3, 4), (-1.0, -1.0), (1.0, 1.0))])
+    updated = policy.update([TrainingRow((1, 2), (3, 4), (-1.0, -1.0), (-1.0, -1.0), (1.0, 1.0))])
     evaluated = Evaluation((EvaluatedSample("p", 0, "", "", ("1",), 1.0, "correct", 3, "stop"),), 1).metrics()
     stepped = fake_loop(tokenizer).trainer.step().metrics
     return {*stepped, *updated, *(f"eval/{name}" for name in evaluated)}

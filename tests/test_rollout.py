@@ -14,13 +14,15 @@ OLD, NEW = -1.0, -2.0  # log-probs of the policies that sampled trunks and branc
 
 
 def sample(tokens: list[int], reward: float) -> Sample:
-    return Sample(tuple(tokens), (NEW,) * len(tokens), (0.5,) * len(tokens), reward, "wrong", "stop")
+    return Sample(
+        tuple(tokens), (NEW,) * len(tokens), (NEW - 0.1,) * len(tokens), (0.5,) * len(tokens), reward, "wrong", "stop"
+    )
 
 
 def trunk(tokens: list[int], reward: float, starts: tuple[int, ...] = (0, 2), fci: tuple[float, ...] = ()) -> Trunk:
     size = len(tokens)
     return Trunk(
-        tuple(tokens), (OLD,) * size, (0.5,) * size, reward, "wrong", "stop", steps=Steps(starts, size), fci=fci
+        tuple(tokens), (OLD,) * size, (OLD - 0.1,) * size, (0.5,) * size, reward, "wrong", "stop", steps=Steps(starts, size), fci=fci
     )  # fmt: skip
 
 
@@ -72,6 +74,8 @@ def test_rows_are_whole_responses_with_the_logprobs_of_whoever_sampled_each_toke
         (10, 11, 70),
         (20, 21, 22),
     ]
+    for row in rows:
+        assert row.sampler_logprobs == tuple(logprob - 0.1 for logprob in row.old_logprobs)
     assert [row.old_logprobs for row in rows] == [
         (OLD,) * 6,
         (OLD,) * 4 + (NEW,),

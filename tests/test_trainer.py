@@ -446,4 +446,4 @@ def test_a_run_that_goes_on_from_a_state_is_the_run_that_never_stopped(tokenizer
 def test_the_sampler_sees_new_weights_after_every_step(tokenizer):
     loop = fake_loop(tokenizer)
     steps(loop, 3)
-    assert loop.policy.synced == 3
+    assert loop.sampler.syncs == 3

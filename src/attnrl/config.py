@@ -91,6 +91,11 @@ class LossConfig(Strict):
     clip_high: PositiveFloat = 0.28
     dual_clip: float | None = Field(None, gt=1, description="lower bound on the loss of negative advantages")
     kl: NonNegativeFloat = Field(0.001, description="weight of the KL to the frozen starting model")
+    tis: float | None = Field(
+        None,
+        gt=0,
+        description="truncated importance sampling: weigh tokens by exp(policy's - sampler's log-prob), at most this",
+    )
 
 
 class OptimizerConfig(Strict):

@@ -7,14 +7,15 @@ written to JSON as it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from attnrl.method.steps import Steps
 from attnrl.tasks.problem import Problem
 
-FinishReason = Literal["stop", "length"]
+#: ``stop``: an end-of-sequence token was sampled; ``length``: the budget ran out; ``unfinished``: the call ended first.
+FinishReason = Literal["stop", "length", "unfinished"]
 #: What grading came to. ``no_answer``: the response gives none; ``timeout`` and ``error``: comparing it took too long
 #: or failed; ``bad_gold``: there is no true answer to compare with.
 Verdict = Literal["correct", "wrong", "no_answer", "timeout", "error", "bad_gold"]
@@ -41,8 +42,9 @@ class Completion:
 
     Attributes:
         tokens: sampled token ids, the end-of-sequence token included when ``finish_reason`` is ``stop``.
-        logprobs: log-probability of each token under the sampled distribution, same length as ``tokens``.
-        finish_reason: ``stop`` when an end-of-sequence token was sampled, ``length`` when the budget ran out.
+        logprobs: log-probability of each token under the distribution at the sampling temperature, before top-p and
+            top-k, by the sampler's own arithmetic; same length as ``tokens``.
+        finish_reason: why it ended.
     """
 
     tokens: tuple[int, ...]
@@ -72,21 +74,41 @@ class TrainingRow:
     Attributes:
         prompt: prompt token ids (not trained).
         response: response token ids.
-        old_logprobs: log-probabilities under the policy that sampled each token.
+        old_logprobs: log-probabilities under the policy that sampled each token, as the policy computes them.
+        sampler_logprobs: the same as the sampler computed them.
         advantages: one advantage per token.
     """
 
     prompt: tuple[int, ...]
     response: tuple[int, ...]
     old_logprobs: tuple[float, ...]
+    sampler_logprobs: tuple[float, ...]
     advantages: tuple[float, ...]
 
 
 class Sampler(Protocol):
     """Draws completions from the current policy."""
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Return one completion per request, in order. An empty batch returns an empty list."""
+    def generate(
+        self,
+        requests: Sequence[Request],
+        *,
+        on_finished: Callable[[int, Completion], None] | None = None,
+        enough: Callable[[Collection[int]], bool] | None = None,
+    ) -> list[Completion]:
+        """Return one completion per request, in order. An empty batch returns an empty list.
+
+        Args:
+            requests: what to sample.
+            on_finished: called in this thread with the index and the completion of each request that finishes,
+                while others still run.
+            enough: asked now and then with the indices of the unfinished requests; True ends the call, and they
+                come back as far as they are, as ``unfinished``.
+        """
+        ...
+
+    def sync(self) -> None:
+        """Sample from the policy's current weights from now on."""
         ...
 
 
@@ -120,15 +142,11 @@ class Policy(Protocol):
         self,
         prompts: Sequence[Sequence[int]],
         responses: Sequence[Sequence[int]],
-        steps: Sequence[Steps] | None = None,
+        steps: Sequence[Steps | None] | None = None,
     ) -> list[Score]:
-        """Score responses under the current weights; FCI is computed when ``steps`` is given."""
+        """Score responses under the current weights, with the FCI of those whose ``steps`` are given."""
         ...
 
     def update(self, rows: Sequence[TrainingRow]) -> Mapping[str, float]:
         """Take the optimizer steps of one training step and return its training metrics."""
-        ...
-
-    def sync(self) -> None:
-        """Make the sampler see the updated weights."""
         ...

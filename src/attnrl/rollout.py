@@ -20,7 +20,8 @@ class Sample:
 
     Attributes:
         tokens: token ids of its own (a branch does not repeat the trunk tokens it keeps).
-        logprobs: log-probability of each under the policy that sampled it.
+        logprobs: log-probability of each under the policy that sampled it, as the policy computes it.
+        sampler_logprobs: the same as the sampler computed it.
         entropy: entropy of the distribution each was drawn from.
         reward: reward of the whole response that it completes.
         verdict: why.
@@ -29,6 +30,7 @@ class Sample:
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
+    sampler_logprobs: tuple[float, ...]
     entropy: tuple[float, ...]
     reward: float
     verdict: Verdict
@@ -152,6 +154,9 @@ class Grown:
                     prompt=self.plan.group.prompt,
                     response=self.path_tokens(path),
                     old_logprobs=tuple(p for node, a, b in path.spans() for p in samples[node].logprobs[a:b]),
+                    sampler_logprobs=tuple(
+                        p for node, a, b in path.spans() for p in samples[node].sampler_logprobs[a:b]
+                    ),
                     advantages=tuple([of_response[leaf]] * path.length if of_response else path.token_advantages()),
                 )
             )

@@ -130,7 +130,7 @@ class Trainer:
             rows = [row for problem in trained for row in problem.training_rows(method.advantage)]
             updated = self.policy.update(rows) if rows else {}
         with self.clock.phase("sync"):
-            self.policy.sync()
+            self.sampler.sync()
 
         metrics = step_metrics(
             grown,
@@ -238,6 +238,7 @@ class Trainer:
             Sample(
                 completion.tokens,
                 score.logprobs,
+                completion.logprobs,
                 score.entropy,
                 grade.reward,
                 grade.verdict,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import helpers
 import pytest
@@ -156,7 +157,7 @@ def rows(model) -> list[TrainingRow]:
             logprobs_TV = plain_distributions(plain, prompt, response, 1.0)
         old = [float(logprobs_TV[t, token]) + rng.gauss(0, 0.5) for t, token in enumerate(response)]
         advantages = [rng.choice([-1.5, -0.5, 0.0, 0.7, 1.2]) for _ in response]
-        rows.append(TrainingRow(prompt, response, tuple(old), tuple(advantages)))
+        rows.append(TrainingRow(prompt, response, tuple(old), tuple(old), tuple(advantages)))
     return rows
 
 
@@ -290,7 +291,7 @@ def test_share_of_clipped_tokens_and_mean_ratio_are_over_all_tokens(model, rows)
 def test_update_and_score_know_the_same_probabilities(model, texts, temperature):
     policy = build_policy(model, temperature=temperature, learning_rate=1e-30)
     rows = [
-        TrainingRow(prompt, response, score.logprobs, (1.0,) * len(response))
+        TrainingRow(prompt, response, score.logprobs, score.logprobs, (1.0,) * len(response))
         for prompt, response, score in zip(*texts, policy.score(*texts), strict=True)
     ]
     metrics = policy.update(rows)
@@ -308,7 +309,7 @@ def test_kl_is_zero_at_the_start_and_grows_from_there(model, rows):
 
 def test_kl_pulls_back_to_the_reference(model, reference, rows):
     """Without any advantage the KL is all there is, and following it brings the policy closer."""
-    rows = [TrainingRow(row.prompt, row.response, row.old_logprobs, (0.0,) * len(row.response)) for row in rows]
+    rows = [replace(row, advantages=(0.0,) * len(row.response)) for row in rows]
     policy = build_policy(model, reference, learning_rate=1e-3, loss=LossConfig(kl=1.0), mini_batches=1)
     kls = [policy.update(rows)["loss/kl"] for _ in range(5)]
     assert kls == sorted(kls, reverse=True)

@@ -16,6 +16,7 @@ def sample(tokenizer: PreTrainedTokenizerBase, text: str, reward: float) -> dict
     return {
         "tokens": tokens,
         "logprobs": numbers,
+        "sampler_logprobs": numbers,
         "entropy": numbers,
         "reward": reward,
         "verdict": "wrong",
@@ -87,7 +88,7 @@ def test_a_filtered_problem_says_so(grown: Grown, tokenizer: PreTrainedTokenizer
 
 
 def test_a_response_without_tokens_and_fci_is_a_row_too(tokenizer: PreTrainedTokenizerBase) -> None:
-    empty = Trunk((), (), (), 0.0, "no_answer", "length", steps=Steps(starts=(), length=0), fci=())
+    empty = Trunk((), (), (), (), 0.0, "no_answer", "length", steps=Steps(starts=(), length=0), fci=())
     group = Group(0, "x:0", ("1",), (5,), (empty,))
     row = forest_row(Grown(Plan(group, True, {0: ()}, 2), ()), tokenizer, step=1)
     assert row["trees"][0]["nodes"][0]["segments"] == []

@@ -147,5 +147,5 @@ def _group(fields: Mapping[str, Any]) -> Group:
 
 def _trunk(fields: Mapping[str, Any]) -> Trunk:
     steps = fields["steps"]
-    sequences = {name: tuple(fields[name]) for name in ("tokens", "logprobs", "entropy", "fci")}
+    sequences = {name: tuple(fields[name]) for name in ("tokens", "logprobs", "sampler_logprobs", "entropy", "fci")}
     return Trunk(**{**fields, **sequences, "steps": Steps(**{**steps, "starts": tuple(steps["starts"])})})

@@ -189,7 +189,7 @@ class LocalPolicy:
         self,
         prompts: Sequence[Sequence[int]],
         responses: Sequence[Sequence[int]],
-        steps: Sequence[Steps] | None = None,
+        steps: Sequence[Steps | None] | None = None,
     ) -> list[Score]:
         """Log-probs, entropy and (with ``steps``) FCI of each response, all from one forward.
 
@@ -201,7 +201,11 @@ class LocalPolicy:
         lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
         for rows in cut_micro_batches(lengths, self.settings.micro_batch_tokens):
             batch = pad_rows(rows, prompts, responses, self.device)
-            starts = [[len(prompts[row]) + s for s in steps[row].starts] if steps else [] for row in rows]
+            wanted = [steps[row] if steps else None for row in rows]
+            starts = [
+                [len(prompts[row]) + s for s in its.starts] if its else []
+                for row, its in zip(rows, wanted, strict=True)
+            ]
             spec = CaptureSpec(starts, [lengths[row] for row in rows], self.branching.delta)
             with capture(self.model, spec) if steps else nullcontext() as captured:
                 logprobs_BR, entropy_BR = token_logprobs(self.model, batch, self.temperature, with_entropy=True)
@@ -239,9 +243,6 @@ class LocalPolicy:
             self.updates += 1
         means = {name: value / len(mini_batches) for name, value in sums.items()}
         return {**means, "learning_rate": self.optimizer.param_groups[0]["lr"]}
-
-    def sync(self) -> None:
-        """Nothing to do: the local sampler decodes with the very same model."""
 
     def _set_learning_rate(self) -> None:
         warmup = min(1.0, (self.updates + 1) / self.settings.warmup_steps) if self.settings.warmup_steps else 1.0

@@ -36,7 +36,7 @@ from attnrl.local.cache import DecodeCache, KeysValues
 from attnrl.local.decoding import DECODE_ATTENTION, decoding
 from attnrl.local.draw import draw, uniforms, wrapped
 from attnrl.local.prefixes import carriers, shared_prefixes, worth_grouping
-from attnrl.protocols import Completion, Request
+from attnrl.protocols import Completion, FinishReason, Request
 
 ProgressHook = Callable[[int, int], None]
 """Called with (tokens sampled, requests finished) so far in this ``generate``, now and then."""
@@ -122,8 +122,16 @@ class LocalSampler:
         self._layers, self._windowed = _cached_layers(model)
         self._inputs = frozenset(inspect.signature(model.forward).parameters)
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Return one completion per request, in order. An empty batch returns an empty list.
+    def generate(
+        self,
+        requests: Sequence[Request],
+        *,
+        on_finished: Callable[[int, Completion], None] | None = None,
+        enough: Callable[[Collection[int]], bool] | None = None,
+    ) -> list[Completion]:
+        """Return one completion per request, in order; see :meth:`attnrl.protocols.Sampler.generate`.
+
+        Requests that finish are told, and ``enough`` is asked, between segments.
 
         Raises:
             ValueError: a request has an empty prompt, a budget below 1, or does not fit the model's positions;
@@ -135,14 +143,23 @@ class LocalSampler:
         if not requests:
             return []
         with decoding(self.model):
-            return _Run(self, requests).finish()
+            return _Run(self, requests, on_finished).finish(enough)
+
+    def sync(self) -> None:
+        """Nothing to do: it decodes with the very model that is trained."""
 
 
 class _Run:
     """One call of ``generate``: the live batch, and what its requests have so far."""
 
-    def __init__(self, sampler: LocalSampler, requests: Sequence[Request]) -> None:
+    def __init__(
+        self,
+        sampler: LocalSampler,
+        requests: Sequence[Request],
+        on_finished: Callable[[int, Completion], None] | None,
+    ) -> None:
         self.sampler = sampler
+        self.on_finished = on_finished
         self.model = sampler.model
         self.stats = sampler.stats
         self.requests = requests
@@ -155,7 +172,7 @@ class _Run:
         self.tokens: list[list[int]] = [[] for _ in requests]
         self.logprobs: list[list[float]] = [[] for _ in requests]
         self.stopped = [False] * len(requests)
-        self.done = 0
+        self.unfinished = set(range(len(requests)))
         # Per slot, on the host: the request there, the first cache column of its own, and its group.
         self.slots: list[int] = []
         self.starts: list[int] = []
@@ -173,8 +190,8 @@ class _Run:
             and worth_grouping([request.prompt[:-1] for request in requests])
         )
 
-    def finish(self) -> list[Completion]:
-        """Decode until every request is done."""
+    def finish(self, enough: Callable[[Collection[int]], bool] | None) -> list[Completion]:
+        """Decode until every request is done, or ``enough`` are."""
         while self.slots or self.waiting:
             free = self.sampler.max_batch - len(self.slots)
             # A few free slots are worth a prefill only when there are enough of them to share its overhead.
@@ -182,11 +199,16 @@ class _Run:
                 self._admit([self.waiting.pop() for _ in range(min(free, len(self.waiting)))])
             self._collect(*self._segment())
             if self.sampler.on_progress is not None:
-                self.sampler.on_progress(sum(map(len, self.tokens)), self.done)
-        return [
-            Completion(tuple(tokens), tuple(logprobs), "stop" if stopped else "length")
-            for tokens, logprobs, stopped in zip(self.tokens, self.logprobs, self.stopped, strict=True)
-        ]
+                self.sampler.on_progress(sum(map(len, self.tokens)), len(self.requests) - len(self.unfinished))
+            if self.unfinished and enough is not None and enough(self.unfinished):
+                break
+        return [self._completion(r) for r in range(len(self.requests))]
+
+    def _completion(self, r: int) -> Completion:
+        ended: FinishReason = "stop" if self.stopped[r] else "length"
+        return Completion(
+            tuple(self.tokens[r]), tuple(self.logprobs[r]), "unfinished" if r in self.unfinished else ended
+        )
 
     # Admission
 
@@ -342,7 +364,9 @@ class _Run:
             self.logprobs[r] += logprobs[:count]
             self.stats.completion_tokens += count
             if self.stopped[r] or len(self.tokens[r]) == self.requests[r].max_new_tokens:
-                self.done += 1
+                self.unfinished.remove(r)
+                if self.on_finished is not None:
+                    self.on_finished(r, self._completion(r))
             else:
                 live.append(slot)
         if len(live) < len(self.slots):
