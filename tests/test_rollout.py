@@ -22,7 +22,8 @@ def sample(tokens: list[int], reward: float) -> Sample:
 def trunk(tokens: list[int], reward: float, starts: tuple[int, ...] = (0, 2), fci: tuple[float, ...] = ()) -> Trunk:
     size = len(tokens)
     return Trunk(
-        tuple(tokens), (OLD,) * size, (OLD - 0.1,) * size, (0.5,) * size, reward, "wrong", "stop", steps=Steps(starts, size), fci=fci
+        tuple(tokens), (OLD,) * size, (OLD - 0.1,) * size, (0.5,) * size, reward, "wrong", "stop",
+        steps=Steps(starts, size), fci=fci,
     )  # fmt: skip
 
 
