@@ -40,7 +40,8 @@ from attnrl.fci import CaptureSpec, capture
 from attnrl.fci.attention import LayerAttention, attend
 from attnrl.fci.columns import column_sums
 from attnrl.fci.layout import Span, StepLayout
-from attnrl.local.policy import pad_rows, token_logprobs
+from attnrl.local.logprobs import token_logprobs
+from attnrl.local.packing import pack_rows
 from attnrl.method.influence import forward_context_influence, step_attention
 
 DELTA = 4
@@ -221,21 +222,21 @@ def model_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
 def model_row(args: argparse.Namespace, model: Any, tokens: int) -> dict[str, Any]:
     prompt, starts = tokens // 32, list(range(tokens // 32, tokens, args.step))
     ids = torch.randint(0, args.vocabulary, (tokens,), generator=torch.Generator().manual_seed(1)).tolist()
-    batch = pad_rows([0], [ids[:prompt]], [ids[prompt:]], torch.device(args.device))
+    pack = next(pack_rows([ids], tokens))
     model.config.dense_starts = starts
 
     def plain() -> None:
-        token_logprobs(model, batch, 1.0)
+        token_logprobs(model, pack, [prompt], 1.0)
 
     def with_fci() -> None:
         with capture(model, CaptureSpec([starts], [tokens], DELTA)) as captured:
-            token_logprobs(model, batch, 1.0)
+            token_logprobs(model, pack, [prompt], 1.0)
         captured.influence()
 
     def dense() -> None:
         model.config._attn_implementation = "benchmark_dense"
         try:
-            token_logprobs(model, batch, 1.0)
+            token_logprobs(model, pack, [prompt], 1.0)
         finally:
             model.config._attn_implementation = "sdpa"
 

@@ -108,6 +108,9 @@ class OptimizerConfig(Strict):
     max_grad_norm: PositiveFloat = 1.0
     mini_batches: PositiveInt = Field(2, description="optimizer steps per training step, of equal token counts")
     micro_batch_tokens: PositiveInt = Field(8192, description="padded tokens per forward and backward pass")
+    packing: Literal["tree", "none"] = Field(
+        "tree", description="tree: what responses have in common is scored and trained once; none: for each of them"
+    )
     gradient_checkpointing: bool = False
 
 
@@ -119,6 +122,29 @@ class SamplingConfig(Strict):
     max_new_tokens: PositiveInt = 8192
     max_prompt_tokens: PositiveInt = 1024
     max_batch: PositiveInt = Field(256, description="sequences decoded at once")
+    carry_over: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of problems whose initial responses may be left unfinished when all else of a generation "
+        "is done; they go on in the next step's",
+    )
+
+
+class VllmConfig(Strict):
+    """The engine of ``sampler=vllm`` (docs/vllm.md)."""
+
+    gpu_memory_utilization: float = Field(
+        0.4, gt=0, le=1, description="share of the GPU's memory for the engine's weights and key/value cache"
+    )
+    kv_cache_gib: PositiveFloat | None = Field(
+        None, description="size of the key/value cache; none: what gpu_memory_utilization leaves, on CPU 1"
+    )
+    block_size: PositiveInt | None = Field(
+        None, description="prompts share their beginnings in units of this many tokens; none: 16, on CPU 32"
+    )
+    sleep: bool = Field(True, description="give the GPU's memory to training while nothing is sampled")
+    enforce_eager: bool = Field(False, description="no CUDA graphs: starts sooner, samples slower; always so on CPU")
 
 
 class DataConfig(Strict):
@@ -198,6 +224,10 @@ class TrainConfig(Strict):
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     sampling: SamplingConfig = SamplingConfig()
+    sampler: Literal["transformers", "vllm"] = Field(
+        "transformers", description="what draws responses: the model that is trained, or a vLLM engine beside it"
+    )
+    vllm: VllmConfig = VllmConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()

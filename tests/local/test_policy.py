@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from attnrl.config import BranchingConfig, LossConfig, OptimizerConfig
 from attnrl.fci import forward_context_influence
-from attnrl.local.policy import LocalPolicy, cut_micro_batches, cut_mini_batches
+from attnrl.local.policy import LocalPolicy, cut_mini_batches
 from attnrl.method.steps import Steps
 from attnrl.protocols import TrainingRow
 
@@ -348,15 +348,6 @@ def test_without_warm_up_the_first_step_has_the_full_rate(model, rows):
 row_lengths = st.lists(st.integers(1, 50), min_size=1, max_size=30)
 
 
-@given(row_lengths, st.integers(1, 200))
-def test_micro_batches_hold_every_row_once_within_the_budget(lengths, budget):
-    batches = list(cut_micro_batches(lengths, budget))
-    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
-    for batch in batches:
-        assert batch
-        assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= budget
-
-
 @given(row_lengths, st.integers(1, 8))
 def test_mini_batches_hold_every_row_once_in_order(lengths, count):
     runs = cut_mini_batches(lengths, count)
@@ -380,5 +371,4 @@ def test_equal_rows_make_equal_mini_batches():
 
 
 def test_no_rows_make_no_batches():
-    assert list(cut_micro_batches([], 10)) == []
     assert cut_mini_batches([], 2) == []

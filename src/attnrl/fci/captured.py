@@ -105,7 +105,7 @@ class Capture:
                     f"the forward has {rows} rows of {tokens} tokens, the capture was opened for "
                     f"{'packed sequences' if packed else 'rows'} of {list(self.spec.lengths)} tokens"
                 )
-            self._layouts[place] = StepLayout.build(spans, rows, tokens, self.spec.delta, device)
+            self._layouts[place] = StepLayout.build(spans, rows, tokens, self.spec.delta, device, self.spec.parents)
         return self._layouts[place]
 
     @torch.no_grad()
@@ -133,6 +133,8 @@ class Capture:
             self.alpha_HSS[index] = step_attention(layer, layout)
             influences = [forward_context_influence(alpha_HSS, self.spec.delta) for alpha_HSS in self.alpha_HSS[index]]
             self.influence_HS[index] = torch.cat(influences, dim=-1)
+            return
+        if layout.steps == 0:
             return
         columns_BHT = column_sums(
             layer.query_BHTD,

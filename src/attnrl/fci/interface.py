@@ -30,6 +30,7 @@ from attnrl.fci.attention import LayerAttention, attend
 from attnrl.fci.captured import Capture
 from attnrl.fci.layout import Span, StepLayout
 from attnrl.fci.spec import CaptureSpec, FciUnsupportedError
+from attnrl.fci.tree_attention import attend_tree
 
 #: The name under which transformers knows our attention function.
 ATTENTION = "attnrl_capture"
@@ -193,6 +194,7 @@ def capture_mask(
         return seen if padding_BT is None else seen & padding_BT[rows, keys]
 
     explained = _explains(layout, local_size, sees)
+    # In a tree no mask is used: what each token may see is known from the tree, and positions only have to be depths.
     if not explained and not (captured.spec.packed and _explains(_one_sequence(layout), local_size, sees)):
         raise FciUnsupportedError(
             f"{type(config).__name__}: its attention mask is not causal"
@@ -200,7 +202,7 @@ def capture_mask(
             "capture. Chunked and bidirectional attention cannot be captured, and padding on the left needs an "
             "attention mask and left_padding"
         )
-    return Visibility(captured, local_size, opened.own_softmax, packed_by_mask=explained)
+    return Visibility(captured, local_size, opened.own_softmax, packed_by_mask=explained or layout.tree is not None)
 
 
 def _one_sequence(layout: StepLayout) -> StepLayout:
@@ -211,7 +213,7 @@ def _one_sequence(layout: StepLayout) -> StepLayout:
 
 def _explains(layout: StepLayout, window: int | None, sees: Callable[[Tensor, Tensor, Tensor], Tensor]) -> bool:
     """Whether a mask shows each key of each sequence to exactly its interval of queries, tried at its ends."""
-    spans, device = layout.spans, layout.end_BT.device
+    spans, device = layout.unbroken, layout.end_BT.device
     if not spans:
         return True
     lengths = torch.tensor([span.stop - span.start for span in spans], device=device)
@@ -220,7 +222,7 @@ def _explains(layout: StepLayout, window: int | None, sees: Callable[[Tensor, Te
         for values in ([span.row for span in spans], [span.start for span in spans])
     )
     keys = torch.cat([torch.arange(span.start, span.stop, device=device) for span in spans])
-    stops = layout.end_BT[rows, keys].long()
+    stops = torch.tensor([span.stop for span in spans], device=device).repeat_interleave(lengths)
     ends = stops if window is None else stops.minimum(keys + window)
     seen = sees(rows, keys, keys) & sees(rows, ends - 1, keys)
     # Each clamp leaves a place inside the row to look at; what is seen there does not matter.
@@ -295,7 +297,10 @@ def captured_attention(
     if bounds is not None and not torch.equal(bounds.to(layout.bounds), layout.bounds):
         raise FciUnsupportedError(f"{name}: cu_seq_lens_q {bounds.tolist()} are not the sequences of the capture")
     with torch.autocast(device, enabled=False):  # it would take the fp32 products back to bf16
-        output_BHTV, lse_BHT = attend(layer, layout)
+        if layout.tree is not None:
+            output_BHTV, lse_BHT = attend_tree(layer, layout.tree)
+        else:
+            output_BHTV, lse_BHT = attend(layer, layout)
         captured.add(index, layer, lse_BHT, layout)
     return output_BHTV.transpose(1, 2).contiguous(), None
 

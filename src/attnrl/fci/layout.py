@@ -19,6 +19,8 @@ from itertools import accumulate, chain, pairwise
 import torch
 from torch import Tensor
 
+from attnrl.fci.tree import Tree
+
 
 @dataclass(frozen=True)
 class Span:
@@ -44,6 +46,7 @@ class StepLayout:
         bounds: int32, the ends of sequences and of the padding between them when all rows are laid end to end,
             from 0 to B * T: the ``cu_seqlens`` of variable-length attention.
         longest: tokens of the longest sequence (or padding between two).
+        tree: which sequences continue which; None where none does.
     """
 
     spans: tuple[Span, ...]
@@ -54,16 +57,25 @@ class StepLayout:
     steps: int
     bounds: Tensor
     longest: int
+    tree: Tree | None = None
 
     @classmethod
     def build(
-        cls, spans: Sequence[Span], rows: int, tokens: int, delta: int, device: torch.device | str = "cpu"
+        cls,
+        spans: Sequence[Span],
+        rows: int,
+        tokens: int,
+        delta: int,
+        device: torch.device | str = "cpu",
+        parents: Sequence[int | None] = (),
     ) -> StepLayout:
         """Lay out the sequences of ``rows`` rows of ``tokens`` tokens; a last step ends with its sequence.
 
-        ``delta`` is how many steps ahead a query must be to count (eq. 5).
+        ``delta`` is how many steps ahead a query must be to count (eq. 5); ``parents`` is as in
+        :class:`attnrl.fci.spec.CaptureSpec`. Queries count for the steps of their own sequence only.
         """
         steps = sum(len(span.steps) for span in spans)
+        any_parent = any(parent is not None for parent in parents)
         weight_BT = torch.zeros(rows, tokens, dtype=torch.float32)
         lo_BT = torch.full((rows, tokens), tokens, dtype=torch.int32)
         end_BT = torch.arange(1, tokens + 1, dtype=torch.int32).repeat(rows, 1)
@@ -90,7 +102,15 @@ class StepLayout:
             steps=steps,
             bounds=torch.tensor(bounds, dtype=torch.int32, device=device),
             longest=max(stop - start for start, stop in pairwise(bounds)),
+            tree=Tree.build([(span.start, span.stop) for span in spans], parents) if any_parent else None,
         )
+
+    @property
+    def unbroken(self) -> tuple[Span, ...]:
+        """The spans that a mask which heeds position ids keeps apart: sequences, or in a tree its runs."""
+        if self.tree is None:
+            return self.spans
+        return tuple(Span(0, run.start, run.stop, ()) for run in self.tree.runs)
 
     def hi_BT(self, window: int | None) -> Tensor:
         """One past the last query that sees each key through a sliding window (None: without one), int32."""

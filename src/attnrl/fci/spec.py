@@ -23,7 +23,9 @@ class CaptureSpec:
 
     A batch has one sequence a row, with padding on the right or on both sides, or (``packed``) is one row that
     holds all sequences end to end, as flash attention's variable-length format has them; their position ids
-    then restart at each sequence.
+    then restart at each sequence. Packed sequences may also form trees (``parents``): one that continues another
+    attends to it, and to what that one continues, as if it stood behind it, and its position ids go on from there.
+    Responses that begin alike are so computed once up to where they part.
 
     Attributes:
         step_starts: for each sequence the ascending offsets of the first token of each step, counted from the
@@ -36,6 +38,9 @@ class CaptureSpec:
         layers: indices of the layers to capture, ascending; None for all.
         heads: indices of the query heads to capture, in the order in which they shall appear; None for all.
         matrix: also keep the whole step-to-step attention (eq. 4); costs a pass of its own.
+        parents: of packed sequences, the index of the sequence that each continues, None for those that begin anew;
+            depth first: the first to continue a sequence comes right behind it, the next when all that continues
+            the first is over. None continues another when empty.
 
     Raises:
         StepStartsError: unsorted or repeated starts, or a start outside its sequence.
@@ -50,6 +55,7 @@ class CaptureSpec:
     layers: Sequence[int] | None = None
     heads: Sequence[int] | None = None
     matrix: bool = False
+    parents: Sequence[int | None] = ()
 
     def __post_init__(self) -> None:
         """Check everything that needs no model."""
@@ -74,10 +80,27 @@ class CaptureSpec:
                 raise StepStartsError(
                     f"sequence {sequence}: step start {outside} is outside the sequence of {length} tokens"
                 )
+        if self.parents:
+            self._check_parents()
         if self.left_padding and (self.packed or len(self.left_padding) != len(self.lengths)):
             raise ValueError("left_padding is one number for each row, and packed sequences have none")
         if any(left < 0 for left in self.left_padding):
             raise ValueError(f"left_padding must be at least 0, got {list(self.left_padding)}")
+
+    def _check_parents(self) -> None:
+        if not self.packed or len(self.parents) != len(self.lengths):
+            raise ValueError("parents is one index (or None) for each packed sequence")
+        if self.matrix:
+            raise ValueError("the step-to-step attention of sequences that continue others is not available")
+        path: list[int] = []  # the sequences that the next one may continue
+        for sequence, parent in enumerate(self.parents):
+            if parent is None:
+                path = []
+            elif parent not in path:
+                raise ValueError(f"parents: sequence {sequence} cannot continue {parent}: not in depth-first order")
+            else:
+                path = path[: path.index(parent) + 1]
+            path.append(sequence)
 
     @property
     def rows(self) -> int:

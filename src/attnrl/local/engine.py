@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,14 @@ from transformers.utils import logging as transformers_logging
 from attnrl.config import TrainConfig
 from attnrl.errors import UserError
 from attnrl.fci import FciUnsupportedError, check
+from attnrl.local.logprobs import TreesUnsupportedError, check_trees
 from attnrl.local.policy import LocalPolicy
 from attnrl.local.sampler import LocalSampler, ProgressHook, UnsupportedModelError
+from attnrl.local.vllm_sampler import VllmSampler, open_engine, require_vllm
+from attnrl.protocols import Sampler
+
+SamplerFactory = Callable[[float, float], Sampler]
+"""Called with a temperature and a top-p. What it makes samples from the same weights."""
 
 SHIPPED = resources.files("attnrl") / "models"
 
@@ -139,6 +147,63 @@ def build_sampler(
         raise UserError(f"model: {_one_line(error)}") from None
 
 
+def require_sampler(config: TrainConfig, device: torch.device) -> None:
+    """Make sure that what ``config.sampler`` needs is installed.
+
+    Raises:
+        UserError: it is not.
+    """
+    if config.sampler == "vllm":
+        require_vllm(device)
+
+
+@contextmanager
+def open_samplers(
+    config: TrainConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    on_progress: ProgressHook | None = None,
+) -> Iterator[SamplerFactory]:
+    """The samplers of a run, which share an engine if they need one; it is shut down on leaving.
+
+    Args:
+        config: the run's.
+        model: the model that is trained.
+        tokenizer: the model's.
+        directory: where the model came from.
+        on_progress: heard by all of them.
+
+    Raises:
+        UserError: the sampler does not take the model.
+    """
+    limits = config.sampling
+    if config.sampler == "vllm":
+        with open_engine(
+            model,
+            directory,
+            max_length=limits.max_prompt_tokens + limits.max_new_tokens,
+            max_batch=limits.max_batch,
+            settings=config.vllm,
+        ) as engine:
+            yield lambda temperature, top_p: VllmSampler(
+                engine,
+                eos_token_ids=end_of_sequence_ids(model, tokenizer),
+                temperature=temperature,
+                top_p=top_p,
+                on_progress=on_progress,
+            )
+    else:
+        yield lambda temperature, top_p: build_sampler(
+            model,
+            tokenizer,
+            temperature=temperature,
+            top_p=top_p,
+            max_batch=limits.max_batch,
+            on_progress=on_progress,
+        )
+
+
 def require_influence(model: PreTrainedModel) -> dict[int, str]:
     """Make sure that FCI can be taken from the model; returns the kinds of the layers that have none, by index.
 
@@ -149,6 +214,18 @@ def require_influence(model: PreTrainedModel) -> dict[int, str]:
         return check(model)
     except FciUnsupportedError as error:
         raise UserError(f"model: {_one_line(error)}") from None
+
+
+def require_trees(model: PreTrainedModel) -> None:
+    """Make sure that the model can be scored and trained on packed trees.
+
+    Raises:
+        UserError: it cannot; without packing it may.
+    """
+    try:
+        check_trees(model)
+    except TreesUnsupportedError as error:
+        raise UserError(f"model: {_one_line(error)}: set optimizer.packing=none") from None
 
 
 def build_policy(config: TrainConfig, model: PreTrainedModel, reference: PreTrainedModel | None) -> LocalPolicy:

@@ -1,65 +1,23 @@
 """The policy: a transformers causal language model that is scored and updated in this process.
 
-Shape letters: B rows of a micro-batch, T padded tokens, R padded response tokens, V vocabulary.
+Shape letters: N response tokens of the sequences of a pack, one after another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from attnrl.config import BranchingConfig, LossConfig, OptimizerConfig
-from attnrl.fci import CaptureSpec, capture
+from attnrl.local.logprobs import token_logprobs
+from attnrl.local.packing import Pack, pack_rows, pack_trees
 from attnrl.method.influence import REDUCTIONS
-from attnrl.method.loss import kl_k3, policy_loss
+from attnrl.method.loss import kl_k3, policy_loss, truncated_importance
 from attnrl.method.steps import Steps
 from attnrl.protocols import Score, TrainingRow
-
-LOGIT_BYTES = 256 * 2**20  # bound on the fp32 logits that are turned into log-probs at one time
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Rows of prompt and response, padded on the right.
-
-    Attributes:
-        rows: which rows of the whole batch these are.
-        input_ids_BT: token ids; padding holds an arbitrary id. Attention is causal, so no token of a row sees
-            the padding behind it, and no mask is needed.
-        positions_BR: index of the token before each response token (whose logits predict it).
-        mask_BR: True for the response tokens.
-    """
-
-    rows: tuple[int, ...]
-    input_ids_BT: Tensor
-    positions_BR: Tensor
-    mask_BR: Tensor
-
-    @property
-    def targets_BR(self) -> Tensor:
-        """The response tokens."""
-        return self.input_ids_BT.gather(1, (self.positions_BR + 1).clamp(max=self.input_ids_BT.shape[1] - 1))
-
-
-def cut_micro_batches(lengths: Sequence[int], budget: int) -> Iterator[tuple[int, ...]]:
-    """Group row indices, longest first, so that rows times longest row stays within ``budget`` tokens.
-
-    A row longer than the budget is a micro-batch of its own.
-    """
-    batch: list[int] = []
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
-            yield tuple(batch)
-            batch = []
-        batch.append(row)
-    if batch:
-        yield tuple(batch)
 
 
 def cut_mini_batches(lengths: Sequence[int], count: int) -> list[range]:
@@ -75,74 +33,13 @@ def cut_mini_batches(lengths: Sequence[int], count: int) -> list[range]:
     return runs
 
 
-def pad_rows(
-    rows: Sequence[int],
-    prompts: Sequence[Sequence[int]],
-    responses: Sequence[Sequence[int]],
-    device: torch.device,
-) -> MicroBatch:
-    """Lay out the given rows as one :class:`MicroBatch`."""
-    width = max(len(prompts[row]) + len(responses[row]) for row in rows)
-    longest = max(len(responses[row]) for row in rows)
-    input_ids_BT = torch.zeros(len(rows), width, dtype=torch.long)
-    mask_BR = torch.zeros(len(rows), longest, dtype=torch.bool)
-    first_B = torch.tensor([len(prompts[row]) - 1 for row in rows])
-    for place, row in enumerate(rows):
-        tokens = [*prompts[row], *responses[row]]
-        input_ids_BT[place, : len(tokens)] = torch.tensor(tokens)
-        mask_BR[place, : len(responses[row])] = True
-    positions_BR = (first_B[:, None] + torch.arange(longest)).clamp(max=width - 1)
-    return MicroBatch(tuple(rows), input_ids_BT.to(device), positions_BR.to(device), mask_BR.to(device))
-
-
-def pad_values(values: Sequence[Sequence[float]], like: Tensor) -> Tensor:
-    """Per-token values of several rows as fp32 ``[B, R]``, zeros behind each row."""
-    padded = torch.zeros(like.shape, dtype=torch.float32)
-    for place, row in enumerate(values):
-        padded[place, : len(row)] = torch.tensor(row, dtype=torch.float32)
-    return padded.to(like.device)
-
-
-def token_logprobs(
-    model: PreTrainedModel, batch: MicroBatch, temperature: float, *, with_entropy: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """One forward: log-probs of the response tokens and, if asked for, the entropy of each draw, ``[B, R]``.
-
-    In fp32 and nats, of the distribution at ``temperature``; values at padded positions mean nothing.
-    Logits are kept for response positions only, and turned into log-probs a few rows at a time.
-    """
-    first = int(batch.positions_BR.min())
-    width = batch.input_ids_BT.shape[1]
-    logits_BTV = model(input_ids=batch.input_ids_BT, use_cache=False, logits_to_keep=width - first).logits
-    positions_BR = batch.positions_BR - first
-    per_row = 4 * positions_BR.shape[1] * logits_BTV.shape[-1]
-    rows = max(1, LOGIT_BYTES // per_row)
-    logprobs, entropies = [], []
-    for start in range(0, len(batch.rows), rows):
-        some = slice(start, start + rows)
-        args = (logits_BTV[some], positions_BR[some], batch.targets_BR[some], temperature)
-        # Kept for the backward pass, the fp32 log-softmax would take the memory that the slices save.
-        logprobs.append(
-            checkpoint(_logprobs_of, *args, use_reentrant=False) if torch.is_grad_enabled() else _logprobs_of(*args)
-        )
-        if with_entropy:
-            entropies.append(_entropy_of(logits_BTV[some], positions_BR[some], temperature))
-    return torch.cat(logprobs), torch.cat(entropies) if with_entropy else None
-
-
-def _rows_at(logits_BTV: Tensor, positions_BR: Tensor, temperature: float) -> Tensor:
-    index_BRV = positions_BR[:, :, None].expand(-1, -1, logits_BTV.shape[-1])
-    return logits_BTV.gather(1, index_BRV).float() / temperature
-
-
-def _logprobs_of(logits_BTV: Tensor, positions_BR: Tensor, targets_BR: Tensor, temperature: float) -> Tensor:
-    logits_BRV = _rows_at(logits_BTV, positions_BR, temperature)
-    return logits_BRV.gather(2, targets_BR[:, :, None]).squeeze(2) - logits_BRV.logsumexp(-1)
-
-
-def _entropy_of(logits_BTV: Tensor, positions_BR: Tensor, temperature: float) -> Tensor:
-    logprobs_BRV = _rows_at(logits_BTV, positions_BR, temperature).log_softmax(-1)
-    return -(logprobs_BRV.exp() * logprobs_BRV).sum(-1)
+def disable_dropout(model: nn.Module) -> None:
+    """Let training compute what sampling does: with dropout the ratio of new to old probability is noise."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
 
 
 class LocalPolicy:
@@ -169,8 +66,11 @@ class LocalPolicy:
         self.temperature = temperature
         self.updates = 0
         self.reference = reference
+        disable_dropout(model)
         if optimizer.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            # transformers 5.23 gave it the other name.
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable()
         self.optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=optimizer.learning_rate,
@@ -197,29 +97,37 @@ class LocalPolicy:
             FciUnsupportedError: with ``steps``, if FCI cannot be taken from the model's attention.
         """
         self.model.eval()
-        scores: list[Score | None] = [None] * len(prompts)
-        lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
-        for rows in cut_micro_batches(lengths, self.settings.micro_batch_tokens):
-            batch = pad_rows(rows, prompts, responses, self.device)
-            wanted = [steps[row] if steps else None for row in rows]
-            starts = [
-                [len(prompts[row]) + s for s in its.starts] if its else []
-                for row, its in zip(rows, wanted, strict=True)
-            ]
-            spec = CaptureSpec(starts, [lengths[row] for row in rows], self.branching.delta)
-            with capture(self.model, spec) if steps else nullcontext() as captured:
-                logprobs_BR, entropy_BR = token_logprobs(self.model, batch, self.temperature, with_entropy=True)
-            assert entropy_BR is not None
-            reduce = REDUCTIONS[self.branching.reduction]
-            influences = captured.influence() if captured is not None else []
-            for place, row in enumerate(rows):
-                length = len(responses[row])
-                scores[row] = Score(
-                    logprobs=tuple(logprobs_BR[place, :length].tolist()),
-                    entropy=tuple(entropy_BR[place, :length].tolist()),
-                    fci=tuple(reduce(influences[place]).tolist()) if starts[place] else (),
+        reduce = REDUCTIONS[self.branching.reduction]
+        wanted = steps or [None] * len(prompts)
+        sequences = [(*prompt, *response) for prompt, response in zip(prompts, responses, strict=True)]
+        # Influence on a step is counted over the tokens of one response, which no other may then share.
+        shareable = [
+            len(sequence) if its_steps is None else len(prompt)
+            for sequence, prompt, its_steps in zip(sequences, prompts, wanted, strict=True)
+        ]
+        scores: dict[int, Score] = {}
+        for pack in self._packs(sequences, shareable):
+            its_prompts = [len(prompts[index]) for index in pack.sequences]
+            starts = {
+                place: [prompt + start for start in its_steps.starts]
+                for place, prompt in enumerate(its_prompts)
+                if (its_steps := wanted[pack.sequences[place]]) and its_steps.starts
+            }
+            with pack.attending(self.model, starts, self.branching.delta) as captured:
+                logprobs, entropies = token_logprobs(self.model, pack, its_prompts, self.temperature, with_entropy=True)
+            influences = captured.influence() if captured is not None and starts else []
+            for place, index in enumerate(pack.sequences):
+                scores[index] = Score(
+                    logprobs=tuple(logprobs[place].tolist()),
+                    entropy=tuple(entropies[place].tolist()),
+                    fci=tuple(reduce(influences[pack.last[place]]).tolist()) if place in starts else (),
                 )
-        return [score for score in scores if score is not None]
+        return [scores[index] for index in range(len(sequences))]
+
+    def _packs(self, sequences: Sequence[Sequence[int]], shareable: Sequence[int] | None = None) -> Iterator[Pack]:
+        if self.settings.packing == "tree":
+            return pack_trees(sequences, self.settings.micro_batch_tokens, shareable)
+        return pack_rows(sequences, self.settings.micro_batch_tokens)
 
     def update(self, rows: Sequence[TrainingRow]) -> dict[str, float]:
         """One optimizer step for each mini-batch of equal token counts; returns means over the batch.
@@ -250,39 +158,64 @@ class LocalPolicy:
             group["lr"] = self.settings.learning_rate * warmup
 
     def _accumulate(self, rows: Sequence[TrainingRow], denominator: float) -> dict[str, float]:
-        """Add the gradients of one mini-batch; returns its sums over tokens, divided by ``denominator``."""
+        """Add the gradients of one mini-batch; returns its sums over tokens, divided by ``denominator``.
+
+        A token on the paths of several rows is in the loss once for each of them, with the old log-prob and the
+        advantage that each has for it: the sums are those of training path by path.
+        """
         sums: dict[str, float] = {}
-        prompts, responses = [row.prompt for row in rows], [row.response for row in rows]
-        lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
-        for micro_batch in cut_micro_batches(lengths, self.settings.micro_batch_tokens):
-            batch = pad_rows(micro_batch, prompts, responses, self.device)
-            logprobs_BR, _ = token_logprobs(self.model, batch, self.temperature)
-            policy = policy_loss(
-                logprobs_BR,
-                pad_values([rows[i].old_logprobs for i in micro_batch], logprobs_BR),
-                pad_values([rows[i].advantages for i in micro_batch], logprobs_BR),
-                batch.mask_BR,
-                denominator=denominator,
-                clip_low=self.loss.clip_low,
-                clip_high=self.loss.clip_high,
-                dual_clip=self.loss.dual_clip,
-            )
-            loss = policy.loss
-            values = {
-                "loss/policy": policy.loss,
-                "loss/clip_fraction": policy.clip_fraction,
-                "loss/ratio": policy.ratio,
-                "loss/old_kl": policy.old_kl,
-            }
-            if self.reference is not None:
-                with torch.no_grad():
-                    reference_BR, _ = token_logprobs(self.reference, batch, self.temperature)
-                values["loss/kl"] = kl_k3(logprobs_BR, reference_BR, batch.mask_BR).sum() / denominator
-                loss = loss + self.loss.kl * values["loss/kl"]
-            torch.autograd.backward(loss)
+        sequences = [(*row.prompt, *row.response) for row in rows]
+        computed = 0
+        for pack in self._packs(sequences):
+            its_rows = [rows[index] for index in pack.sequences]
+            its_prompts = [len(row.prompt) for row in its_rows]
+            computed += pack.tokens
+            with pack.attending(self.model):
+                logprob_N = torch.cat(token_logprobs(self.model, pack, its_prompts, self.temperature)[0])
+                loss, values = self._loss(logprob_N, pack, its_rows, denominator)
+                torch.autograd.backward(loss)
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + float(value.detach())
-        return sums
+        return {**sums, "packing/computed_ratio": computed / sum(map(len, sequences))}
+
+    def _loss(
+        self, logprob_N: Tensor, pack: Pack, rows: Sequence[TrainingRow], denominator: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of eq. 1 over the response tokens of a pack, and what to report of it."""
+
+        def per_token(values: Sequence[Sequence[float]]) -> Tensor:
+            return torch.tensor([value for its in values for value in its], device=logprob_N.device)
+
+        old_N = per_token([row.old_logprobs for row in rows])
+        values: dict[str, Tensor] = {}
+        importance_N = None
+        if self.loss.tis is not None:
+            importance_N = truncated_importance(old_N, per_token([row.sampler_logprobs for row in rows]), self.loss.tis)
+            values["loss/tis_weight"] = importance_N.sum() / denominator
+        policy = policy_loss(
+            logprob_N,
+            old_N,
+            per_token([row.advantages for row in rows]),
+            importance=importance_N,
+            denominator=denominator,
+            clip_low=self.loss.clip_low,
+            clip_high=self.loss.clip_high,
+            dual_clip=self.loss.dual_clip,
+        )
+        loss = policy.loss
+        values |= {
+            "loss/policy": policy.loss,
+            "loss/clip_fraction": policy.clip_fraction,
+            "loss/ratio": policy.ratio,
+            "loss/old_kl": policy.old_kl,
+        }
+        if self.reference is not None:
+            with torch.no_grad(), pack.attending(self.reference):
+                prompts = [len(row.prompt) for row in rows]
+                reference_N = torch.cat(token_logprobs(self.reference, pack, prompts, self.temperature)[0])
+            values["loss/kl"] = kl_k3(logprob_N, reference_N).sum() / denominator
+            loss = loss + self.loss.kl * values["loss/kl"]
+        return loss, values
 
 
 def optimizer_tensors(policy: LocalPolicy) -> dict[str, Tensor]:

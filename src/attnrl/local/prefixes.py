@@ -52,7 +52,7 @@ def shared_prefixes(prefixes: Sequence[tuple[int, ...]]) -> list[tuple[int, list
             path[-1].absorb(done)
 
     for prefix in sorted(rows):
-        close(_common_length(previous, prefix))
+        close(common_length(previous, prefix))
         leaf = _Branch(len(prefix), rows[prefix], [(len(prefix), rows[prefix])], 0)
         if path[-1].depth < len(prefix):
             path.append(_Branch(len(prefix), [], [], 0))
@@ -66,7 +66,8 @@ def shared_prefixes(prefixes: Sequence[tuple[int, ...]]) -> list[tuple[int, list
     return groups
 
 
-def _common_length(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+def common_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many first tokens two sequences have in common."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 

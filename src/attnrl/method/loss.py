@@ -35,9 +35,10 @@ def policy_loss(
     logprobs: Tensor,
     old_logprobs: Tensor,
     advantages: Tensor,
-    mask: Tensor,
+    mask: Tensor | None = None,
     *,
     denominator: float,
+    importance: Tensor | None = None,
     clip_low: float = 0.2,
     clip_high: float = 0.28,
     dual_clip: float | None = None,
@@ -51,8 +52,10 @@ def policy_loss(
         logprobs: log-probabilities under the policy being trained, any shape, in nats.
         old_logprobs: those under the policy that sampled the tokens, same shape.
         advantages: advantage of each token, same shape.
-        mask: True for tokens to train on, same shape; other positions may hold anything, even NaN.
+        mask: True for tokens to train on, same shape; other positions may hold anything, even NaN. None trains
+            on all.
         denominator: number of trained tokens of the WHOLE batch, not of this micro-batch ("token-mean").
+        importance: a factor on the loss of each token, same shape, as :func:`truncated_importance` gives it.
         clip_low: the ratio is clipped below ``1 - clip_low``.
         clip_high: and above ``1 + clip_high`` (clip-higher).
         dual_clip: if given (above 1), bounds the loss of a token of negative advantage by
@@ -61,16 +64,17 @@ def policy_loss(
     Raises:
         ValueError: shapes that differ, or a setting out of range.
     """
-    if not logprobs.shape == old_logprobs.shape == advantages.shape == mask.shape:
-        shapes = [list(tensor.shape) for tensor in (logprobs, old_logprobs, advantages, mask)]
-        raise ValueError(f"logprobs, old_logprobs, advantages and mask must have one shape, got {shapes}")
+    mask = torch.ones_like(logprobs, dtype=torch.bool) if mask is None else mask.bool()
+    importance = torch.ones_like(old_logprobs) if importance is None else importance
+    if not logprobs.shape == old_logprobs.shape == advantages.shape == mask.shape == importance.shape:
+        shapes = [list(tensor.shape) for tensor in (logprobs, old_logprobs, advantages, mask, importance)]
+        raise ValueError(f"logprobs, old_logprobs, advantages, mask and importance must have one shape, got {shapes}")
     if denominator <= 0 or not 0 <= clip_low <= 1 or clip_high < 0:
         raise ValueError(
             f"need denominator > 0, 0 <= clip_low <= 1, clip_high >= 0, got {denominator}, {clip_low}, {clip_high}"
         )
     if dual_clip is not None and dual_clip <= 1:
         raise ValueError(f"dual_clip must be above 1, got {dual_clip}")
-    mask = mask.bool()
     log_ratio = _masked_difference(logprobs, old_logprobs, mask)
     advantages = advantages.where(mask, 0.0)
 
@@ -87,11 +91,26 @@ def policy_loss(
 
     old_kl = log_ratio.expm1() - log_ratio
     return PolicyLoss(
-        loss=losses.sum() / denominator,
+        loss=(losses * importance.where(mask, 0.0)).sum() / denominator,
         clip_fraction=is_clipped.sum() / denominator,
         ratio=ratio.detach().where(mask, 0.0).sum() / denominator,
         old_kl=old_kl.detach().sum() / denominator,
     )
+
+
+def truncated_importance(logprobs: Tensor, sampler_logprobs: Tensor, cap: float) -> Tensor:
+    """Return ``min(exp(logprobs - sampler_logprobs), cap)``, the weight of each token in the policy loss.
+
+    Tokens are drawn by a sampler whose arithmetic is not quite the policy's. Weighing them by the ratio of the
+    two probabilities makes the gradient that of the policy's own samples; the cap bounds its variance
+    (truncated importance sampling, token by token).
+
+    Args:
+        logprobs: log-probabilities under the policy whose weights the sampler had, any shape, in nats.
+        sampler_logprobs: those that the sampler computed, same shape.
+        cap: largest weight, above 0.
+    """
+    return (logprobs - sampler_logprobs).clamp(max=_MAX_LOG_RATIO).exp().clamp(max=cap)
 
 
 def kl_k3(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -1,0 +1,194 @@
+"""How trees lie in a packed row, and which rectangles of attention scores that makes.
+
+Responses that begin alike, as those to one prompt and the branches of one trunk do, form a tree. Its segments
+(tokens that the same responses go through) stand in the row once each, depth first: behind a segment come all that
+continue it. A token attends to its ancestors: earlier tokens of its segment and those on the path from the root to
+it. In that order they are the keys ``k <= q < subtree_end[k]``; a sliding window counts tokens along the path, by
+depth, never by place in the row.
+
+A segment that stands right behind the one that it continues goes on with it as one *run*, which attends to itself
+like any sequence. All that branches from a run at one place stands together, so what it sees of the run is one
+rectangle: queries from the first such branch to the end of the last one's subtree, keys from the run's beginning to
+the place. These :class:`Tile` objects hold each pair of a token and its ancestor exactly once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+
+@dataclass(frozen=True)
+class Run:
+    """Tokens ``[start, stop)`` of the row, each continued by the next.
+
+    Attributes:
+        start: place of its first token in the row.
+        stop: one past its last.
+        depth: tokens above the first one: its position id.
+        parent: index of the run it branches from; None at a root.
+        cut: one past the last token of that run which it keeps.
+        end: one past the last token of all that branches from it.
+    """
+
+    start: int
+    stop: int
+    depth: int
+    parent: int | None
+    cut: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A rectangle of scores: queries ``[start, stop)`` of the row by keys ``[first, last)``.
+
+    Attributes:
+        start: first query.
+        stop: one past the last.
+        first: first key.
+        last: one past the last.
+        ahead: how much deeper the first query is than the first key; 0 for a run by itself, else all queries are
+            behind all keys.
+        window: a query sees keys fewer than this many tokens above it; None where it sees all.
+    """
+
+    start: int
+    stop: int
+    first: int
+    last: int
+    ahead: int
+    window: int | None
+
+    @property
+    def causal(self) -> bool:
+        """Whether it is a run by itself, with nothing hidden by a window."""
+        return self.ahead == 0 and self.window is None
+
+    @property
+    def full(self) -> bool:
+        """Whether every query sees every key."""
+        return self.ahead > 0 and self.window is None
+
+    def bias_qk(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """0 where a query sees a key, minus infinity elsewhere."""
+        queries, keys = torch.arange(self.stop - self.start), torch.arange(self.last - self.first)
+        distance_qk = queries[:, None] + self.ahead - keys
+        hidden_qk = distance_qk < 0
+        if self.window is not None:
+            hidden_qk |= distance_qk >= self.window
+        return torch.zeros(hidden_qk.shape, dtype=dtype).masked_fill_(hidden_qk, -torch.inf).to(device)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """All runs of a packed row, in order; together they are the whole row."""
+
+    runs: tuple[Run, ...]
+    _tiles: dict[int | None, list[Tile]] = field(default_factory=dict, repr=False)
+    _biases: dict[tuple[Tile, torch.dtype, torch.device], Tensor] = field(default_factory=dict, repr=False)
+    _block_masks: dict[tuple[int | None, torch.device], BlockMask] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def build(cls, ranges: Sequence[tuple[int, int]], parents: Sequence[int | None]) -> Tree:
+        """Lay out segments that stand in ``ranges`` of the row, end to end, each continuing ``parents[i]``."""
+        runs: list[Run] = []
+        run_of: list[int] = []  # of each segment
+        for index, ((start, stop), parent) in enumerate(zip(ranges, parents, strict=True)):
+            if parent is not None and parent == index - 1:
+                runs[-1] = replace(runs[-1], stop=stop, end=stop)
+            elif parent is None:
+                runs.append(Run(start, stop, 0, None, 0, stop))
+            else:
+                above, cut = runs[run_of[parent]], ranges[parent][1]
+                runs.append(Run(start, stop, above.depth + cut - above.start, run_of[parent], cut, stop))
+            run_of.append(len(runs) - 1)
+        for run in reversed(runs):
+            if run.parent is not None:
+                above = runs[run.parent]
+                runs[run.parent] = replace(above, end=max(above.end, run.end))
+        return cls(tuple(runs))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the row."""
+        return self.runs[-1].stop
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest path."""
+        return max(run.depth + run.stop - run.start for run in self.runs)
+
+    def tiles(self, window: int | None) -> list[Tile]:
+        """All rectangles; first each run by itself, which is every token, then what branches see of their run."""
+        if window is not None and window >= self.longest:
+            window = None
+        if window not in self._tiles:
+            self._tiles[window] = [
+                *(self._within(run, window) for run in self.runs),
+                *(
+                    tile
+                    for start, stop, run, cut in self._branches()
+                    for tile in self._across(start, stop, run, cut, window)
+                ),
+            ]
+        return self._tiles[window]
+
+    def bias_qk(self, tile: Tile, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """:meth:`Tile.bias_qk`, made once for all layers."""
+        key = (tile, dtype, device)
+        if key not in self._biases:
+            self._biases[key] = tile.bias_qk(dtype, device)
+        return self._biases[key]
+
+    def block_mask(self, window: int | None, device: torch.device) -> BlockMask:
+        """What FlexAttention has to compute, made once for all layers."""
+        if (window, device) not in self._block_masks:
+            depth_T = torch.cat([torch.arange(run.stop - run.start) + run.depth for run in self.runs]).to(device)
+            end_T = torch.empty(self.tokens, dtype=torch.long)
+            for run in self.runs:
+                end_T[run.start : run.stop] = run.end
+            for start, _, run, cut in self._branches():
+                end_T[cut : run.stop] = end_T[cut : run.stop].clamp(max=start)
+            end_T = end_T.to(device)
+
+            def sees(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+                below = (key <= query) & (query < end_T[key])
+                return below if window is None else below & (depth_T[query] - depth_T[key] < window)
+
+            mask = create_block_mask(sees, None, None, self.tokens, self.tokens, device=device)
+            self._block_masks[window, device] = mask
+        return self._block_masks[window, device]
+
+    def _branches(self) -> Iterator[tuple[int, int, Run, int]]:
+        """``(start, stop, run, cut)``: all of ``[start, stop)`` branches from ``run`` behind token ``cut - 1``."""
+        found: dict[tuple[int, int], tuple[int, int]] = {}
+        for run in self.runs:
+            if run.parent is not None:
+                start, _ = found.get((run.parent, run.cut), (run.start, run.end))
+                found[run.parent, run.cut] = (start, run.end)
+        for (parent, cut), (start, stop) in found.items():
+            yield start, stop, self.runs[parent], cut
+
+    def _within(self, run: Run, window: int | None) -> Tile:
+        hides = window is not None and run.stop - run.start > window
+        return Tile(run.start, run.stop, run.start, run.stop, 0, window if hides else None)
+
+    def _across(self, start: int, stop: int, above: Run, cut: int, window: int | None) -> Iterator[Tile]:
+        if window is None:
+            yield Tile(start, stop, above.start, cut, above.stop - above.start, None)
+            return
+        # With a window what is seen depends on the depth, which along each run is that of a rectangle's band.
+        last_depth = above.depth + cut - above.start - 1
+        for run in self.runs:
+            if start <= run.start < stop:
+                queries = min(run.stop - run.start, last_depth + window - run.depth)  # further down, none sees any
+                first = max(above.start, above.start + run.depth - window + 1 - above.depth)
+                ahead = run.depth - above.depth - (first - above.start)
+                if queries > 0:
+                    hides = queries - 1 + ahead >= window
+                    yield Tile(run.start, run.start + queries, first, cut, ahead, window if hides else None)

@@ -1,0 +1,225 @@
+"""Attention of trees packed into one row: each token to its ancestors, with the logsumexp of each row of scores.
+
+On a CPU it is the attention of one tile after another (see :mod:`attnrl.fci.tree`), joined by their normalisers: no
+pair of tokens is computed that is not on one path, and no key is copied. On CUDA it is one FlexAttention over the
+blocks that any path touches.
+
+Shape letters: those of :mod:`attnrl.fci.attention`; q queries and k keys of a tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import AuxRequest, flex_attention
+
+from attnrl.fci.attention import LayerAttention, accumulating
+from attnrl.fci.tree import Tile, Tree
+
+
+def attend_tree(layer: LayerAttention, tree: Tree) -> tuple[Tensor, Tensor]:
+    """Attention of each token of the one row of ``layer`` to its ancestors and itself.
+
+    Returns:
+        output_BHTV in the type of the values, with gradient, and the logsumexp lse_BHT of each row's scores
+        (nats, sinks included, no gradient), at least fp32.
+    """
+    if layer.query_BHTD.is_cuda and layer.query_BHTD.dtype != torch.float64:
+        return attend_blocks(layer, tree, _compiled_flex_attention())
+    tensors = (layer.query_BHTD, layer.key_BGTD, layer.value_BGTV, layer.sinks_H)
+    settings = _Settings(tree, layer.window, layer.scaling, layer.softcap)
+    attended: tuple[Tensor, Tensor] = _ByTiles.apply(*tensors, settings)  # type: ignore[no-untyped-call]
+    return attended
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What a layer's attention is beside its tensors, which autograd keeps and frees."""
+
+    tree: Tree
+    window: int | None
+    scaling: float
+    softcap: float | None
+
+    def is_fused(self, query: Tensor, value: Tensor) -> bool:
+        """Whether the operator that sdpa calls on a CPU computes such attention."""
+        return query.device.type == "cpu" and self.softcap is None and value.shape[3] == query.shape[3]
+
+
+class _ByTiles(torch.autograd.Function):
+    """Attention of one tile after another.
+
+    With the normaliser of the whole row, the gradient of a tile is that of the whole row's attention in that tile:
+    the gradients of tiles add up, without any being computed for other tokens.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None, settings: _Settings
+    ) -> tuple[Tensor, Tensor]:
+        B, H, T, _ = query.shape
+        output_BHTV = torch.empty(B, T, H, value.shape[3], dtype=accumulating(value), device=value.device)
+        output_BHTV = output_BHTV.transpose(1, 2)
+        lse_BHT = torch.empty(B, H, T, dtype=accumulating(query), device=query.device)
+        attend = _fused if settings.is_fused(query, value) else _plain
+        for index, tile in enumerate(settings.tree.tiles(settings.window)):
+            its = slice(tile.start, tile.stop)
+            output_BHqV, lse_BHq = attend(_Part.of(query, key, value, settings, tile))
+            if index < len(settings.tree.runs):  # the tiles that hold every token
+                output_BHTV[:, :, its], lse_BHT[:, :, its] = output_BHqV, lse_BHq
+            else:
+                share_BHq1 = torch.sigmoid(lse_BHq - lse_BHT[:, :, its])[..., None]
+                output_BHTV[:, :, its].lerp_(output_BHqV.to(output_BHTV.dtype), share_BHq1)
+                lse_BHT[:, :, its] = torch.logaddexp(lse_BHT[:, :, its], lse_BHq)
+        output_BHTV, lse_BHT = _with_sinks(sinks, output_BHTV, lse_BHT)
+        output_BHTV = output_BHTV.to(value.dtype)
+        ctx.save_for_backward(query, key, value, sinks, output_BHTV, lse_BHT)
+        ctx.settings = settings
+        ctx.mark_non_differentiable(lse_BHT)
+        return output_BHTV, lse_BHT
+
+    @staticmethod
+    def backward(ctx: Any, grad_BHTV: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        query, key, value, sinks, output_BHTV, lse_BHT = ctx.saved_tensors
+        settings: _Settings = ctx.settings
+        grads = [torch.zeros_like(tensor, dtype=accumulating(tensor)) for tensor in (query, key, value)]
+        back = _fused_backward if settings.is_fused(query, value) else _plain_backward
+        for tile in settings.tree.tiles(settings.window):
+            its, keys = slice(tile.start, tile.stop), slice(tile.first, tile.last)
+            part = _Part.of(query, key, value, settings, tile)
+            its_grads = back(part, grad_BHTV[:, :, its], output_BHTV[:, :, its], lse_BHT[:, :, its])
+            for whole, tokens, its_grad in zip(grads, (its, keys, keys), its_grads, strict=True):
+                whole[:, :, tokens] += its_grad
+        grad_sinks = None
+        if sinks is not None:  # a key of its own, with no value
+            along_BHT = (grad_BHTV * output_BHTV).sum(-1, dtype=lse_BHT.dtype)
+            grad_sinks = -((sinks[:, None] - lse_BHT).exp() * along_BHT).sum((0, 2)).to(sinks.dtype)
+        grads = [grad.to(tensor.dtype) for grad, tensor in zip(grads, (query, key, value), strict=True)]
+        return *grads, grad_sinks, None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one tile of a layer's attention is computed from."""
+
+    query_BHqD: Tensor
+    key_BGkD: Tensor
+    value_BGkV: Tensor
+    settings: _Settings
+    tile: Tile
+
+    @classmethod
+    def of(cls, query: Tensor, key: Tensor, value: Tensor, settings: _Settings, tile: Tile) -> _Part:
+        its, keys = slice(tile.start, tile.stop), slice(tile.first, tile.last)
+        return cls(query[:, :, its], key[:, :, keys], value[:, :, keys], settings, tile)
+
+    def bias_qk(self, dtype: torch.dtype) -> Tensor:
+        return self.settings.tree.bias_qk(self.tile, dtype, self.query_BHqD.device)
+
+
+def _fused(part: _Part) -> tuple[Tensor, Tensor]:
+    attended: tuple[Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        part.query_BHqD, part.key_BGkD, part.value_BGkV, **_fused_arguments(part)
+    )
+    return attended
+
+
+def _fused_backward(part: _Part, grad_BHqV: Tensor, output_BHqV: Tensor, lse_BHq: Tensor) -> tuple[Tensor, ...]:
+    operands = (grad_BHqV, part.query_BHqD, part.key_BGkD, part.value_BGkV, output_BHqV, lse_BHq)
+    grads: tuple[Tensor, ...] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        *operands, **_fused_arguments(part)
+    )
+    return grads
+
+
+def _fused_arguments(part: _Part) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"dropout_p": 0.0, "is_causal": part.tile.causal, "scale": part.settings.scaling}
+    if part.tile.window is not None:
+        arguments["attn_mask"] = part.bias_qk(part.query_BHqD.dtype)[None, None]
+    return arguments
+
+
+def _plain(part: _Part) -> tuple[Tensor, Tensor]:
+    """The equations, for layers that no fused operator computes with its logsumexp; makes all scores of the tile."""
+    scores_BHqk = _scores(part, part.query_BHqD, part.key_BGkD)
+    return _by_keys(scores_BHqk.softmax(-1), part.value_BGkV.to(scores_BHqk.dtype)), scores_BHqk.logsumexp(-1)
+
+
+def _plain_backward(part: _Part, grad_BHqV: Tensor, output_BHqV: Tensor, lse_BHq: Tensor) -> tuple[Tensor, ...]:
+    B, H, q, _ = part.query_BHqD.shape
+    G, k, V = part.value_BGkV.shape[1:]
+    with torch.enable_grad():
+        query, key = (tensor.detach().requires_grad_() for tensor in (part.query_BHqD, part.key_BGkD))
+        scores_BHqk = _scores(part, query, key)
+    dtype = scores_BHqk.dtype
+    grad_BHqV, output_BHqV = grad_BHqV.to(dtype), output_BHqV.to(dtype)
+    probs_BHqk = (scores_BHqk.detach() - lse_BHq[..., None]).exp()
+    grad_probs_BHqk = (grad_BHqV.reshape(B, G, -1, V) @ part.value_BGkV.to(dtype).mT).view(B, H, q, k)
+    grad_scores_BHqk = probs_BHqk * (grad_probs_BHqk - (grad_BHqV * output_BHqV).sum(-1, keepdim=True))
+    grad_value_BGkV = probs_BHqk.view(B, G, -1, k).mT @ grad_BHqV.reshape(B, G, -1, V)
+    return *torch.autograd.grad(scores_BHqk, (query, key), grad_scores_BHqk), grad_value_BGkV
+
+
+def _scores(part: _Part, query_BHqD: Tensor, key_BGkD: Tensor) -> Tensor:
+    B, H, q, D = query_BHqD.shape
+    dtype, softcap = accumulating(query_BHqD), part.settings.softcap
+    # The query heads that share a key head become extra rows of its product, so keys are never repeated.
+    query_BGRD = (query_BHqD.to(dtype) * part.settings.scaling).reshape(B, key_BGkD.shape[1], -1, D)
+    scores_BHqk = (query_BGRD @ key_BGkD.to(dtype).mT).view(B, H, q, -1)
+    if softcap is not None:
+        scores_BHqk = softcap * torch.tanh(scores_BHqk / softcap)
+    return scores_BHqk if part.tile.full else scores_BHqk + part.bias_qk(dtype)
+
+
+def _by_keys(probs_BHqk: Tensor, value_BGkV: Tensor) -> Tensor:
+    B, H, q, k = probs_BHqk.shape
+    G, V = value_BGkV.shape[1], value_BGkV.shape[3]
+    return (probs_BHqk.view(B, G, -1, k) @ value_BGkV).view(B, H, q, V)
+
+
+def _with_sinks(sinks_H: Tensor | None, output_BHTV: Tensor, lse_BHT: Tensor) -> tuple[Tensor, Tensor]:
+    """What remains of the output when the sinks have taken their share, and the logsumexp with them."""
+    if sinks_H is None:
+        return output_BHTV, lse_BHT
+    sinks_H1 = sinks_H[:, None].to(lse_BHT.dtype)
+    kept_BHT1 = torch.sigmoid(lse_BHT - sinks_H1)[..., None]
+    return output_BHTV * kept_BHT1.to(output_BHTV.dtype), torch.logaddexp(lse_BHT, sinks_H1)
+
+
+def attend_blocks(layer: LayerAttention, tree: Tree, attend: Callable[..., Any]) -> tuple[Tensor, Tensor]:
+    """:func:`attend_tree` by FlexAttention, which skips the blocks of scores that no path touches.
+
+    Args:
+        layer: the layer's attention.
+        tree: which token continues which.
+        attend: torch's ``flex_attention``, compiled or not.
+    """
+    softcap = layer.softcap
+
+    def capped(score: Tensor, *_: Tensor) -> Tensor:
+        assert softcap is not None
+        return softcap * torch.tanh(score / softcap)
+
+    output_BHTV, beside = attend(
+        layer.query_BHTD,
+        layer.key_BGTD,
+        layer.value_BGTV,
+        score_mod=None if softcap is None else capped,
+        block_mask=tree.block_mask(layer.window, layer.query_BHTD.device),
+        scale=layer.scaling,
+        enable_gqa=layer.key_BGTD.shape[1] != layer.query_BHTD.shape[1],
+        return_aux=AuxRequest(lse=True),
+    )
+    output_BHTV, lse_BHT = _with_sinks(layer.sinks_H, output_BHTV, beside.lse)
+    return output_BHTV, lse_BHT.detach()
+
+
+@cache
+def _compiled_flex_attention() -> Callable[..., Any]:
+    compiled: Callable[..., Any] = torch.compile(flex_attention)
+    return compiled
