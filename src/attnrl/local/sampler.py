@@ -103,11 +103,11 @@ class LocalSampler:
                 another kind of cache.
             ValueError: a setting is out of range; it is named.
         """
-        _check_range("temperature", temperature, temperature >= 0.0 and math.isfinite(temperature), ">= 0")
-        _check_range("top_p", top_p, 0.0 < top_p <= 1.0, "in (0, 1]")
-        _check_range("top_k", top_k, top_k >= 0, ">= 0")
-        _check_range("max_batch", max_batch, max_batch >= 1, ">= 1")
-        _check_range("prefill_tokens", prefill_tokens, prefill_tokens >= 1, ">= 1")
+        check_range("temperature", temperature, temperature >= 0.0 and math.isfinite(temperature), ">= 0")
+        check_range("top_p", top_p, 0.0 < top_p <= 1.0, "in (0, 1]")
+        check_range("top_k", top_k, top_k >= 0, ">= 0")
+        check_range("max_batch", max_batch, max_batch >= 1, ">= 1")
+        check_range("prefill_tokens", prefill_tokens, prefill_tokens >= 1, ">= 1")
         self.model = model
         self.eos_token_ids = tuple(eos_token_ids)
         self.pad_token_id = pad_token_id
@@ -138,7 +138,7 @@ class LocalSampler:
                 its index is named. Nothing has been sampled then.
             FloatingPointError: the model's logits are not finite.
         """
-        _check_requests(requests, _max_positions(self.model))
+        check_requests(requests, _max_positions(self.model))
         self.stats = SamplerStats(prompt_tokens=sum(len(request.prompt) for request in requests))
         if not requests:
             return []
@@ -441,12 +441,14 @@ def _max_positions(model: PreTrainedModel) -> int | None:
     return int(value) if value else None
 
 
-def _check_range(name: str, value: float, ok: bool, wanted: str) -> None:
+def check_range(name: str, value: float, ok: bool, wanted: str) -> None:
+    """Raise ValueError, naming the setting, unless it is ``ok``."""
     if not ok:
         raise ValueError(f"{name} must be {wanted}, got {value}")
 
 
-def _check_requests(requests: Sequence[Request], max_positions: int | None) -> None:
+def check_requests(requests: Sequence[Request], max_positions: int | None) -> None:
+    """Raise ValueError, naming the request, unless each can be sampled within ``max_positions`` tokens."""
     for r, request in enumerate(requests):
         if not request.prompt:
             raise ValueError(f"request {r}: the prompt is empty")
