@@ -6,6 +6,7 @@ import random
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -48,9 +49,13 @@ class FakeSampler:
     """Answers each request by its seed alone: 4 to 9 short steps, at times a blank line, the end of the sequence.
 
     Its log-probs are -99, which no training row may hold: old log-probs are the policy's.
+
+    Requests finish in order or, with ``lateness``, those of the least first; when ``enough`` have finished, the others
+    come back cut off at a place that their seeds decide, some with nothing at all.
     """
 
     tokenizer: PreTrainedTokenizerBase
+    lateness: Callable[[Request], Any] | None = None
     calls: list[list[Request]] = field(default_factory=list)
     syncs: int = 0
 
@@ -63,9 +68,16 @@ class FakeSampler:
     ) -> list[Completion]:
         self.calls.append(list(requests))
         completions = [self._complete(request) for request in requests]
-        for index, completion in enumerate(completions):
+        unfinished = set(range(len(requests)))
+        lateness = self.lateness or (lambda request: 0)
+        for index in sorted(unfinished, key=lambda index: lateness(requests[index])):
+            unfinished.remove(index)
             if on_finished is not None:
-                on_finished(index, completion)
+                on_finished(index, completions[index])
+            if unfinished and enough is not None and enough(unfinished):
+                break
+        for index in unfinished:
+            completions[index] = cut_off(completions[index], requests[index].seed)
         return completions
 
     def sync(self) -> None:
@@ -81,10 +93,17 @@ class FakeSampler:
         return Completion(kept, (-99.0,) * len(kept), finish)
 
 
+def cut_off(completion: Completion, seed: int) -> Completion:
+    """The beginning of a completion, at a place that the seed decides."""
+    kept = random.Random(f"cut/{seed}").randrange(len(completion.tokens))
+    return Completion(completion.tokens[:kept], completion.logprobs[:kept], "unfinished")
+
+
 @dataclass
 class FakeGrader:
     """Grades by a rule, and remembers what it was asked."""
 
+    overlaps: ClassVar[bool] = True
     rule: Callable[[str, str], float] = hash_reward
     asked: list[tuple[str, str]] = field(default_factory=list)
 

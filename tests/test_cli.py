@@ -196,6 +196,7 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     ),
     "sft to a file": (["sft", "sft_ledger", "output_dir=file/out", stages("ledger")], ["output_dir file/out"]),
     "plot of no run": (["plot", "bare"], ["bare", "no evaluations"]),
+    "timeline of nothing": (["timeline", "nowhere"], ["nowhere", "no steps"]),
     "plot of nothing": (["plot", "nowhere"], ["nowhere", "no evaluations"]),
 }
 
@@ -229,6 +230,7 @@ def test_a_tracker_that_is_not_installed(folder: Path, attnrl: Attnrl, monkeypat
         (["eval", "tiny", "--problems", "0"], "--problems"),
         (["eval", "tiny", "--samples", "many"], "--samples"),
         (["plot"], "runs"),
+        (["timeline"], "run"),
     ],
 )
 def test_wrong_flags_and_missing_arguments(arguments: list[str], named: str, folder: Path, attnrl: Attnrl) -> None:
@@ -259,11 +261,12 @@ def test_ctrl_c_outside_of_training(attnrl: Attnrl, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("command", "taught"),
     [
-        ([], ["train", "eval", "sft", "plot"]),
+        ([], ["train", "eval", "sft", "plot", "timeline"]),
         (["train"], ["attnrl train attnrl", "data.train=", "steps=20", "--dry-run", "grpo", "resume", "output_dir"]),
         (["eval"], ["attnrl eval ledger --task ledger", "--data", "--benchmark", "aime24,", "--samples", "--output"]),
         (["sft"], ["attnrl sft sft_ledger", "output_dir", "--dry-run"]),
         (["plot"], ["attnrl plot runs/attnrl-0", "--output", ".svg"]),
+        (["timeline"], ["attnrl timeline runs/attnrl", "--step", "--output"]),
     ],
 )
 def test_help_teaches(command: list[str], taught: list[str], attnrl: Attnrl) -> None:
@@ -322,7 +325,7 @@ def test_a_run_writes_what_is_promised_and_goes_on_where_it_stopped(folder: Path
 
     out = folder / "out"
     names = {path.name for path in out.iterdir()}
-    assert names == {"config.yaml", "metrics.jsonl", "trees.jsonl", "samples.jsonl", "checkpoints"}
+    assert names == {"config.yaml", "metrics.jsonl", "timeline.jsonl", "trees.jsonl", "samples.jsonl", "checkpoints"}
     assert load_config(TrainConfig, str(out / "config.yaml")) == load_config(TrainConfig, "attnrl", SMALL)
 
     metrics = read_jsonl(out / "metrics.jsonl")
@@ -383,6 +386,7 @@ def test_a_run_writes_what_is_promised_and_goes_on_where_it_stopped(folder: Path
 
     # And it can be drawn.
     assert attnrl("plot", "out", "-o", "pictures/out.png").code == 0
+    assert "Wrote step 1 to" in attnrl("timeline", "out", "--step", "1", "-o", "pictures/step.png").out
     assert (folder / "pictures" / "out.png").read_bytes().startswith(b"\x89PNG")
     before = tree(folder)
     outcome = attnrl("plot", "out", "-o", "out.xyz")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from pathlib import Path
 
@@ -24,8 +25,10 @@ DOCUMENT = Path(__file__).parent.parent / "docs" / "metrics.md"
 VERDICTS = {0.0: "wrong", 0.5: "wrong", 1.0: "correct"}
 
 
-def sample(length: int, reward: float, finish: str = "stop") -> Sample:
-    return Sample((5,) * length, (-1.0,) * length, (-1.0,) * length, (0.4,) * length, reward, VERDICTS[reward], finish)
+def sample(length: int, reward: float, finish: str = "stop", drift: float = 0.0) -> Sample:
+    return Sample(
+        (5,) * length, (-1.0 + drift,) * length, (-1.0,) * length, (0.4,) * length, reward, VERDICTS[reward], finish
+    )
 
 
 def trunk(length: int, reward: float, starts: tuple[int, ...] = (0, 2), entropy: float = 0.4) -> Trunk:
@@ -61,7 +64,7 @@ def metrics() -> dict[str, float]:
     mixed = problem(
         [trunk(8, 1.0, (0, 2, 4, 6)), trunk(8, 0.0, (0, 2, 4, 6))],
         {0: (2, 6), 1: (2, 4)},
-        [sample(1, 1.0), sample(1, 1.0), sample(1, 0.0), sample(1, 1.0)],
+        [sample(1, 1.0), sample(1, 1.0, drift=0.5), sample(1, 0.0), sample(1, 1.0, drift=-0.25)],
     )
     return step_metrics(
         [rescued, filtered, hopeless, mixed],
@@ -70,6 +73,7 @@ def metrics() -> dict[str, float]:
         prompt_batch_size=4,
         generated_tokens=120,
         sampled_tokens=500,
+        carried_over=3,
         phases={"generate": 2.0, "step": 3.0},
     )
 
@@ -90,6 +94,7 @@ def test_tokens(metrics):
     assert metrics["tokens/generated"] == 120
     assert metrics["tokens/total"] == 500
     assert metrics["trained_responses"] == 3 + 6
+    assert metrics["carried_over"] == 3
 
 
 def test_solve_ratios(metrics):
@@ -101,6 +106,20 @@ def test_solve_ratios(metrics):
     assert ratios("all") == pytest.approx([1 / 4, 1 / 4, 2 / 4])
     assert metrics["all_correct_then_valid_ratio"] == pytest.approx(1 / 2)
     assert metrics["filtered_ratio"] == pytest.approx(1 / 4)
+
+
+def test_mismatch_of_sampler_and_policy(metrics):
+    """Two of 62 tokens differ: by 0.5, and by -0.25."""
+    assert metrics["mismatch/mean"] == pytest.approx(0.75 / 62)
+    assert metrics["mismatch/max"] == 0.5
+    expected = (math.exp(0.5) - 1 - 0.5 + math.exp(-0.25) - 1 + 0.25) / 62
+    assert metrics["mismatch/k3"] == pytest.approx(expected)
+
+
+def test_a_mismatch_beyond_the_range_of_floats_is_a_number():
+    far = problem([trunk(4, 0.0), trunk(4, 1.0)], {0: (2,)}, [sample(3, 0.0, drift=5_000.0)])
+    settings = {"prompt_batch_size": 1, "generated_tokens": 8, "sampled_tokens": 8, "carried_over": 0, "phases": {}}
+    assert math.isfinite(step_metrics([far], [far], {}, **settings)["mismatch/k3"])
 
 
 def test_branch_places(metrics):
@@ -119,7 +138,14 @@ def test_names_without_a_meaning_are_absent():
     """GRPO: no continuations, and here nothing to update with."""
     flat = problem([trunk(4, 0.0), trunk(4, 0.0)], {0: (), 1: ()}, [])
     metrics = step_metrics(
-        [flat], [], {}, prompt_batch_size=1, generated_tokens=8, sampled_tokens=8, phases={"generate": 1.0}
+        [flat],
+        [],
+        {},
+        prompt_batch_size=1,
+        generated_tokens=8,
+        sampled_tokens=8,
+        carried_over=0,
+        phases={"generate": 1.0},
     )
     assert not [name for name in metrics if name.startswith(("mc/", "branch/", "loss/", "reward/mc"))]
     assert metrics["update_skipped"] == 1.0
@@ -156,6 +182,27 @@ def test_phases_are_announced_in_order_and_timed(tokenizer):
         assert sum(phases) <= metrics["time/step"]
 
 
+def test_work_beside_a_phase_counts_as_far_as_it_fell_into_it(monkeypatch):
+    """The clock's zero is at 100 s; two generations, the second from 110 to 120."""
+    now = iter([100.0, 101.0, 105.0, 110.0, 120.0, 120.0, 121.0])
+    monkeypatch.setattr("attnrl.metrics.time.perf_counter", lambda: next(now))
+    clock = PhaseClock()
+    for name in ("generate", "generate", "grade"):
+        with clock.phase(name):
+            pass
+    clock.overlapped("grade", [(104.0, 106.0), (112.0, 113.0), (119.0, 120.5), (120.6, 121.0)], during="generate")
+    assert clock.seconds == {"generate": 14.0, "grade": 1.0, "step": 21.0, "grade_overlapped": 2.0}
+    assert clock.spans == [
+        ("generate", 1.0, 5.0),
+        ("generate", 10.0, 20.0),
+        ("grade", 20.0, 21.0),
+        ("grade (overlapped)", 12.0, 13.0),
+        ("grade (overlapped)", 19.0, 20.0),
+    ]
+    clock.overlapped("grade", [(111.0, 111.5)], during="generate")
+    assert clock.seconds["grade_overlapped"] == 2.5
+
+
 # --- docs/metrics.md ------------------------------------------------------------------------------------------------
 
 
@@ -165,7 +212,7 @@ def every_name(tokenizer) -> set[str]:
     policy = LocalPolicy(
         model,
         copy.deepcopy(model),
-        loss=LossConfig(kl=0.1),
+        loss=LossConfig(kl=0.1, tis=2.0),
         optimizer=OptimizerConfig(),
         branching=BranchingConfig(),
         temperature=1.0,

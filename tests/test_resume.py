@@ -26,6 +26,8 @@ STEPS = 4
 class HashGrader:
     """A random model solves nothing; this one is right by chance, so that there is something to learn from."""
 
+    overlaps = True
+
     def grade(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Grade]:
         right = [zlib.crc32(response.encode()) % 3 == 0 for response in responses]
         return [Grade(1.0, "correct") if yes else Grade(0.0, "wrong") for yes in right]
@@ -142,6 +144,29 @@ def test_the_other_recipes_resume_as_well(tiny_checkpoint, tmp_path, recipe):
     whole, stopped = read(tmp_path / "whole"), read(tmp_path / "stopped")
     stopped = [{key: value for key, value in row.items() if key in whole[row["step"]]} for row in stopped]
     assert stopped == whole  # but for the evaluation that the last step of the stopped run made
+
+
+@pytest.mark.parametrize(("recipe", "pipeline"), [("grpo", "one_step"), ("attnrl", "two_phase")])
+def test_a_run_that_carries_problems_over_resumes_as_well(tiny_checkpoint, tmp_path, recipe, pipeline):
+    """No continuation is waited for in these generations, so that some problem is always carried over."""
+    settings = ["sampling.carry_over=0.5", "prompts=6", f"method.pipeline={pipeline}", "eval.every=0"]
+    settings += ["sampling.max_new_tokens=200", "method.trunks=3"]
+    run(tiny_checkpoint, tmp_path / "whole", *settings, steps=3, recipe=recipe)
+    run(tiny_checkpoint, tmp_path / "stopped", *settings, "checkpoint.every=1", steps=2, recipe=recipe)
+    saved = json.loads((tmp_path / "stopped/checkpoints/step-000002/trainer_state.json").read_text())
+    assert any(trunk["tokens"] for group in saved["trainer"]["carried"] for trunk in group["trunks"])
+    run(tiny_checkpoint, tmp_path / "stopped", *settings, steps=3, recipe=recipe)
+    assert read(tmp_path / "stopped") == read(tmp_path / "whole")
+    assert read(tmp_path / "stopped", "trees.jsonl") == read(tmp_path / "whole", "trees.jsonl")
+    for name in ("model.safetensors", "trainer_state.json"):
+        resumed, never_stopped = (tmp_path / root / "checkpoints/step-000003" / name for root in ("stopped", "whole"))
+        assert resumed.read_bytes() == never_stopped.read_bytes()
+
+
+def test_the_timeline_has_a_line_for_each_step(whole):
+    rows = read(whole, "timeline.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert all({"generate", "score", "train"} <= {name for name, _, _ in row["spans"]} for row in rows)
 
 
 def test_settings_that_would_make_it_another_run_are_refused(whole, tiny_checkpoint):

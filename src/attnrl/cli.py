@@ -1,4 +1,4 @@
-"""The command line: ``attnrl train``, ``attnrl eval``, ``attnrl sft``, ``attnrl grade``, ``attnrl plot``."""
+"""The command line: ``attnrl train``, ``eval``, ``sft``, ``grade``, ``plot`` and ``timeline``."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def train(
 ) -> None:
     """Train a model.
 
-    Everything a run writes is in its output_dir: config.yaml, metrics.jsonl, trees.jsonl, samples.jsonl and
-    checkpoints/. The same command again continues where the last one stopped (resume=auto). Ctrl-C finishes
-    the step and saves; twice leaves at once.
+    Everything a run writes is in its output_dir: config.yaml, metrics.jsonl, timeline.jsonl, trees.jsonl,
+    samples.jsonl and checkpoints/. The same command again continues where the last one stopped (resume=auto).
+    Ctrl-C finishes the step and saves; twice leaves at once.
 
     Keys most used: model, task or data.train, data.eval, steps, prompts, seed, output_dir, checkpoint.every,
     resume. --dry-run shows them all.
@@ -282,6 +282,26 @@ def plot(
 
     draw_curves(runs, output)
     console.print(f"Wrote {output}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def timeline(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    step: Annotated[int | None, typer.Option(min=1, help="The training step. [default: the last one]")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write (.png or .svg).")] = Path(
+        "timeline.png"
+    ),
+) -> None:
+    """Draw one training step: when sampler, grader and policy were at work.
+
+    [bold]Example[/bold]
+
+    attnrl timeline runs/attnrl --step 12 --output timeline.png
+    """
+    from attnrl.report.timeline import draw_timeline
+
+    drawn = draw_timeline(run, output, step)
+    console.print(f"Wrote step {drawn} to {output}", highlight=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,20 +13,30 @@ from attnrl.protocols import Verdict
 from attnrl.rollout import Grown, Sample, sampled_tokens
 
 CORRECT = 1.0
+MAX_EXPONENT = 700.0  # the exponential of more is no float
+
+
+#: A phase, and its start and end in seconds since the step's start.
+Span = tuple[str, float, float]
 
 
 class PhaseClock:
-    """Seconds spent in each phase of a step."""
+    """Seconds spent in each phase of a step.
+
+    Attributes:
+        seconds: of each phase, of work beside it as ``<name>_overlapped``, and of the whole ``step`` so far.
+        spans: every time a phase was entered and left, and the work beside it as ``<name> (overlapped)``.
+    """
 
     def __init__(self, on_phase: Callable[[str], None] | None = None) -> None:
         """``on_phase`` hears the name of each phase when it begins."""
-        self.seconds: dict[str, float] = {}
         self._on_phase = on_phase
-        self._started = time.perf_counter()
+        self.restart()
 
     def restart(self) -> None:
         """Forget the last step."""
-        self.seconds = {}
+        self.seconds: dict[str, float] = {}
+        self.spans: list[Span] = []
         self._started = time.perf_counter()
 
     @contextmanager
@@ -38,6 +49,22 @@ class PhaseClock:
         left = time.perf_counter()
         self.seconds[name] = self.seconds.get(name, 0.0) + left - entered
         self.seconds["step"] = left - self._started
+        self.spans.append((name, entered - self._started, left - self._started))
+
+    def overlapped(self, name: str, spans: Sequence[tuple[float, float]], *, during: str) -> None:
+        """Add what another thread did for ``name`` while phase ``during`` was last on; the rest of it is left out.
+
+        Args:
+            name: what it worked for.
+            spans: start and end of each piece of its work, by ``time.perf_counter()``, in order.
+            during: a phase that has ended.
+        """
+        _, begun, ended = next(span for span in reversed(self.spans) if span[0] == during)
+        inside = [(max(start - self._started, begun), min(end - self._started, ended)) for start, end in spans]
+        worked = [(f"{name} (overlapped)", start, end) for start, end in inside if end > start]
+        total = self.seconds.get(f"{name}_overlapped", 0.0) + sum(end - start for _, start, end in worked)
+        self.seconds[f"{name}_overlapped"] = total
+        self.spans += worked
 
 
 def step_metrics(
@@ -48,6 +75,7 @@ def step_metrics(
     prompt_batch_size: int,
     generated_tokens: int,
     sampled_tokens: int,
+    carried_over: int,
     phases: Mapping[str, float],
 ) -> dict[str, float]:
     """All metrics of a step, of the batch that was trained on in it unless said otherwise."""
@@ -72,6 +100,7 @@ def step_metrics(
         "response_length": fmean(paths),
         "truncated_ratio": fmean([s.finish_reason == "length" for s in [*trunks, *branches]]),
         "prompt_batch_size": prompt_batch_size,
+        "carried_over": carried_over,
         "trained_responses": sum(_trained_paths(problem) for problem in trained),
         "tokens/generated": generated_tokens,
         "tokens/total": sampled_tokens,
@@ -84,6 +113,7 @@ def step_metrics(
         **_solve_ratios("all", rewards_all),
         "all_correct_then_valid_ratio": (fmean([problem.forest.has_signal for problem in solved]) if solved else 0.0),
         **_branch_places(grown),
+        **_mismatch([*trunks, *branches]),
         "update_skipped": float(not updated),
         **updated,
         **{f"time/{phase}": seconds for phase, seconds in phases.items()},
@@ -122,6 +152,20 @@ def _branch_places(grown: Sequence[Grown]) -> dict[str, float]:
     if not shares:
         return {}
     return {"branch/position": fmean(shares), "branch/beyond_first_steps_ratio": fmean(beyond)}
+
+
+def _mismatch(samples: Sequence[Sample]) -> dict[str, float]:
+    """How far the policy's log-probs of the sampled tokens are from those of the sampler that drew them, in nats."""
+    differences = [
+        policy - sampler
+        for sample in samples
+        for policy, sampler in zip(sample.logprobs, sample.sampler_logprobs, strict=True)
+    ]
+    return {
+        "mismatch/mean": fmean(map(abs, differences)),
+        "mismatch/max": max(map(abs, differences)),
+        "mismatch/k3": fmean(math.expm1(min(d, MAX_EXPONENT)) - d for d in differences),
+    }
 
 
 def _all_correct(samples: Sequence[Sample]) -> bool:

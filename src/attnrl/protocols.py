@@ -128,7 +128,18 @@ class Grade:
 
 
 class Grader(Protocol):
-    """Scores finished responses."""
+    """Scores finished responses.
+
+    A grade depends on the problem and the response alone. Which responses come together in one call is not defined.
+    """
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether ``grade`` may be called from a thread beside the main one, so that it overlaps with sampling.
+
+        Calls never overlap each other. False has it called from the main thread, once all responses are there.
+        """
+        ...
 
     def grade(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Grade]:
         """Grade each response to its problem, in order."""

@@ -15,23 +15,32 @@ from attnrl.protocols import FinishReason, TrainingRow, Verdict
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Sampled tokens and what is known of them.
+class SampledTokens:
+    """Sampled tokens and what is known of each; all tuples have the same length.
 
     Attributes:
         tokens: token ids of its own (a branch does not repeat the trunk tokens it keeps).
         logprobs: log-probability of each under the policy that sampled it, as the policy computes it.
         sampler_logprobs: the same as the sampler computed it.
         entropy: entropy of the distribution each was drawn from.
-        reward: reward of the whole response that it completes.
-        verdict: why.
-        finish_reason: why it ended.
     """
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     sampler_logprobs: tuple[float, ...]
     entropy: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Sample(SampledTokens):
+    """Sampled tokens that complete a response.
+
+    Attributes:
+        reward: reward of the whole response.
+        verdict: why.
+        finish_reason: why it ended.
+    """
+
     reward: float
     verdict: Verdict
     finish_reason: FinishReason
@@ -77,6 +86,26 @@ class Group:
     def mean_fci(self) -> float:
         """Mean FCI of eq. 8."""
         return mean_influence([trunk.fci for trunk in self.trunks])
+
+
+@dataclass(frozen=True)
+class UnfinishedGroup:
+    """A problem not all of whose initial responses have ended: a new one, or one carried over to the next generation.
+
+    Attributes:
+        position: place of the problem in the order of the run.
+        prompt: its prompt's token ids.
+        trunks: its initial responses: a :class:`Trunk` where it has ended, else its tokens so far.
+    """
+
+    position: int
+    prompt: tuple[int, ...]
+    trunks: tuple[SampledTokens, ...]
+
+    @property
+    def unfinished(self) -> list[SampledTokens]:
+        """The responses that have not ended, in order."""
+        return [trunk for trunk in self.trunks if not isinstance(trunk, Trunk)]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ train     forests of batch m that have signal                         pi_{m+1}
 ========  ==========================================================  ====================================
 
 The two-phase pipeline samples batch m's initial responses at the start of step m instead, in a generation of
-its own, and leaves nothing pending.
+its own, and leaves nothing pending. Grading goes on beside generating; the phase is what is left of it afterwards.
+With ``sampling.carry_over`` a generation does not wait for its last problems: they go on in the next step's.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from attnrl.config import MethodConfig, TrainConfig
+from attnrl.config import TrainConfig
 from attnrl.method.adaptive import (
     BatchSizeController,
     RunningMean,
@@ -34,14 +36,11 @@ from attnrl.method.adaptive import (
     keep_problem,
 )
 from attnrl.method.branching import branch_points
-from attnrl.method.influence import mask_influence
-from attnrl.method.steps import Steps, split_steps
-from attnrl.metrics import PhaseClock, step_metrics
-from attnrl.protocols import Completion, Grader, Policy, Request, Sampler
-from attnrl.rollout import Group, Grown, Plan, Sample, Trunk
-from attnrl.tasks.problem import Problem
+from attnrl.metrics import PhaseClock, Span, step_metrics
+from attnrl.protocols import Grader, Policy, Sampler
+from attnrl.rollout import Group, Grown, Plan, UnfinishedGroup
+from attnrl.sampling import Generation
 from attnrl.tasks.stream import ProblemSource
-from attnrl.tokens import decode, encode_prompt, token_pieces
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,7 @@ class TrainerState:
         step: training steps done.
         position: problems drawn so far.
         pending: initial responses of the next batch.
+        carried: problems whose initial responses the last generation left unfinished (``sampling.carry_over``).
         solved_fci: running mean FCI of all-correct problems (eq. 8).
         batch_size: the prompt batch size controller (eq. 10).
         sampled_tokens: tokens generated so far.
@@ -62,6 +62,7 @@ class TrainerState:
     step: int
     position: int
     pending: tuple[Group, ...]
+    carried: tuple[UnfinishedGroup, ...]
     solved_fci: RunningMean
     batch_size: BatchSizeController
     sampled_tokens: int
@@ -77,15 +78,32 @@ def initial_state(config: TrainConfig) -> TrainerState:
         maximum=round(config.prompts * growth),
         smoothing=config.method.adaptive.smoothing,
     )
-    return TrainerState(0, 0, (), RunningMean(), controller, 0)
+    return TrainerState(0, 0, (), (), RunningMean(), controller, 0)
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one training step leaves to look at: its metrics and its problems, sampled in full."""
+    """What one training step leaves to look at.
+
+    Attributes:
+        metrics: its numbers; names in docs/metrics.md.
+        problems: its problems, sampled in full.
+        timeline: when each phase began and ended, and the work beside it, in seconds since the step's start.
+    """
 
     metrics: dict[str, float]
     problems: tuple[Grown, ...]
+    timeline: tuple[Span, ...]
+
+
+class Upcoming(NamedTuple):
+    """What a generation samples initial responses to: problems carried over, and the positions of new ones."""
+
+    carried: tuple[UnfinishedGroup, ...]
+    positions: Sequence[int]
+
+
+NO_PROBLEMS = Upcoming((), ())
 
 
 class Trainer:
@@ -119,10 +137,9 @@ class Trainer:
         method, tokens_before = self.config.method, self.state.sampled_tokens
         self.state = replace(self.state, step=self.state.step + 1)
 
-        groups = self.state.pending or self._sample([], self._draw_problems())[1]
+        groups = self.state.pending or self._sample([], self._upcoming())[1]
         plans = self._plan(groups)
-        upcoming = self._draw_problems() if method.pipeline == "one_step" else []
-        grown, pending = self._sample(plans, upcoming)
+        grown, pending = self._sample(plans, self._upcoming() if method.pipeline == "one_step" else NO_PROBLEMS)
 
         with self.clock.phase("train"):
             trained = [problem for problem in grown if problem.plan.kept and problem.forest.has_signal]
@@ -139,6 +156,7 @@ class Trainer:
             prompt_batch_size=len(groups),
             generated_tokens=self.state.sampled_tokens - tokens_before,
             sampled_tokens=self.state.sampled_tokens,
+            carried_over=sum(len(group.unfinished) for group in self.state.carried),
             phases=self.clock.seconds,
         )
         controller = self.state.batch_size
@@ -147,12 +165,14 @@ class Trainer:
             pending=pending,
             batch_size=controller.update(len(rows)) if method.adaptive.batch_size else controller,
         )
-        return StepResult({"step": self.state.step, **metrics}, tuple(grown))
+        return StepResult({"step": self.state.step, **metrics}, tuple(grown), tuple(self.clock.spans))
 
-    def _draw_problems(self) -> list[tuple[int, Problem]]:
-        start, size = self.state.position, self.state.batch_size.size
-        self.state = replace(self.state, position=start + size)
-        return [(position, self.source.at(position)) for position in range(start, start + size)]
+    def _upcoming(self) -> Upcoming:
+        """What the next generation gets initial responses to; it is taken out of the state."""
+        carried, start = self.state.carried, self.state.position
+        end = start + max(0, self.state.batch_size.size - len(carried))
+        self.state = replace(self.state, position=end, carried=())
+        return Upcoming(carried, range(start, end))
 
     def _plan(self, groups: Sequence[Group]) -> list[Plan]:
         """Adaptive sampling and branching: what to sample from inside the initial responses."""
@@ -187,99 +207,20 @@ class Trainer:
         }
         return Plan(group, True, points, branching.samples)
 
-    def _sample(
-        self, plans: Sequence[Plan], problems: Sequence[tuple[int, Problem]]
-    ) -> tuple[list[Grown], tuple[Group, ...]]:
-        """One generation: the continuations that ``plans`` ask for, and initial responses to ``problems``."""
-        limits = self.config.sampling
-        # A continuation's context is its prompt and the trunk tokens it keeps.
-        branches = [
-            (plan.group.prompt, plan.group.trunks[trunk].tokens[:at], self.source.at(plan.group.position))
-            for plan in plans
-            for trunk, at in plan.branches
-        ]
-        prompts = [encode_prompt(self.tokenizer, problem, limits.max_prompt_tokens) for _, problem in problems]
-        initial = [
-            (prompt, (), problem)
-            for prompt, (_, problem) in zip(prompts, problems, strict=True)
-            for _ in range(self.config.method.trunks)
-        ]
-        contexts = [*branches, *initial]
-        with self.clock.phase("generate"):
-            seeds = self._rng(f"sample/{'mixed' if plans else 'initial'}")
-            completions = self.sampler.generate(
-                [
-                    Request(prompt + kept, limits.max_new_tokens - len(kept), seeds.getrandbits(62))
-                    for prompt, kept, _ in contexts
-                ]
-            )
-        with self.clock.phase("grade"):
-            grades = self.grader.grade(
-                [problem for _, _, problem in contexts],
-                [
-                    decode(self.tokenizer, kept + completion.tokens)
-                    for (_, kept, _), completion in zip(contexts, completions, strict=True)
-                ],
-            )
-        with self.clock.phase("score"):
-            first = len(branches)
-            steps = [self._steps(completion) for completion in completions[first:]]
-            scores = self.policy.score(
-                [prompt + kept for prompt, kept, _ in branches], [c.tokens for c in completions[:first]]
-            ) + self.policy.score(
-                [prompt for prompt, _, _ in initial],
-                [c.tokens for c in completions[first:]],
-                steps if needs_fci(self.config.method) else None,
-            )
-        self.state = replace(
-            self.state, sampled_tokens=self.state.sampled_tokens + sum(len(c.tokens) for c in completions)
+    def _sample(self, plans: Sequence[Plan], upcoming: Upcoming) -> tuple[list[Grown], tuple[Group, ...]]:
+        """One generation, graded and scored: the continuations that ``plans`` ask for, and initial responses."""
+        generation = Generation(
+            self.config, self.sampler, self.grader, self.policy, self.tokenizer, self.source, self.clock
         )
-        samples = [
-            Sample(
-                completion.tokens,
-                score.logprobs,
-                completion.logprobs,
-                score.entropy,
-                grade.reward,
-                grade.verdict,
-                completion.finish_reason,
-            )
-            for completion, score, grade in zip(completions, scores, grades, strict=True)
-        ]
-        trunks = [
-            Trunk(**vars(sample), steps=its_steps, fci=mask_influence(score.fci, its_steps) if score.fci else ())
-            for sample, its_steps, score in zip(samples[first:], steps, scores[first:], strict=True)
-        ]
-        return _grow(plans, samples[:first]), _group(problems, prompts, trunks)
-
-    def _steps(self, completion: Completion) -> Steps:
-        pieces = token_pieces(self.tokenizer, completion.tokens)
-        if completion.finish_reason == "stop":
-            pieces[-1] = ""  # the end-of-sequence token says nothing, and is no step of its own
-        return split_steps(pieces)
+        seeds = self._rng(f"sample/{'mixed' if plans else 'initial'}")
+        done = generation.run(plans, upcoming.carried, upcoming.positions, seeds)
+        self.state = replace(
+            self.state,
+            carried=self.state.carried + done.carried,
+            sampled_tokens=self.state.sampled_tokens + done.tokens,
+        )
+        return done.grown, done.groups
 
     def _rng(self, purpose: str) -> random.Random:
         """The generator of one purpose in this step."""
         return random.Random(f"{self.config.seed}/{self.state.step}/{purpose}")
-
-
-def needs_fci(method: MethodConfig) -> bool:
-    """Whether anything in the method looks at FCI."""
-    return method.adaptive.filter or (method.branching.points > 0 and method.branching.criterion == "fci")
-
-
-def _grow(plans: Sequence[Plan], samples: Sequence[Sample]) -> list[Grown]:
-    """Give each plan its continuations, which come in the order in which they were asked for."""
-    supply = iter(samples)
-    return [Grown(plan, tuple(next(supply) for _ in plan.branches)) for plan in plans]
-
-
-def _group(
-    problems: Sequence[tuple[int, Problem]], prompts: Sequence[tuple[int, ...]], trunks: Sequence[Trunk]
-) -> tuple[Group, ...]:
-    """Give each problem its initial responses, equally many each."""
-    each = len(trunks) // len(problems) if problems else 0
-    return tuple(
-        Group(position, problem.id, problem.answers, prompt, tuple(trunks[i * each : (i + 1) * each]))
-        for i, ((position, problem), prompt) in enumerate(zip(problems, prompts, strict=True))
-    )

@@ -26,6 +26,7 @@ from attnrl.local.policy import LocalPolicy, optimizer_tensors
 from attnrl.method.adaptive import RunningMean
 from attnrl.method.steps import Steps
 from attnrl.protocols import TrainingRow
+from attnrl.rollout import SampledTokens, Trunk
 from attnrl.trainer import TrainerState
 
 ROWS = [
@@ -72,6 +73,15 @@ def state(tokenizer) -> TrainerState:
     return replace(state, pending=(group, *state.pending[1:]), solved_fci=RunningMean(3, 1 / 7))
 
 
+@pytest.fixture
+def carrying(tokenizer) -> TrainerState:
+    """A state in which problems are carried over: some of their responses have ended, others have not."""
+    loop = fake_loop(tokenizer, "attnrl", "sampling.carry_over=0.34", "prompts=6")
+    loop.sampler.lateness = lambda request: (request.max_new_tokens, request.seed)
+    loop.trainer.step()
+    return loop.trainer.state
+
+
 def save(root: Path, policy: LocalPolicy, state: TrainerState, tokenizer, *, step: int = 2, keep_last: int = 9) -> Path:
     return save_checkpoint(root, replace(state, step=step), policy, tokenizer, keep_last=keep_last)
 
@@ -89,6 +99,15 @@ def test_the_state_of_the_loop_comes_back_exactly(tmp_path, policy, state, token
     _, loaded = load(save(tmp_path, policy, state, tokenizer))
     assert loaded == state
     assert hash(loaded.pending) == hash(state.pending)  # tuples all the way down, no lists
+
+
+def test_problems_carried_over_come_back_exactly(tmp_path, policy, carrying, tokenizer):
+    trunks = [trunk for group in carrying.carried for trunk in group.trunks]
+    assert {type(trunk) for trunk in trunks} == {Trunk, SampledTokens}
+    _, loaded = load(save_checkpoint(tmp_path, carrying, policy, tokenizer, keep_last=1))
+    assert loaded == carrying
+    assert hash(loaded.carried) == hash(carrying.carried)
+    assert [type(trunk) for group in loaded.carried for trunk in group.trunks] == list(map(type, trunks))
 
 
 def test_weights_and_moments_come_back_exactly(tmp_path, policy, state, tokenizer):

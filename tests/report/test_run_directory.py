@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from attnrl.errors import UserError
-from attnrl.report.run_directory import METRICS, SAMPLES, TREES, RunDirectory
+from attnrl.report.run_directory import METRICS, SAMPLES, TIMELINE, TREES, RunDirectory
 
 
 @pytest.fixture
@@ -14,6 +14,7 @@ def run(tmp_path: Path) -> RunDirectory:
     run = RunDirectory(tmp_path / "runs" / "one")
     run.open("steps: 4\n", None)
     run.append(METRICS, [{"step": step, "reward": step / 10} for step in range(5)])
+    run.append(TIMELINE, [{"step": step, "spans": []} for step in range(1, 5)])
     run.append(TREES, [{"step": 1}, {"step": 1}, {"step": 3}])
     run.append(SAMPLES, [{"step": 0}, {"step": 2}, {"step": 4}])
     return run
@@ -27,7 +28,7 @@ def test_a_new_run_makes_its_directory_and_keeps_nothing(run: RunDirectory) -> N
     assert steps(run, METRICS) == [0, 1, 2, 3, 4]
     run.open("steps: 9\n", None)
     assert (run.root / "config.yaml").read_text() == "steps: 9\n"
-    assert [run.read(name) for name in (METRICS, TREES, SAMPLES)] == [[], [], []]
+    assert [run.read(name) for name in (METRICS, TIMELINE, TREES, SAMPLES)] == [[], [], [], []]
 
 
 def test_holding_a_run(tmp_path: Path) -> None:
@@ -41,11 +42,12 @@ def test_holding_a_run(tmp_path: Path) -> None:
 def test_resuming_drops_what_came_after_the_checkpoint(run: RunDirectory) -> None:
     run.open("steps: 4\n", 2)
     assert steps(run, METRICS) == [0, 1, 2]
+    assert steps(run, TIMELINE) == [1, 2]
     assert steps(run, TREES) == [1, 1]
     assert steps(run, SAMPLES) == [0, 2]
     run.append(METRICS, [{"step": 3, "reward": 9.0}])
     assert run.read(METRICS)[2:] == [{"step": 2, "reward": 0.2}, {"step": 3, "reward": 9.0}]
-    assert sorted(path.name for path in run.root.iterdir()) == ["config.yaml", METRICS, SAMPLES, TREES]
+    assert sorted(path.name for path in run.root.iterdir()) == ["config.yaml", METRICS, SAMPLES, TIMELINE, TREES]
 
 
 def test_a_last_line_cut_short_is_left_out_and_the_next_row_gets_a_line_of_its_own(run: RunDirectory) -> None:

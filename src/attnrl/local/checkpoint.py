@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,13 @@ from attnrl.errors import UserError
 from attnrl.local.policy import LocalPolicy, load_optimizer_tensors, optimizer_tensors
 from attnrl.method.adaptive import BatchSizeController, RunningMean
 from attnrl.method.steps import Steps
-from attnrl.rollout import Group, Trunk
+from attnrl.rollout import Group, SampledTokens, Trunk, UnfinishedGroup
 from attnrl.trainer import TrainerState
 
 STATE_FILE = "trainer_state.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
 PREFIX = "step-"
+PER_TOKEN = ("tokens", "logprobs", "sampler_logprobs", "entropy")
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ def _trainer_state(fields: Mapping[str, Any]) -> TrainerState:
         step=fields["step"],
         position=fields["position"],
         pending=tuple(_group(group) for group in fields["pending"]),
+        carried=tuple(_unfinished_group(group) for group in fields["carried"]),
         solved_fci=RunningMean(**fields["solved_fci"]),
         batch_size=BatchSizeController(**fields["batch_size"]),
         sampled_tokens=fields["sampled_tokens"],
@@ -141,11 +143,24 @@ def _trainer_state(fields: Mapping[str, Any]) -> TrainerState:
 
 def _group(fields: Mapping[str, Any]) -> Group:
     trunks = tuple(_trunk(trunk) for trunk in fields["trunks"])
-    sequences = {name: tuple(fields[name]) for name in ("answers", "prompt")}
-    return Group(**{**fields, **sequences, "trunks": trunks})
+    return Group(**{**fields, **_tuples(fields, ("answers", "prompt")), "trunks": trunks})
+
+
+def _unfinished_group(fields: Mapping[str, Any]) -> UnfinishedGroup:
+    # Only what has ended has been cut into steps.
+    trunks = tuple(_trunk(trunk) if "steps" in trunk else _sampled_tokens(trunk) for trunk in fields["trunks"])
+    return UnfinishedGroup(**{**fields, **_tuples(fields, ("prompt",)), "trunks": trunks})
 
 
 def _trunk(fields: Mapping[str, Any]) -> Trunk:
     steps = fields["steps"]
-    sequences = {name: tuple(fields[name]) for name in ("tokens", "logprobs", "sampler_logprobs", "entropy", "fci")}
+    sequences = _tuples(fields, (*PER_TOKEN, "fci"))
     return Trunk(**{**fields, **sequences, "steps": Steps(**{**steps, "starts": tuple(steps["starts"])})})
+
+
+def _sampled_tokens(fields: Mapping[str, Any]) -> SampledTokens:
+    return SampledTokens(**{**fields, **_tuples(fields, PER_TOKEN)})
+
+
+def _tuples(fields: Mapping[str, Any], names: Sequence[str]) -> dict[str, tuple[Any, ...]]:
+    return {name: tuple(fields[name]) for name in names}

@@ -3,6 +3,7 @@
 ========================  =======================================================================
 ``config.yaml``           the resolved recipe, every default spelled out
 ``metrics.jsonl``         one object per training step; names in docs/metrics.md
+``timeline.jsonl``        when the phases of each training step began and ended
 ``trees.jsonl``           every forest of the steps chosen (``log.trees_every``)
 ``samples.jsonl``         some responses of every evaluation (``log.samples``)
 ``checkpoints/``          Hugging Face model directories, from which a run resumes
@@ -21,7 +22,8 @@ import yaml
 
 from attnrl.errors import UserError
 
-METRICS, TREES, SAMPLES, CONFIG = "metrics.jsonl", "trees.jsonl", "samples.jsonl", "config.yaml"
+METRICS, TIMELINE, TREES, SAMPLES = "metrics.jsonl", "timeline.jsonl", "trees.jsonl", "samples.jsonl"
+CONFIG = "config.yaml"
 
 
 class RunDirectory:
@@ -80,7 +82,7 @@ class RunDirectory:
             (self.root / CONFIG).write_text(config, encoding="utf-8")
         except OSError as error:
             raise UserError(f"output_dir {self.root}: cannot be written ({error.strerror})") from None
-        for name in (METRICS, TREES, SAMPLES):
+        for name in (METRICS, TIMELINE, TREES, SAMPLES):
             rows = [] if from_step is None else [row for row in self.read(name) if row["step"] <= from_step]
             aside = self.root / f".{name}.partial"
             aside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

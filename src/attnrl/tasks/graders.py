@@ -44,6 +44,11 @@ GOLD_DEADLINE = 2.0  # seconds to parse a true answer when a run starts
 class ClosableGrader(Protocol):
     """A :class:`attnrl.protocols.Grader` that may hold processes: a context manager with ``close()``."""
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether ``grade`` may be called from a thread beside the main one."""
+        ...
+
     def grade(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Grade]:
         """Grade each response to its problem, in order."""
         ...
@@ -105,6 +110,8 @@ def build_grader(
 class RulesGrader(_Closing):
     """:class:`attnrl.tasks.grading.AnswerGrader` that can be closed like the others."""
 
+    overlaps = True
+
     def __init__(self, flexible: bool = False) -> None:
         """See :func:`build_grader`."""
         self._grader = AnswerGrader(flexible)
@@ -129,6 +136,8 @@ class MathGrader(_Closing):
     Not correct, whatever math-verify would say: several boxes of which one is wrong, an offer of alternatives where
     the true answer is one value, and a copy of what the problem asks to work out.
     """
+
+    overlaps = True  # the work is the workers', and their pool takes calls from any thread
 
     def __init__(self, *, flexible: bool = False, workers: int | None = None, deadline: float = DEADLINE) -> None:
         """See :func:`build_grader`; no worker starts yet."""
@@ -325,12 +334,18 @@ class CustomGrader(_Closing):
 
     A reward is in [0, 1]; 1 is correct. None says that the function does not judge this response: no reward,
     verdict ``error``. What the function raises is not caught.
+
+    Many such functions may be called from the main thread only (math-verify's own deadline is a signal, a database's
+    connection belongs to the thread that opened it), so all responses of a generation are handed over after it. One
+    that may be called from any thread says so with an attribute, ``f.overlaps = True``, and grades while the sampler
+    still decodes: several calls a generation, each with the responses that have finished since the last.
     """
 
     def __init__(self, name: str) -> None:
         """Import the function and check that it can be called."""
         self.name = name
         self._function = _load_function(name)
+        self.overlaps = bool(getattr(self._function, "overlaps", False))
         self._parameters = self._check_signature()
 
     def _check_signature(self) -> dict[str, inspect.Parameter]:

@@ -229,6 +229,7 @@ class AnswerGrader:
     """
 
     flexible: bool = False
+    overlaps = True
 
     def grade(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Grade]:
         """Grade each response against the accepted answers of its problem."""

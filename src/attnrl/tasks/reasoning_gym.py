@@ -190,6 +190,7 @@ class ReasoningGymGrader:
 
     task: ReasoningGymTask
     flexible: bool = False
+    overlaps = False  # signals, which keep a scorer's deadline, reach the main thread only
 
     def grade(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Grade]:
         """Grade each response; the problems must be this task's."""

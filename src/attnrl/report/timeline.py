@@ -1,0 +1,85 @@
+"""One training step as a picture: which part of the engine was at work when (``pip install attnrl[report]``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from attnrl.errors import UserError
+from attnrl.metrics import Span
+from attnrl.report.run_directory import TIMELINE, RunDirectory
+
+LANES = ("sampler", "grader", "policy")  # from top to bottom
+PHASES = {  # each with its lane and its colour
+    "generate": ("sampler", "#7ba7d7"),
+    "sync": ("sampler", "#c6dbef"),
+    "grade (overlapped)": ("grader", "#f2cf5b"),
+    "grade": ("grader", "#f58518"),
+    "plan": ("policy", "#9d9d9d"),
+    "score": ("policy", "#b5d99c"),
+    "train": ("policy", "#6fbf68"),
+}
+INCHES_PER_CHARACTER = 0.085  # of a label, a little more than it takes
+
+
+def timeline_row(step: int, spans: Sequence[Span]) -> dict[str, Any]:
+    """One line of ``timeline.jsonl``: ``[name, start, end]`` of each span, to a tenth of a millisecond."""
+    return {"step": step, "spans": [[name, round(start, 4), round(end, 4)] for name, start, end in spans]}
+
+
+def draw_timeline(run: Path, output: Path, step: int | None = None) -> int:
+    """Draw one step of a run, the last one unless told otherwise, and return its number.
+
+    Raises:
+        UserError: matplotlib is missing, the run has no such step, or the picture cannot be written.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise UserError("timeline needs matplotlib: pip install 'attnrl[report]'") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    step, spans = _spans(run, step)
+    total = max(end for _, _, end in spans)
+    figure, panel = pyplot.subplots(figsize=(10, 3), layout="constrained")
+    for name, start, end in spans:
+        lane, colour = PHASES[name]
+        # An edge of its own colour: what is thinner than a pixel is seen too.
+        panel.barh(LANES.index(lane), end - start, left=start, height=0.7, color=colour, edgecolor=colour, lw=0.5)
+    panel.set(xlim=(0, total), ylim=(len(LANES) - 0.5, -0.5), xlabel="seconds since the step began")
+    panel.set_yticks(range(len(LANES)), LANES)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.set_title(f"{run.name}, step {step}: {total:.2f} s", loc="left")
+    seconds = {name: sum(end - start for other, start, end in spans if other == name) for name in PHASES}
+    used = [name for name in PHASES if any(name == other for other, _, _ in spans)]
+    patches = [pyplot.Rectangle((0, 0), 1, 1, color=PHASES[name][1]) for name in used]
+    labels = [f"{name} {seconds[name]:.2f} s" for name in used]
+    figure.legend(patches, labels, loc="outside lower center", ncols=len(used), frameon=False, fontsize="small")
+    figure.draw_without_rendering()  # lays the panel out: only now is its width known
+    inches = panel.get_window_extent().width / figure.dpi
+    for name, start, end in spans:
+        label = f"{name} {end - start:.2f} s"
+        if (end - start) / total * inches > INCHES_PER_CHARACTER * len(label):
+            panel.text((start + end) / 2, LANES.index(PHASES[name][0]), label, ha="center", va="center", fontsize=9)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(output, dpi=150)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{output}: {error}") from None
+    finally:
+        pyplot.close(figure)
+    return step
+
+
+def _spans(run: Path, step: int | None) -> tuple[int, list[Span]]:
+    """The step asked for, or the last one, and its spans."""
+    rows = {row["step"]: row["spans"] for row in RunDirectory(run).read(TIMELINE)}
+    if not rows:
+        raise UserError(f"{run}: no steps in {TIMELINE}")
+    if step is None:
+        step = max(rows)
+    if step not in rows:
+        raise UserError(f"{run}: no step {step} in {TIMELINE}, which has {min(rows)} to {max(rows)}")
+    return step, [(name, start, end) for name, start, end in rows[step]]

@@ -1,0 +1,230 @@
+"""One generation of a training step: what is asked of the sampler in it, and what comes back graded and scored.
+
+A generation mixes three kinds of requests, in this order: continuations from inside the trunks of the batch that is
+trained on, initial responses that the generation before left unfinished, and initial responses to new problems.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from transformers import PreTrainedTokenizerBase
+
+from attnrl.config import MethodConfig, TrainConfig
+from attnrl.method.influence import mask_influence
+from attnrl.method.steps import Steps, split_steps
+from attnrl.metrics import PhaseClock
+from attnrl.overlapped_grading import OverlappedGrading
+from attnrl.protocols import Completion, FinishReason, Grade, Grader, Policy, Request, Sampler, Score
+from attnrl.rollout import Group, Grown, Plan, Sample, SampledTokens, Trunk, UnfinishedGroup
+from attnrl.tasks.problem import Problem
+from attnrl.tasks.stream import ProblemSource
+from attnrl.tokens import decode, encode_prompt, token_pieces
+
+NOTHING = SampledTokens((), (), (), ())
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What one generation comes to.
+
+    Attributes:
+        grown: the plans with their continuations, in order.
+        groups: the problems whose initial responses have all ended, carried ones first.
+        carried: the problems that go on in the next generation.
+        tokens: how many were sampled.
+    """
+
+    grown: list[Grown]
+    groups: tuple[Group, ...]
+    carried: tuple[UnfinishedGroup, ...]
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Where a response to sample begins.
+
+    Attributes:
+        problem: its problem.
+        prompt: the problem's prompt.
+        kept: tokens of the trunk that a continuation keeps.
+        begun: what the generation before has sampled of it.
+    """
+
+    problem: Problem
+    prompt: tuple[int, ...]
+    kept: tuple[int, ...] = ()
+    begun: SampledTokens = NOTHING
+
+    def request(self, max_new_tokens: int, seed: int) -> Request:
+        """Ask for the rest of the response; ``max_new_tokens`` is the budget of the whole."""
+        so_far = self.kept + self.begun.tokens
+        return Request(self.prompt + so_far, max_new_tokens - len(so_far), seed)
+
+    def own(self, completion: Completion) -> tuple[int, ...]:
+        """The tokens of the sample: all that was sampled from here."""
+        return self.begun.tokens + completion.tokens
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Samples, grades and scores one mixed batch, with the parts of a :class:`attnrl.trainer.Trainer`."""
+
+    config: TrainConfig
+    sampler: Sampler
+    grader: Grader
+    policy: Policy
+    tokenizer: PreTrainedTokenizerBase
+    source: ProblemSource
+    clock: PhaseClock
+
+    def run(
+        self, plans: Sequence[Plan], carried: Sequence[UnfinishedGroup], positions: Sequence[int], seeds: random.Random
+    ) -> Generated:
+        """Sample what ``plans`` ask for, the rest of ``carried``, and initial responses to new problems.
+
+        With ``sampling.carry_over`` some of the new problems may come back unfinished; at least one group is whole.
+
+        Args:
+            plans: of the batch that is trained on.
+            carried: what the generation before left unfinished; it ends in this one.
+            positions: of the new problems.
+            seeds: draws the seed of each request, in order.
+
+        Raises:
+            UserError: a prompt is too long.
+            Exception: whatever the grader or an engine raises.
+        """
+        groups = [*carried, *map(self._new_group, positions)]
+        branches = [opening for plan in plans for opening in self._continuations(plan)]
+        initial = [opening for group in groups for opening in self._responses(group)]
+        # Continuations and carried responses are waited for; some new problems may go on in the next generation.
+        waited_for = len(branches) + sum(len(group.unfinished) for group in carried)
+        may_go_on = min(int(self.config.sampling.carry_over * len(groups)), len(groups) - 1)
+
+        def enough(unfinished: Collection[int]) -> bool:
+            if len(unfinished) > may_go_on * self.config.method.trunks:
+                return False  # at once: it is asked after every token
+            late = {(index - waited_for) // self.config.method.trunks for index in unfinished}
+            return len(late) <= may_go_on and all(place >= 0 for place in late)
+
+        openings = [*branches, *initial]
+        completions, grades = self._complete(openings, seeds, enough)
+        with self.clock.phase("score"):
+            steps = {
+                index: self._steps(openings[index].own(completions[index]), completions[index].finish_reason)
+                for index in grades
+                if index >= len(branches)
+            }
+            scores = self._score(openings, completions, steps)
+
+        tokens = [_tokens(*result) for result in zip(openings, completions, scores, strict=True)]
+        samples = {
+            index: _sample(tokens[index], grade, completions[index].finish_reason) for index, grade in grades.items()
+        }
+        trunks = {index: _trunk(samples[index], its_steps, scores[index]) for index, its_steps in steps.items()}
+        continuations = iter([samples[index] for index in range(len(branches))])
+        responses = iter([trunks.get(index, tokens[index]) for index in range(len(branches), len(openings))])
+        groups = [_filled(group, responses) for group in groups]
+        return Generated(
+            grown=[Grown(plan, tuple(next(continuations) for _ in plan.branches)) for plan in plans],
+            groups=tuple(self._whole(group) for group in groups if not group.unfinished),
+            carried=tuple(group for group in groups if group.unfinished),
+            tokens=sum(len(completion.tokens) for completion in completions),
+        )
+
+    def _new_group(self, position: int) -> UnfinishedGroup:
+        prompt = encode_prompt(self.tokenizer, self.source.at(position), self.config.sampling.max_prompt_tokens)
+        return UnfinishedGroup(position, prompt, (NOTHING,) * self.config.method.trunks)
+
+    def _whole(self, group: UnfinishedGroup) -> Group:
+        problem = self.source.at(group.position)
+        trunks = tuple(trunk for trunk in group.trunks if isinstance(trunk, Trunk))
+        return Group(group.position, problem.id, problem.answers, group.prompt, trunks)
+
+    def _continuations(self, plan: Plan) -> list[Opening]:
+        """One for each of ``plan.branches``, in order."""
+        group, problem = plan.group, self.source.at(plan.group.position)
+        return [Opening(problem, group.prompt, group.trunks[trunk].tokens[:at]) for trunk, at in plan.branches]
+
+    def _responses(self, group: UnfinishedGroup) -> list[Opening]:
+        """One for each of ``group.unfinished``, in order."""
+        problem = self.source.at(group.position)
+        return [Opening(problem, group.prompt, begun=tokens) for tokens in group.unfinished]
+
+    def _complete(
+        self, openings: Sequence[Opening], seeds: random.Random, enough: Callable[[Collection[int]], bool]
+    ) -> tuple[list[Completion], dict[int, Grade]]:
+        """Sample, and grade what finishes: completions in order, and the grades of the finished ones by index."""
+        requests = [opening.request(self.config.sampling.max_new_tokens, seeds.getrandbits(62)) for opening in openings]
+        with OverlappedGrading(self.grader) as grading:
+
+            def grade(index: int, completion: Completion) -> None:
+                opening = openings[index]
+                response = decode(self.tokenizer, opening.kept + opening.own(completion))
+                grading.submit(index, opening.problem, response)
+
+            def ends(unfinished: Collection[int]) -> bool:
+                grading.check()  # a grader that has failed need not wait for the longest response
+                return enough(unfinished)
+
+            with self.clock.phase("generate"):
+                completions = self.sampler.generate(requests, on_finished=grade, enough=ends)
+            with self.clock.phase("grade"):
+                grades = grading.results()
+        self.clock.overlapped("grade", grading.spans, during="generate")
+        return completions, dict(sorted(grades.items()))
+
+    def _steps(self, tokens: Sequence[int], finish_reason: FinishReason) -> Steps:
+        pieces = token_pieces(self.tokenizer, tokens)
+        if finish_reason == "stop":
+            pieces[-1] = ""  # the end-of-sequence token says nothing, and is no step of its own
+        return split_steps(pieces)
+
+    def _score(
+        self, openings: Sequence[Opening], completions: Sequence[Completion], steps: Mapping[int, Steps]
+    ) -> list[Score]:
+        """Score every sample's own tokens in one call, with the FCI of those in ``steps`` where it is looked at."""
+        own = [opening.own(completion) for opening, completion in zip(openings, completions, strict=True)]
+        begun = [index for index, tokens in enumerate(own) if tokens]  # others were still waiting for a place
+        scored = self.policy.score(
+            [openings[index].prompt + openings[index].kept for index in begun],
+            [own[index] for index in begun],
+            [steps.get(index) for index in begun] if needs_fci(self.config.method) else None,
+        )
+        scores = dict(zip(begun, scored, strict=True))
+        return [scores.get(index, Score((), (), ())) for index in range(len(openings))]
+
+
+def needs_fci(method: MethodConfig) -> bool:
+    """Whether anything in the method looks at FCI."""
+    return method.adaptive.filter or (method.branching.points > 0 and method.branching.criterion == "fci")
+
+
+def _tokens(opening: Opening, completion: Completion, score: Score) -> SampledTokens:
+    """The sample's own tokens, each with the numbers of the policy that sampled it; ``score`` is of all of them."""
+    begun = opening.begun
+    old = len(begun.tokens)
+    return SampledTokens(
+        opening.own(completion),
+        begun.logprobs + score.logprobs[old:],
+        begun.sampler_logprobs + completion.logprobs,
+        begun.entropy + score.entropy[old:],
+    )
+
+
+def _sample(tokens: SampledTokens, grade: Grade, finish_reason: FinishReason) -> Sample:
+    return Sample(**vars(tokens), reward=grade.reward, verdict=grade.verdict, finish_reason=finish_reason)
+
+
+def _trunk(sample: Sample, steps: Steps, score: Score) -> Trunk:
+    return Trunk(**vars(sample), steps=steps, fci=mask_influence(score.fci, steps) if score.fci else ())
+
+
+def _filled(group: UnfinishedGroup, responses: Iterator[SampledTokens]) -> UnfinishedGroup:
+    """The group with the next of ``responses`` in place of each unfinished one."""
+    trunks = tuple(trunk if isinstance(trunk, Trunk) else next(responses) for trunk in group.trunks)
+    return replace(group, trunks=trunks)
