@@ -207,6 +207,12 @@ def test_an_override_whose_value_is_not_yaml_is_quoted() -> None:
     assert "'log.trackers=[wandb'" in complaint("log.trackers=[wandb")
 
 
+def test_importance_sampling_needs_the_policys_logprobs():
+    message = "recipe attnrl: loss.tis compares the sampler's log-probs with the policy's: score_continuations=true"
+    assert complaint("loss.tis=2.0") == message
+    assert load("loss.tis=2.0", "sampling.score_continuations=true").loss.tis == 2.0
+
+
 @pytest.mark.parametrize("sources", [("data.train=x.jsonl",), ("task=null",)])
 def test_problems_come_from_a_task_or_from_a_file_and_not_from_both_or_neither(sources: tuple[str, ...]) -> None:
     assert complaint(*sources) == "recipe attnrl: give either task or data.train (task=null drops a recipe's task)"

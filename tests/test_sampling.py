@@ -220,6 +220,21 @@ def test_a_generation_is_scored_in_one_call(tokenizer, recipe):
     assert calls[1] == [False] * branches + [recipe == "attnrl"] * initial
 
 
+def test_continuations_need_not_be_scored(tokenizer):
+    """Then the sampler's log-probs stand for the policy's, and mismatch and entropy are of the rest."""
+    loop = fake_loop(tokenizer, "attnrl", "sampling.score_continuations=false")
+    loop.trainer.step()
+    result = loop.trainer.step()
+    branches = [branch for problem in result.problems for branch in problem.branches]
+    assert branches
+    assert all(branch.logprobs == branch.sampler_logprobs and branch.entropy == () for branch in branches)
+    trunks = [trunk for problem in result.problems for trunk in problem.plan.group.trunks]
+    assert all(trunk.logprobs != trunk.sampler_logprobs and trunk.entropy for trunk in trunks)
+    assert result.metrics["mismatch/mean"] == pytest.approx(99.0)
+    rows = [row for update in loop.policy.updates for row in update]
+    assert any(row.old_logprobs[-1] == -99.0 for row in rows)
+
+
 def test_grades_are_the_same_whether_grading_overlaps_or_not(tokenizer, monkeypatch):
     beside, afterwards = fake_loop(tokenizer), fake_loop(tokenizer)
     afterwards.grader = afterwards.trainer.grader = type("Afterwards", (), {})()

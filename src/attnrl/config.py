@@ -122,6 +122,11 @@ class SamplingConfig(Strict):
     max_new_tokens: PositiveInt = 8192
     max_prompt_tokens: PositiveInt = 1024
     max_batch: PositiveInt = Field(256, description="sequences decoded at once")
+    score_continuations: bool = Field(
+        True,
+        description="score continuations with the policy; false: take the sampler's log-probs for the policy's, which "
+        "saves a forward",
+    )
     carry_over: float = Field(
         0.0,
         ge=0,
@@ -236,6 +241,12 @@ class TrainConfig(Strict):
     def _one_source_of_problems(self) -> TrainConfig:
         if (self.task is None) == (self.data.train is None):
             raise ValueError("give either task or data.train (task=null drops a recipe's task)")
+        return self
+
+    @model_validator(mode="after")
+    def _importance_needs_both_logprobs(self) -> TrainConfig:
+        if self.loss.tis is not None and not self.sampling.score_continuations:
+            raise ValueError("loss.tis compares the sampler's log-probs with the policy's: score_continuations=true")
         return self
 
 

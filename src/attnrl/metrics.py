@@ -159,6 +159,7 @@ def _mismatch(samples: Sequence[Sample]) -> dict[str, float]:
     differences = [
         policy - sampler
         for sample in samples
+        if sample.entropy  # else it was not scored by the policy
         for policy, sampler in zip(sample.logprobs, sample.sampler_logprobs, strict=True)
     ]
     return {

@@ -119,7 +119,7 @@ class Generation:
                 for index in grades
                 if index >= len(branches)
             }
-            scores = self._score(openings, completions, steps)
+            scores = self._score(openings, completions, steps, continuations=len(branches))
 
         tokens = [_tokens(*result) for result in zip(openings, completions, scores, strict=True)]
         samples = {
@@ -185,18 +185,26 @@ class Generation:
         return split_steps(pieces)
 
     def _score(
-        self, openings: Sequence[Opening], completions: Sequence[Completion], steps: Mapping[int, Steps]
+        self,
+        openings: Sequence[Opening],
+        completions: Sequence[Completion],
+        steps: Mapping[int, Steps],
+        continuations: int,
     ) -> list[Score]:
-        """Score every sample's own tokens in one call, with the FCI of those in ``steps`` where it is looked at."""
+        """Score the samples' own tokens in one call, with the FCI of those in ``steps`` where it is looked at."""
         own = [opening.own(completion) for opening, completion in zip(openings, completions, strict=True)]
-        begun = [index for index, tokens in enumerate(own) if tokens]  # others were still waiting for a place
+        asked = [
+            index
+            for index in range(0 if self.config.sampling.score_continuations else continuations, len(openings))
+            if own[index]  # others were still waiting for a place
+        ]
         scored = self.policy.score(
-            [openings[index].prompt + openings[index].kept for index in begun],
-            [own[index] for index in begun],
-            [steps.get(index) for index in begun] if needs_fci(self.config.method) else None,
+            [openings[index].prompt + openings[index].kept for index in asked],
+            [own[index] for index in asked],
+            [steps.get(index) for index in asked] if needs_fci(self.config.method) else None,
         )
-        scores = dict(zip(begun, scored, strict=True))
-        return [scores.get(index, Score((), (), ())) for index in range(len(openings))]
+        scores = dict(zip(asked, scored, strict=True))
+        return [scores.get(index, Score(completion.logprobs, (), ())) for index, completion in enumerate(completions)]
 
 
 def needs_fci(method: MethodConfig) -> bool:
