@@ -134,7 +134,7 @@ def gradient(policy: LocalPolicy, rows: Sequence[TrainingRow]) -> Tensor:
     """The gradient of the whole batch, all parameters end to end."""
     policy.model.zero_grad()
     policy._accumulate(rows, sum(len(row.response) for row in rows))
-    flat = torch.cat([parameter.grad.flatten().double() for parameter in policy.model.parameters()])
+    flat = torch.cat([parameter.grad.flatten().double() for parameter in policy.masters.values()])
     policy.model.zero_grad()
     return flat
 

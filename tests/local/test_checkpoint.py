@@ -93,6 +93,21 @@ def load(directory: Path) -> tuple[LocalPolicy, TrainerState]:
     return policy, load_checkpoint(found, policy)
 
 
+def test_a_16_bit_policy_goes_on_from_its_fp32_copies(tmp_path, state, tokenizer):
+    helpers.tiny_model(vocab_size=len(tokenizer)).save_pretrained(tmp_path / "start")
+    policy = build_policy(AutoModelForCausalLM.from_pretrained(tmp_path / "start", dtype=torch.bfloat16))
+    policy.update(ROWS)
+    directory = save(tmp_path, policy, state, tokenizer)
+    loaded = build_policy(AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16))
+    load_checkpoint(find_checkpoint(str(directory), tmp_path), loaded)
+    for its in (policy, loaded):
+        its.update(ROWS)
+    for name, master in policy.masters.items():
+        assert master.dtype == torch.float32
+        assert torch.equal(master, loaded.masters[name])
+        assert not torch.equal(master, master.bfloat16().float())
+
+
 def test_the_state_of_the_loop_comes_back_exactly(tmp_path, policy, state, tokenizer):
     assert state.pending
     assert state.pending[0].trunks[0].fci

@@ -19,6 +19,8 @@ from attnrl.method.loss import kl_k3, policy_loss, truncated_importance
 from attnrl.method.steps import Steps
 from attnrl.protocols import Score, TrainingRow
 
+MASTER = "master"  # the name of a fp32 copy in a checkpoint
+
 
 def cut_mini_batches(lengths: Sequence[int], count: int) -> list[range]:
     """Cut rows, in order, into at most ``count`` runs of about equal token counts; none is empty."""
@@ -71,8 +73,13 @@ class LocalPolicy:
             # transformers 5.23 gave it the other name.
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable()
+        # At 16 bits a weight is too coarse for most updates to change it: they go to fp32 copies of such weights.
+        self.masters = {
+            name: weight if weight.dtype.itemsize >= 4 else weight.detach().float().requires_grad_()
+            for name, weight in model.named_parameters()
+        }
         self.optimizer = torch.optim.AdamW(
-            model.parameters(),
+            self.masters.values(),
             lr=optimizer.learning_rate,
             betas=optimizer.betas,
             weight_decay=optimizer.weight_decay,
@@ -144,10 +151,11 @@ class LocalPolicy:
             self._set_learning_rate()
             for name, value in self._accumulate([rows[i] for i in mini_batch], denominator).items():
                 sums[name] = sums.get(name, 0.0) + value
-            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+            norm = torch.nn.utils.clip_grad_norm_(self.masters.values(), self.settings.max_grad_norm)
             sums["grad_norm"] = sums.get("grad_norm", 0.0) + float(norm)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
+            self._round_masters()
             self.updates += 1
         means = {name: value / len(mini_batches) for name, value in sums.items()}
         return {**means, "learning_rate": self.optimizer.param_groups[0]["lr"]}
@@ -174,9 +182,25 @@ class LocalPolicy:
                 logprob_N = torch.cat(token_logprobs(self.model, pack, its_prompts, self.temperature)[0])
                 loss, values = self._loss(logprob_N, pack, its_rows, denominator)
                 torch.autograd.backward(loss)
+            self._collect_gradients()
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + float(value.detach())
         return {**sums, "packing/computed_ratio": computed / sum(map(len, sequences))}
+
+    def _collect_gradients(self) -> None:
+        """Add what the backward pass has left at 16-bit weights to the gradients of their fp32 copies."""
+        for name, weight in self.model.named_parameters():
+            master = self.masters[name]
+            if master is not weight and weight.grad is not None:
+                master.grad = weight.grad.float() if master.grad is None else master.grad.add_(weight.grad)
+                weight.grad = None
+
+    @torch.no_grad()
+    def _round_masters(self) -> None:
+        """Give 16-bit weights the updated values of their fp32 copies."""
+        for name, weight in self.model.named_parameters():
+            if self.masters[name] is not weight:
+                weight.copy_(self.masters[name])
 
     def _loss(
         self, logprob_N: Tensor, pack: Pack, rows: Sequence[TrainingRow], denominator: float
@@ -219,19 +243,28 @@ class LocalPolicy:
 
 
 def optimizer_tensors(policy: LocalPolicy) -> dict[str, Tensor]:
-    """AdamW's moments by parameter name and moment (``lm_head.weight/exp_avg``), for a safetensors file."""
-    return {
+    """AdamW's state by parameter name, for a safetensors file.
+
+    The moments (``lm_head.weight/exp_avg``), and of 16-bit weights the fp32 copies (``lm_head.weight/master``).
+    """
+    weights = dict(policy.model.named_parameters())
+    tensors = {
         f"{name}/{moment}": tensor
-        for name, parameter in policy.model.named_parameters()
-        for moment, tensor in policy.optimizer.state.get(parameter, {}).items()
+        for name, master in policy.masters.items()
+        for moment, tensor in policy.optimizer.state.get(master, {}).items()
     }
+    copies = {f"{name}/{MASTER}": m.detach() for name, m in policy.masters.items() if m is not weights[name]}
+    return tensors | copies
 
 
+@torch.no_grad()
 def load_optimizer_tensors(policy: LocalPolicy, tensors: dict[str, Tensor]) -> None:
     """The inverse of :func:`optimizer_tensors`."""
-    for name, parameter in policy.model.named_parameters():
-        moments = {key.rpartition("/")[2]: tensor for key, tensor in tensors.items() if key.rpartition("/")[0] == name}
-        if moments:
-            policy.optimizer.state[parameter] = {
-                moment: tensor.to(parameter.device if tensor.ndim else "cpu") for moment, tensor in moments.items()
+    for name, master in policy.masters.items():
+        its = {key.rpartition("/")[2]: tensor for key, tensor in tensors.items() if key.rpartition("/")[0] == name}
+        if MASTER in its:
+            master.copy_(its.pop(MASTER))
+        if its:
+            policy.optimizer.state[master] = {
+                moment: tensor.to(master.device if tensor.ndim else "cpu") for moment, tensor in its.items()
             }
