@@ -132,10 +132,10 @@ def policies(config: TrainConfig, args: argparse.Namespace) -> dict[str, LocalPo
 
 def gradient(policy: LocalPolicy, rows: Sequence[TrainingRow]) -> Tensor:
     """The gradient of the whole batch, all parameters end to end."""
-    policy.model.zero_grad()
+    policy.optimizer.zero_grad()
     policy._accumulate(rows, sum(len(row.response) for row in rows))
     flat = torch.cat([parameter.grad.flatten().double() for parameter in policy.masters.values()])
-    policy.model.zero_grad()
+    policy.optimizer.zero_grad()
     return flat
 
 

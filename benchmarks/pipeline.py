@@ -250,6 +250,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     model = model.to(args.device, getattr(torch, args.dtype)).eval()
     rows = ["two_phase", *(row for row in args.rows if row != "two_phase")]
     runs = [{row: measure(row, repeat, model, tokenizer, args) for row in rows} for repeat in range(args.repeats)]
+    left_out = {"model", "rows", "device", "threads"} | ({"hidden", "layers"} if args.model else set())
     result = {
         "machine": platform.processor() or platform.machine(),
         "cpus": os.cpu_count(),
@@ -258,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        **{name: value for name, value in vars(args).items() if name not in {"model", "rows", "device", "threads"}},
+        **{name: value for name, value in vars(args).items() if name not in left_out},
         "model": str(args.model or "random"),
         "baseline": "two_phase",
         "rows": compare(runs),

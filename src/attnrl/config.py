@@ -222,7 +222,9 @@ class TrainConfig(Strict):
     prompts: PositiveInt = Field(64, description="problems per step, before the batch size adapts")
     seed: int = 0
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of weights and forwards; bfloat16 weights are updated through fp32 copies"
+    )
     threads: NonNegativeInt = Field(0, description="CPU threads of torch; 0 = as torch chooses")
     resume: str = Field("auto", description="auto: continue the newest checkpoint of output_dir; never; or a path")
     method: MethodConfig = MethodConfig()
