@@ -208,7 +208,9 @@ def test_an_override_whose_value_is_not_yaml_is_quoted() -> None:
 
 
 def test_importance_sampling_needs_the_policys_logprobs():
-    message = "recipe attnrl: loss.tis compares the sampler's log-probs with the policy's: score_continuations=true"
+    message = (
+        "recipe attnrl: loss.tis compares the sampler's log-probs with the policy's: sampling.score_continuations=true"
+    )
     assert complaint("loss.tis=2.0") == message
     assert load("loss.tis=2.0", "sampling.score_continuations=true").loss.tis == 2.0
 

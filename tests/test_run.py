@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import helpers
 import pytest
 from transformers import PreTrainedTokenizerBase
 
 from attnrl.config import TrainConfig, load_config
 from attnrl.errors import UserError
-from attnrl.run import grader_for, held_out_problems, load_task
+from attnrl.run import check_length, grader_for, held_out_problems, load_task
 from attnrl.tasks.graders import MathGrader, RulesGrader
 from attnrl.tasks.grading import AnswerGrader
 from attnrl.tasks.ledger import build_tokenizer
@@ -118,3 +119,22 @@ def test_the_grader_is_closed_even_after_a_fault(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(KeyboardInterrupt), grader_for(config("task=null", "data.train=x.jsonl")) as grader:
         raise KeyboardInterrupt
     assert closed == [grader]
+
+
+@pytest.mark.parametrize(
+    ("rope", "limit"),
+    [
+        ({"rope_type": "dynamic", "factor": 2.0}, 512),
+        ({"rope_type": "longrope", "original_max_position_embeddings": 16, "short_factor": [1.0] * 4}, 16),
+        ({"rope_type": "linear", "factor": 2.0}, 512),
+    ],
+)
+def test_positions_that_depend_on_the_rest_of_a_batch_are_refused(rope: dict, limit: int) -> None:
+    """``longrope`` and ``dynamic`` rotate all sequences of a forward by the longest of them."""
+    if rope["rope_type"] == "longrope":
+        rope = {**rope, "long_factor": [2.0] * 4}
+    model = helpers.tiny_model(rope_parameters={"rope_theta": 1e4, **rope})
+    check_length(model, limit)
+    message = "is the same whatever else" if limit < 512 else "is more than the model's 512 positions"
+    with pytest.raises(UserError, match=message):
+        check_length(model, limit + 1)

@@ -204,7 +204,7 @@ def test_a_response_that_has_not_begun_is_not_scored(tokenizer):
 
 @pytest.mark.parametrize("recipe", ["attnrl", "treerl", "grpo"])
 def test_a_generation_is_scored_in_one_call(tokenizer, recipe):
-    loop = fake_loop(tokenizer, recipe)
+    loop = fake_loop(tokenizer, recipe, "sampling.score_continuations=true")
     calls: list[list[bool]] = []
     score = loop.policy.score
 

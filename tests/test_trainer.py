@@ -139,7 +139,7 @@ def test_the_end_of_sequence_token_is_no_step(tokenizer):
 @pytest.mark.parametrize(("recipe", "lag"), [("attnrl", 1), ("treerl", 0)])
 def test_old_logprobs_are_those_of_the_policy_that_sampled_the_token(tokenizer, recipe, lag):
     """The fake policy's log-prob is the number of its updates. One-step off-policy trunks are one update old."""
-    loop = fake_loop(tokenizer, recipe)
+    loop = fake_loop(tokenizer, recipe, "sampling.score_continuations=true")
     for now in range(4):
         result = loop.trainer.step()
         assert loop.policy.version == now + 1, "every batch of this test has signal"

@@ -107,7 +107,9 @@ class OptimizerConfig(Strict):
     warmup_steps: NonNegativeInt = 0
     max_grad_norm: PositiveFloat = 1.0
     mini_batches: PositiveInt = Field(2, description="optimizer steps per training step, of equal token counts")
-    micro_batch_tokens: PositiveInt = Field(8192, description="padded tokens per forward and backward pass")
+    micro_batch_tokens: PositiveInt = Field(
+        8192, description="tokens per forward and backward pass, shared ones once, padding included"
+    )
     packing: Literal["tree", "none"] = Field(
         "tree", description="tree: what responses have in common is scored and trained once; none: for each of them"
     )
@@ -132,7 +134,7 @@ class SamplingConfig(Strict):
         ge=0,
         lt=1,
         description="share of problems whose initial responses may be left unfinished when all else of a generation "
-        "is done; they go on in the next step's",
+        "is done, rounded down; they go on in the next step's",
     )
 
 
@@ -248,7 +250,9 @@ class TrainConfig(Strict):
     @model_validator(mode="after")
     def _importance_needs_both_logprobs(self) -> TrainConfig:
         if self.loss.tis is not None and not self.sampling.score_continuations:
-            raise ValueError("loss.tis compares the sampler's log-probs with the policy's: score_continuations=true")
+            raise ValueError(
+                "loss.tis compares the sampler's log-probs with the policy's: sampling.score_continuations=true"
+            )
         return self
 
 

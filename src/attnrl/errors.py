@@ -6,3 +6,8 @@ class UserError(Exception):
 
     The command line prints the message and exits with code 2, without a traceback.
     """
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, in one line of a few hundred characters at most."""
+    return " ".join(str(error).split())[:500]

@@ -20,6 +20,7 @@ from attnrl.local.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from attnrl.local.engine import (
     SamplerFactory,
     build_policy,
+    build_sampler,
     choose_device,
     load_model,
     load_tokenizer,
@@ -117,6 +118,8 @@ def prepare(config: TrainConfig) -> PreparedRun:
         encode_prompt(tokenizer, problem, config.sampling.max_prompt_tokens)
     model = load_model(checkpoint.directory if checkpoint else directory, device=device, dtype=config.dtype)
     check_length(model, config.sampling.max_prompt_tokens + config.sampling.max_new_tokens)
+    if config.sampler == "transformers":
+        build_sampler(model, tokenizer, temperature=1.0, top_p=1.0, max_batch=1)  # it takes the model
     if config.optimizer.packing == "tree":
         require_trees(model)
     return PreparedRun(
@@ -265,6 +268,14 @@ def check_length(model: PreTrainedModel, tokens: int) -> None:
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and tokens > limit:
         raise UserError(f"max_prompt_tokens + max_new_tokens = {tokens} is more than the model's {limit} positions")
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        kind, original = parameters.get("rope_type"), parameters.get("original_max_position_embeddings") or limit
+        if kind in {"longrope", "dynamic"} and original is not None and tokens > original:
+            raise UserError(
+                f"max_prompt_tokens + max_new_tokens = {tokens} is more than the {original} positions for which the "
+                f"model's rotary embedding ({kind}) is the same whatever else is in a batch"
+            )
 
 
 def train(prepared: PreparedRun, display: Display) -> list[dict[str, float]]:

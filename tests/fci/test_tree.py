@@ -100,8 +100,24 @@ def test_tiles_hold_each_pair_of_token_and_ancestor_once(tree, window):
         assert seen.any(1).all()  # a row without a key has no softmax
         count_TT[tile.start : tile.stop, tile.first : tile.last] += seen
     assert torch.equal(count_TT, visible(lengths, parents, window).float())
-    runs = tiles[: len(built.runs)]
-    assert [token for tile in runs for token in range(tile.start, tile.stop)] == list(range(sum(lengths)))
+    own = [tile for tile in tiles if tile.own]
+    assert tiles[: len(own)] == own
+    assert [token for tile in own for token in range(tile.start, tile.stop)] == list(range(sum(lengths)))
+
+
+@given(trees(), st.one_of(st.none(), st.integers(1, 40)), st.integers(1, 9))
+def test_strips_hold_what_their_tile_does(tree, window, rows):
+    lengths, parents = tree
+    for tile in Tree.build(ranges_of(lengths), parents).tiles(window):
+        whole, parts = (torch.zeros(sum(lengths), sum(lengths), dtype=torch.bool) for _ in range(2))
+        whole[tile.start : tile.stop, tile.first : tile.last] = tile.bias_qk(torch.float32, torch.device("cpu")) == 0
+        for strip in tile.strips(rows):
+            assert (strip.own, strip.stop - strip.start <= rows) == (tile.own, True)
+            seen = strip.bias_qk(torch.float32, torch.device("cpu")) == 0
+            assert seen.any(1).all()
+            assert seen.any(0).all()
+            parts[strip.start : strip.stop, strip.first : strip.last] = seen
+        assert torch.equal(whole, parts)
 
 
 @given(trees(), st.one_of(st.none(), st.integers(1, 40)))
@@ -114,9 +130,13 @@ def test_block_masks_show_the_same(tree, window):
     assert torch.equal(mask.mask_mod(q * 0, q * 0, q, k), visible(lengths, parents, window))
 
 
+@pytest.mark.parametrize("in_strips", [False, True])
 @pytest.mark.parametrize(("key_heads", "value_dim"), [(2, 8), (4, 8), (1, 6)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_output_logsumexp_and_gradients(kind, key_heads, value_dim):
+def test_output_logsumexp_and_gradients(kind, key_heads, value_dim, in_strips, monkeypatch):
+    if in_strips:
+        monkeypatch.setattr("attnrl.fci.tree.LEAST_STRIP", 2)
+        monkeypatch.setattr("attnrl.fci.tree_attention.CPU_PANEL_BYTES", 500)
     settings = dict(KINDS[kind])
     tensors = [x.requires_grad_() for x in operands(sum(LENGTHS), key_heads, value_dim)]
     if "sinks_H" in settings:

@@ -65,6 +65,12 @@ def test_no_token_is_shared_behind_the_limit(sequences, data):
     assert [tokens_of(pack, i) for i in range(len(pack.sequences))] == [sequences[i] for i in pack.sequences]
 
 
+def test_a_thousand_nested_branches():
+    (pack,) = pack_trees([(5,) * (length + 1) for length in range(1500)], 10_000)
+    assert pack.tokens == 1500
+    assert pack.places(1499).tolist() == list(range(1500))
+
+
 def test_nothing_to_pack():
     assert list(pack_trees([], 10)) == list(pack_rows([], 10)) == []
 
@@ -251,8 +257,11 @@ def test_a_state_that_runs_along_the_row_is_refused(name):
     config = architectures.config_of(ARCHITECTURES[name])
     if config is None:
         pytest.skip(f"this transformers does not know {ARCHITECTURES[name].config}")
-    with pytest.raises(TreesUnsupportedError, match="other log-probs than those of their path"):
+    with pytest.raises(TreesUnsupportedError, match="do not only attend"):
         check_trees(architectures.build(config))
+    config.initializer_range = 0.002  # so that what is carried over is too little to be seen in the numbers
+    with pytest.raises(TreesUnsupportedError, match="do not only attend"):
+        check_trees(architectures.build(config, torch.bfloat16))
 
 
 @pytest.mark.parametrize("name", ["Llama 4", "BLOOM", "Doge"])

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig, PreTrainedModel
 
 from attnrl.config import BranchingConfig, LossConfig, OptimizerConfig
 from attnrl.fci import forward_context_influence
@@ -22,6 +22,10 @@ from attnrl.method.steps import Steps
 from attnrl.protocols import TrainingRow
 
 VOCABULARY = 61
+SHAPE = dict(
+    vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+    max_position_embeddings=64,
+)  # fmt: skip
 SCORE_BUDGETS = [1, 40, 10_000]  # tokens of a micro-batch: each row alone; a few together; all together
 UPDATE_BUDGETS = [1, 25, 10_000]  # the same, for the shorter rows of an update
 
@@ -324,6 +328,29 @@ def test_gradient_checkpointing_gives_the_same_update(model, reference, rows):
     assert saving.update(rows) == pytest.approx(plain.update(rows), rel=1e-4, abs=1e-7)
     assert_same_parameters(saving.model, plain.model, atol=1e-7)
     assert len(forwards_of_saving) == 2 * len(forwards_of_plain) > 0  # each forward is run again in the backward
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LlamaConfig(**SHAPE, attention_dropout=0.5),
+        GPT2Config(
+            vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, attn_pdrop=0.5, resid_pdrop=0.5, embd_pdrop=0.5
+        ),
+        OPTConfig(**SHAPE, ffn_dim=48, word_embed_proj_dim=32, dropout=0.5, attention_dropout=0.5, layerdrop=0.5),
+    ],
+    ids=["llama", "gpt2", "opt"],
+)
+@pytest.mark.parametrize("packing", ["tree", "none"])
+def test_nothing_is_dropped_in_training(config, packing, rows):
+    """The ratio of new to old probability would be noise."""
+    torch.manual_seed(0)
+    policy = build_policy(AutoModelForCausalLM.from_config(config), packing=packing, learning_rate=1e-30)
+    scores = policy.score([row.prompt for row in rows], [row.response for row in rows])
+    rows = [replace(row, old_logprobs=score.logprobs) for row, score in zip(rows, scores, strict=True)]
+    metrics = policy.update(rows)
+    assert metrics["loss/ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert metrics["loss/old_kl"] == pytest.approx(0.0, abs=1e-8)
 
 
 def test_updates_too_small_for_16_bit_weights_add_up(model, rows):

@@ -141,6 +141,8 @@ def test_what_vllm_does_not_take_is_told_in_one_line(
         open_engine(model, tmp_path, max_length=64, max_batch=4, settings=SMALL.model_copy(update=settings)),
     ):
         pytest.fail("started")
-    assert str(told.value).startswith(f"sampler=vllm: vLLM does not start with model {tmp_path} (")
+    assert str(told.value).startswith(
+        f"sampler=vllm: vLLM does not start with model {tmp_path} and the settings vllm.* ("
+    )
     assert "\n" not in str(told.value)
     assert not torch.distributed.is_initialized()

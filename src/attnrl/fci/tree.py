@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+LEAST_STRIP = 256  # queries of a strip that a sliding window is cut into
+
 
 @dataclass(frozen=True)
 class Run:
@@ -52,9 +54,9 @@ class Tile:
         stop: one past the last.
         first: first key.
         last: one past the last.
-        ahead: how much deeper the first query is than the first key; 0 for a run by itself, else all queries are
-            behind all keys.
+        ahead: how much deeper the first query is than the first key.
         window: a query sees keys fewer than this many tokens above it; None where it sees all.
+        own: whether the queries are among the keys. Each token is a query of one such tile.
     """
 
     start: int
@@ -63,16 +65,26 @@ class Tile:
     last: int
     ahead: int
     window: int | None
+    own: bool = False
 
     @property
     def causal(self) -> bool:
-        """Whether it is a run by itself, with nothing hidden by a window."""
+        """Whether queries and keys are the same tokens, with nothing hidden by a window."""
         return self.ahead == 0 and self.window is None
 
     @property
     def full(self) -> bool:
         """Whether every query sees every key."""
-        return self.ahead > 0 and self.window is None
+        return self.window is None and self.ahead >= self.last - self.first
+
+    def strips(self, rows: int) -> Iterator[Tile]:
+        """The tile in strips of at most ``rows`` queries, without the keys that none of them sees."""
+        for start in range(self.start, self.stop, rows):
+            stop = min(start + rows, self.stop)
+            ahead = self.ahead + start - self.start
+            hidden = 0 if self.window is None else max(0, ahead - self.window + 1)
+            last = min(self.last, self.first + ahead + stop - start)
+            yield Tile(start, stop, self.first + hidden, last, ahead - hidden, self.window, self.own)
 
     def bias_qk(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """0 where a query sees a key, minus infinity elsewhere."""
@@ -90,7 +102,7 @@ class Tree:
 
     runs: tuple[Run, ...]
     _tiles: dict[int | None, list[Tile]] = field(default_factory=dict, repr=False)
-    _biases: dict[tuple[Tile, torch.dtype, torch.device], Tensor] = field(default_factory=dict, repr=False)
+    _biases: dict[tuple[Tile, torch.dtype], Tensor] = field(default_factory=dict, repr=False)
     _block_masks: dict[tuple[int | None, torch.device], BlockMask] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -124,12 +136,12 @@ class Tree:
         return max(run.depth + run.stop - run.start for run in self.runs)
 
     def tiles(self, window: int | None) -> list[Tile]:
-        """All rectangles; first each run by itself, which is every token, then what branches see of their run."""
+        """All rectangles; first each run by itself, then what branches see of the run that they branch from."""
         if window is not None and window >= self.longest:
             window = None
         if window not in self._tiles:
             self._tiles[window] = [
-                *(self._within(run, window) for run in self.runs),
+                *(tile for run in self.runs for tile in self._within(run, window)),
                 *(
                     tile
                     for start, stop, run, cut in self._branches()
@@ -138,12 +150,11 @@ class Tree:
             ]
         return self._tiles[window]
 
-    def bias_qk(self, tile: Tile, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """:meth:`Tile.bias_qk`, made once for all layers."""
-        key = (tile, dtype, device)
-        if key not in self._biases:
-            self._biases[key] = tile.bias_qk(dtype, device)
-        return self._biases[key]
+    def bias_qk(self, tile: Tile, dtype: torch.dtype) -> Tensor:
+        """:meth:`Tile.bias_qk` on a CPU, made once for all layers."""
+        if (tile, dtype) not in self._biases:
+            self._biases[tile, dtype] = tile.bias_qk(dtype, torch.device("cpu"))
+        return self._biases[tile, dtype]
 
     def block_mask(self, window: int | None, device: torch.device) -> BlockMask:
         """What FlexAttention has to compute, made once for all layers."""
@@ -174,9 +185,12 @@ class Tree:
         for (parent, cut), (start, stop) in found.items():
             yield start, stop, self.runs[parent], cut
 
-    def _within(self, run: Run, window: int | None) -> Tile:
-        hides = window is not None and run.stop - run.start > window
-        return Tile(run.start, run.stop, run.start, run.stop, 0, window if hides else None)
+    def _within(self, run: Run, window: int | None) -> Iterator[Tile]:
+        whole = Tile(run.start, run.stop, run.start, run.stop, 0, None, own=True)
+        if window is None or run.stop - run.start <= window:
+            yield whole
+        else:
+            yield from replace(whole, window=window).strips(max(window, LEAST_STRIP))
 
     def _across(self, start: int, stop: int, above: Run, cut: int, window: int | None) -> Iterator[Tile]:
         if window is None:

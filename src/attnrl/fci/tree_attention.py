@@ -9,7 +9,7 @@ Shape letters: those of :mod:`attnrl.fci.attention`; q queries and k keys of a t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
-from attnrl.fci.attention import LayerAttention, accumulating
+from attnrl.fci.attention import CPU_PANEL_BYTES, LayerAttention, accumulating
 from attnrl.fci.tree import Tile, Tree
 
 
@@ -50,6 +50,15 @@ class _Settings:
         """Whether the operator that sdpa calls on a CPU computes such attention."""
         return query.device.type == "cpu" and self.softcap is None and value.shape[3] == query.shape[3]
 
+    def tiles(self, query: Tensor, value: Tensor) -> Iterator[Tile]:
+        """Those of the tree; in strips where all scores of a tile are made."""
+        for tile in self.tree.tiles(self.window):
+            if self.is_fused(query, value):
+                yield tile
+            else:
+                per_query = query.shape[1] * (tile.last - tile.first) * accumulating(query).itemsize
+                yield from tile.strips(max(1, CPU_PANEL_BYTES // per_query))
+
 
 class _ByTiles(torch.autograd.Function):
     """Attention of one tile after another.
@@ -67,10 +76,10 @@ class _ByTiles(torch.autograd.Function):
         output_BHTV = output_BHTV.transpose(1, 2)
         lse_BHT = torch.empty(B, H, T, dtype=accumulating(query), device=query.device)
         attend = _fused if settings.is_fused(query, value) else _plain
-        for index, tile in enumerate(settings.tree.tiles(settings.window)):
+        for tile in settings.tiles(query, value):
             its = slice(tile.start, tile.stop)
             output_BHqV, lse_BHq = attend(_Part.of(query, key, value, settings, tile))
-            if index < len(settings.tree.runs):  # the tiles that hold every token
+            if tile.own:
                 output_BHTV[:, :, its], lse_BHT[:, :, its] = output_BHqV, lse_BHq
             else:
                 share_BHq1 = torch.sigmoid(lse_BHq - lse_BHT[:, :, its])[..., None]
@@ -89,7 +98,7 @@ class _ByTiles(torch.autograd.Function):
         settings: _Settings = ctx.settings
         grads = [torch.zeros_like(tensor, dtype=accumulating(tensor)) for tensor in (query, key, value)]
         back = _fused_backward if settings.is_fused(query, value) else _plain_backward
-        for tile in settings.tree.tiles(settings.window):
+        for tile in settings.tiles(query, value):
             its, keys = slice(tile.start, tile.stop), slice(tile.first, tile.last)
             part = _Part.of(query, key, value, settings, tile)
             its_grads = back(part, grad_BHTV[:, :, its], output_BHTV[:, :, its], lse_BHT[:, :, its])
@@ -119,7 +128,7 @@ class _Part:
         return cls(query[:, :, its], key[:, :, keys], value[:, :, keys], settings, tile)
 
     def bias_qk(self, dtype: torch.dtype) -> Tensor:
-        return self.settings.tree.bias_qk(self.tile, dtype, self.query_BHqD.device)
+        return self.tile.bias_qk(dtype, self.query_BHqD.device)
 
 
 def _fused(part: _Part) -> tuple[Tensor, Tensor]:
@@ -140,7 +149,7 @@ def _fused_backward(part: _Part, grad_BHqV: Tensor, output_BHqV: Tensor, lse_BHq
 def _fused_arguments(part: _Part) -> dict[str, Any]:
     arguments: dict[str, Any] = {"dropout_p": 0.0, "is_causal": part.tile.causal, "scale": part.settings.scaling}
     if part.tile.window is not None:
-        arguments["attn_mask"] = part.bias_qk(part.query_BHqD.dtype)[None, None]
+        arguments["attn_mask"] = part.settings.tree.bias_qk(part.tile, part.query_BHqD.dtype)[None, None]
     return arguments
 
 

@@ -20,7 +20,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from attnrl.config import TrainConfig
-from attnrl.errors import UserError
+from attnrl.errors import UserError, one_line
 from attnrl.fci import FciUnsupportedError, check
 from attnrl.local.logprobs import TreesUnsupportedError, check_trees
 from attnrl.local.policy import LocalPolicy
@@ -82,7 +82,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"model {directory}: its tokenizer cannot be loaded ({_one_line(error)})") from None
+        raise UserError(f"model {directory}: its tokenizer cannot be loaded ({one_line(error)})") from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"model {directory}: its tokenizer has no end-of-sequence token")
     return tokenizer
@@ -105,7 +105,7 @@ def load_model(directory: Path, *, device: torch.device, dtype: str) -> PreTrain
             use_safetensors=True,
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"model {directory}: cannot be loaded ({_one_line(error)})") from None
+        raise UserError(f"model {directory}: cannot be loaded ({one_line(error)})") from None
     moved: Any = model.to(device)
     loaded: PreTrainedModel = moved.eval()
     return loaded
@@ -144,7 +144,7 @@ def build_sampler(
             on_progress=on_progress,
         )
     except UnsupportedModelError as error:
-        raise UserError(f"model: {_one_line(error)}") from None
+        raise UserError(f"model: {one_line(error)}") from None
 
 
 def require_sampler(config: TrainConfig, device: torch.device) -> None:
@@ -213,7 +213,7 @@ def require_influence(model: PreTrainedModel) -> dict[int, str]:
     try:
         return check(model)
     except FciUnsupportedError as error:
-        raise UserError(f"model: {_one_line(error)}") from None
+        raise UserError(f"model: {one_line(error)}") from None
 
 
 def require_trees(model: PreTrainedModel) -> None:
@@ -225,7 +225,7 @@ def require_trees(model: PreTrainedModel) -> None:
     try:
         check_trees(model)
     except TreesUnsupportedError as error:
-        raise UserError(f"model: {_one_line(error)}: set optimizer.packing=none") from None
+        raise UserError(f"model: {one_line(error)}: set optimizer.packing=none") from None
 
 
 def build_policy(config: TrainConfig, model: PreTrainedModel, reference: PreTrainedModel | None) -> LocalPolicy:
@@ -238,7 +238,3 @@ def build_policy(config: TrainConfig, model: PreTrainedModel, reference: PreTrai
         branching=config.method.branching,
         temperature=config.sampling.temperature,
     )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -114,14 +114,17 @@ def check_trees(model: PreTrainedModel) -> None:
     Raises:
         TreesUnsupportedError: they do not, as with layers that carry a state along the row.
     """
-    paths = [(0, 1, 2, 3, 1), (0, 1, 2, 2, 3, 1), (0, 1, 1, 3)]
+    paths, prompts = [(0, 1, 2, 3, 1), (0, 1, 2, 2, 3, 1), (0, 1, 1, 3)], [1, 1, 1]
     training = model.training
     try:
         model.eval()
-        tree, rows = next(pack_trees(paths, 100)), next(pack_rows(paths, 100))
-        with tree.attending(model):
-            packed = dict(zip(tree.sequences, token_logprobs(model, tree, [1, 1, 1], 1.0)[0], strict=True))
-        alone = dict(zip(rows.sequences, token_logprobs(model, rows, [1, 1, 1], 1.0)[0], strict=True))
+        # A small difference may be a small state, so layers that do not only attend are looked for by their kind, too.
+        tree, rows = next(pack_trees(paths, 100, [5, 6, 1])), next(pack_rows(paths, 100))
+        with tree.attending(model, {tree.sequences.index(2): [1]}) as captured:
+            packed = dict(zip(tree.sequences, token_logprobs(model, tree, prompts, 1.0)[0], strict=True))
+        assert captured is not None
+        captured.influence()
+        alone = dict(zip(rows.sequences, token_logprobs(model, rows, prompts, 1.0)[0], strict=True))
     except FciUnsupportedError as error:
         raise TreesUnsupportedError(str(error)) from None
     finally:

@@ -164,8 +164,14 @@ def _tree(chosen: Sequence[int], shared: Sequence[int], sequences: Sequence[Sequ
     positions: list[int] = []
     segment_paths: list[list[int]] = [[] for _ in chosen]
 
-    def grow(first: int, end: int, depth: int, parent: int | None) -> None:
-        """Lay out what ``chosen[first:end]``, alike up to ``depth``, have from there on."""
+    # What is left to lay out, the next at the end: ``chosen[first:end]`` are alike up to ``depth``, where ``parent``
+    # ends. At first the trees themselves: sequences that share nothing with those before.
+    roots = [index for index in range(len(chosen)) if shared[index] == 0]
+    left: list[tuple[int, int, int, int | None]] = [
+        (first, end, 0, None) for first, end in reversed(list(pairwise([*roots, len(chosen)])))
+    ]
+    while left:
+        first, end, depth, parent = left.pop()
         common = min(shared[first + 1 : end], default=len(sequences[chosen[first]]))
         if common > depth:
             tokens.extend(sequences[chosen[first]][depth:common])
@@ -174,16 +180,9 @@ def _tree(chosen: Sequence[int], shared: Sequence[int], sequences: Sequence[Sequ
                 segment_paths[index].append(len(segments))
             segments.append((common - depth, parent))
             parent = len(segments) - 1
-        if end - first == 1:
-            return
-        cuts = [first, *(index for index in range(first + 1, end) if shared[index] == common), end]
-        for start, stop in pairwise(cuts):
-            grow(start, stop, common, parent)
-
-    # The trees themselves: sequences that share nothing with those before.
-    roots = [index for index in range(len(chosen)) if shared[index] == 0]
-    for start, stop in zip(roots, [*roots[1:], len(chosen)], strict=True):
-        grow(start, stop, 0, None)
+        if end - first > 1:
+            cuts = [first, *(index for index in range(first + 1, end) if shared[index] == common), end]
+            left += [(start, stop, common, parent) for start, stop in reversed(list(pairwise(cuts)))]
     starts = [0, *accumulate(length for length, _ in segments)]
     return Pack(
         sequences=tuple(chosen),

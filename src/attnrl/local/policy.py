@@ -40,8 +40,9 @@ def disable_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
+        for name, value in vars(module).items():
+            if isinstance(value, float) and "drop" in name:  # dropout, attention_dropout, attn_pdrop, layerdrop
+                setattr(module, name, 0.0)
 
 
 class LocalPolicy:

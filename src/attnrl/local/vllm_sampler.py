@@ -25,7 +25,7 @@ import torch
 from transformers import PreTrainedModel
 
 from attnrl.config import VllmConfig
-from attnrl.errors import UserError
+from attnrl.errors import UserError, one_line
 from attnrl.local.sampler import ProgressHook, SamplerStats, check_range, check_requests
 from attnrl.local.vllm_worker import set_temperature
 from attnrl.protocols import Completion, FinishReason, Request
@@ -58,7 +58,7 @@ def require_vllm(device: torch.device) -> None:
             importlib.import_module("vllm.v1.engine.llm_engine")
             from vllm.platforms import current_platform
     except (ImportError, OSError, RuntimeError) as error:
-        raise UserError(f"sampler=vllm: the installed vLLM does not work ({_one_line(error)})") from None
+        raise UserError(f"sampler=vllm: the installed vLLM does not work ({one_line(error)})") from None
     if current_platform.device_type != device.type:
         raise UserError(
             f"sampler=vllm: the installed vLLM is for {current_platform.device_type or 'no device here'}, "
@@ -120,7 +120,10 @@ def open_engine(
         )
     except (ValueError, RuntimeError, NotImplementedError, OSError) as error:
         _clean_up()
-        raise UserError(f"sampler=vllm: vLLM does not start with model {directory} ({_one_line(error)})") from None
+        told = one_line(error)
+        raise UserError(
+            f"sampler=vllm: vLLM does not start with model {directory} and the settings vllm.* ({told})"
+        ) from None
     try:
         yield VllmEngine(llm, model, max_length=max_length, sleeps=sleeps)
     finally:
@@ -376,7 +379,3 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -75,6 +75,8 @@ def draw_timeline(run: Path, output: Path, step: int | None = None) -> int:
 
 def _spans(run: Path, step: int | None) -> tuple[int, list[Span]]:
     """The step asked for, or the last one, and its spans."""
+    if not run.is_dir():
+        raise UserError(f"{run}: no such run directory")
     rows = {row["step"]: row["spans"] for row in RunDirectory(run).read(TIMELINE)}
     if not rows:
         raise UserError(f"{run}: no steps in {TIMELINE}")

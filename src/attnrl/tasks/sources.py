@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from attnrl.errors import UserError
+from attnrl.errors import UserError, one_line
 
 FILE_KINDS = (".parquet", ".jsonl", ".json", ".csv")
 _HUB_ID = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^@\[\]]+))?(?:@(?P<revision>[^@\[\]]+))?")
@@ -87,7 +87,7 @@ def _read_parquet(path: Path) -> list[Row]:
     try:
         return _numbered(f"data file {path}", pyarrow.parquet.read_table(path).to_pylist())
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"data file {path}: not readable as parquet ({_one_line(error)})") from None
+        raise UserError(f"data file {path}: not readable as parquet ({one_line(error)})") from None
 
 
 def _read_text(path: Path) -> str:
@@ -192,7 +192,7 @@ def read_data_set(source: str) -> list[Row]:
     except UserError:
         raise
     except Exception as error:  # of datasets, its readers or the network, which share no base class
-        raise UserError(f"data set {source}: cannot be loaded ({type(error).__name__}: {_one_line(error)})") from None
+        raise UserError(f"data set {source}: cannot be loaded ({type(error).__name__}: {one_line(error)})") from None
     if not rows:
         raise UserError(f"data set {source}: no rows")
     return rows
@@ -207,7 +207,3 @@ def _choose_split(splits: Mapping[str, Any], split: str | None, source: str) -> 
     if split is None:
         raise UserError(f"data set {source}: has splits {known}: choose one, as in {source}[{next(iter(splits))}]")
     raise UserError(f"data set {source}: no split {split} (known: {known})")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:500]
