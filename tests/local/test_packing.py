@@ -250,6 +250,11 @@ def test_attention_of_any_kind_goes_along_trees(name):
     tree, alone = (build_policy(model, packing=packing).score(prompts, responses) for packing in ("tree", "none"))
     for found, expected in zip(tree, alone, strict=True):
         assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
+    # And where nothing is shared: nothing of one sequence shows in the other.
+    apart = [[tokens(rng, 7), tokens(rng, 5)], [tokens(rng, 20), tokens(rng, 30)]]
+    tree, alone = (build_policy(model, packing=packing).score(*apart) for packing in ("tree", "none"))
+    for found, expected in zip(tree, alone, strict=True):
+        assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", [name for name, a in ARCHITECTURES.items() if a.packing == "refused"])

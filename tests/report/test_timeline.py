@@ -87,8 +87,11 @@ def test_the_picture_is_of_the_kind_asked_for(run: Path, tmp_path: Path, name: s
 
 
 def test_what_cannot_be_drawn_is_named(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere: no steps in timeline\.jsonl"):
+    with pytest.raises(UserError, match="nowhere: no such run directory"):
         draw_timeline(tmp_path / "nowhere", tmp_path / "timeline.png")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty: no steps in timeline\.jsonl"):
+        draw_timeline(tmp_path / "empty", tmp_path / "timeline.png")
     with pytest.raises(UserError, match=r"run: no step 7 in timeline\.jsonl, which has 1 to 2"):
         draw_timeline(run, tmp_path / "timeline.png", 7)
     with pytest.raises(UserError, match=r"timeline\.xyz: .*xyz"):

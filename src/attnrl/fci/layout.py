@@ -46,7 +46,7 @@ class StepLayout:
         bounds: int32, the ends of sequences and of the padding between them when all rows are laid end to end,
             from 0 to B * T: the ``cu_seqlens`` of variable-length attention.
         longest: tokens of the longest sequence (or padding between two).
-        tree: which sequences continue which; None where none does.
+        tree: which sequences continue which; None where that was not said.
     """
 
     spans: tuple[Span, ...]
@@ -75,7 +75,6 @@ class StepLayout:
         :class:`attnrl.fci.spec.CaptureSpec`. Queries count for the steps of their own sequence only.
         """
         steps = sum(len(span.steps) for span in spans)
-        any_parent = any(parent is not None for parent in parents)
         weight_BT = torch.zeros(rows, tokens, dtype=torch.float32)
         lo_BT = torch.full((rows, tokens), tokens, dtype=torch.int32)
         end_BT = torch.arange(1, tokens + 1, dtype=torch.int32).repeat(rows, 1)
@@ -102,7 +101,7 @@ class StepLayout:
             steps=steps,
             bounds=torch.tensor(bounds, dtype=torch.int32, device=device),
             longest=max(stop - start for start, stop in pairwise(bounds)),
-            tree=Tree.build([(span.start, span.stop) for span in spans], parents) if any_parent else None,
+            tree=Tree.build([(span.start, span.stop) for span in spans], parents) if parents else None,
         )
 
     @property
