@@ -196,7 +196,7 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     ),
     "sft to a file": (["sft", "sft_ledger", "output_dir=file/out", stages("ledger")], ["output_dir file/out"]),
     "plot of no run": (["plot", "bare"], ["bare", "no evaluations"]),
-    "timeline of nothing": (["timeline", "nowhere"], ["nowhere", "no steps"]),
+    "timeline of nothing": (["timeline", "nowhere"], ["nowhere", "no such run directory"]),
     "plot of nothing": (["plot", "nowhere"], ["nowhere", "no evaluations"]),
 }
 
