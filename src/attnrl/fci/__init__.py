@@ -34,6 +34,7 @@ __all__ = [
     "StepStartsError",
     "capture",
     "check",
+    "evaluating",
     "forward_context_influence",
     "influence_by_head",
     "step_attention",
@@ -139,7 +140,7 @@ def _captured(model: nn.Module, input_ids: Tensor, step_starts: Sequence[int], *
     if len(step_starts) == 0:
         raise StepStartsError("step_starts is empty: the response needs at least one step")
     spec = CaptureSpec([[*map(index, step_starts)]], [ids_BT.shape[1]], **options)
-    with _evaluating(model), torch.no_grad(), capture(model, spec) as captured:
+    with evaluating(model), torch.no_grad(), capture(model, spec) as captured:
         device = next(model.parameters()).device
         # Weights that accelerate has offloaded are on meta until their layer runs; it moves the ids itself.
         decoder_of(model)(ids_BT if device.type == "meta" else ids_BT.to(device), use_cache=False)
@@ -147,7 +148,7 @@ def _captured(model: nn.Module, input_ids: Tensor, step_starts: Sequence[int], *
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for the length of a block; each module then returns to the mode it was in."""
     former = [(module, module.training) for module in model.modules()]
     try:

@@ -97,13 +97,16 @@ def _flash(layer: LayerAttention, layout: StepLayout) -> tuple[Tensor, Tensor] |
         output_BHTV, lse_BHT = _varlen_flash(layer, layout, window)
     else:
         return None
-    lse_BHT = lse_BHT.detach()
-    if layer.sinks_H is not None:
-        sinks_H1 = layer.sinks_H[:, None].to(lse_BHT.dtype)
-        # What remains of the probability when the sink has taken its share.
-        output_BHTV = output_BHTV * torch.sigmoid(lse_BHT - sinks_H1)[..., None].to(output_BHTV.dtype)
-        lse_BHT = torch.logaddexp(lse_BHT, sinks_H1)
-    return output_BHTV, lse_BHT
+    return with_sinks(layer.sinks_H, output_BHTV, lse_BHT.detach())
+
+
+def with_sinks(sinks_H: Tensor | None, output_BHTV: Tensor, lse_BHT: Tensor) -> tuple[Tensor, Tensor]:
+    """What remains of the output when the sinks, if any, have taken their share, and the logsumexp with them."""
+    if sinks_H is None:
+        return output_BHTV, lse_BHT
+    sinks_H1 = sinks_H[:, None].to(lse_BHT.dtype)
+    kept_BHT1 = torch.sigmoid(lse_BHT - sinks_H1)[..., None]
+    return output_BHTV * kept_BHT1.to(output_BHTV.dtype), torch.logaddexp(lse_BHT, sinks_H1)
 
 
 def _cpu_flash(layer: LayerAttention, layout: StepLayout) -> tuple[Tensor, Tensor]:

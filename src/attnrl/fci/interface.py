@@ -16,7 +16,7 @@ was opened for, so a batch that is laid out otherwise is refused, not miscounted
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock, get_ident
@@ -28,7 +28,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from attnrl.fci.attention import LayerAttention, attend
 from attnrl.fci.captured import Capture
-from attnrl.fci.layout import Span, StepLayout
+from attnrl.fci.layout import Span
 from attnrl.fci.spec import CaptureSpec, FciUnsupportedError
 from attnrl.fci.tree_attention import attend_tree
 
@@ -193,9 +193,12 @@ def capture_mask(
         seen = predicate(rows, head, queries, keys)
         return seen if padding_BT is None else seen & padding_BT[rows, keys]
 
-    explained = _explains(layout, local_size, sees)
+    tokens, device = layout.end_BT.shape[1], layout.end_BT.device
+    explained = _explains(layout.unbroken, tokens, device, local_size, sees)
+    # What a mask that does not heed positions takes a packed row for.
+    one_sequence = [Span(0, 0, tokens, ())]
     # In a tree no mask is used: what each token may see is known from the tree, and positions only have to be depths.
-    if not explained and not (captured.spec.packed and _explains(_one_sequence(layout), local_size, sees)):
+    if not explained and not (captured.spec.packed and _explains(one_sequence, tokens, device, local_size, sees)):
         raise FciUnsupportedError(
             f"{type(config).__name__}: its attention mask is not causal"
             f"{'' if local_size is None else f' with a sliding window of {local_size}'} within the sequences of the "
@@ -205,15 +208,17 @@ def capture_mask(
     return Visibility(captured, local_size, opened.own_softmax, packed_by_mask=explained or layout.tree is not None)
 
 
-def _one_sequence(layout: StepLayout) -> StepLayout:
-    """The layout of a packed row as the one sequence that a mask takes it for which does not heed positions."""
-    rows, tokens = layout.end_BT.shape
-    return StepLayout.build([Span(0, 0, tokens, ())], rows, tokens, 0, layout.end_BT.device)
+def _explains(
+    spans: Sequence[Span],
+    tokens: int,
+    device: torch.device,
+    window: int | None,
+    sees: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> bool:
+    """Whether a mask over rows of ``tokens`` shows each key of each sequence to exactly its interval of queries.
 
-
-def _explains(layout: StepLayout, window: int | None, sees: Callable[[Tensor, Tensor, Tensor], Tensor]) -> bool:
-    """Whether a mask shows each key of each sequence to exactly its interval of queries, tried at its ends."""
-    spans, device = layout.unbroken, layout.end_BT.device
+    It is tried at the ends of the intervals.
+    """
     if not spans:
         return True
     lengths = torch.tensor([span.stop - span.start for span in spans], device=device)
@@ -227,7 +232,7 @@ def _explains(layout: StepLayout, window: int | None, sees: Callable[[Tensor, Te
     seen = sees(rows, keys, keys) & sees(rows, ends - 1, keys)
     # Each clamp leaves a place inside the row to look at; what is seen there does not matter.
     before = sees(rows, (keys - 1).clamp_min(0), keys) & (keys > starts)
-    after = sees(rows, ends.clamp_max(layout.end_BT.shape[1] - 1), keys) & (ends < stops)
+    after = sees(rows, ends.clamp_max(tokens - 1), keys) & (ends < stops)
     outside = (sees(rows, keys, (starts - 1).clamp_min(0)) | sees(rows, keys, torch.zeros_like(keys))) & (starts > 0)
     return bool((seen & ~before & ~after & ~outside).all())
 

@@ -194,7 +194,7 @@ class Tree:
 
     def _across(self, start: int, stop: int, above: Run, cut: int, window: int | None) -> Iterator[Tile]:
         if window is None:
-            yield Tile(start, stop, above.start, cut, above.stop - above.start, None)
+            yield Tile(start, stop, above.start, cut, cut - above.start, None)
             return
         # With a window what is seen depends on the depth, which along each run is that of a rectangle's band.
         last_depth = above.depth + cut - above.start - 1

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
-from attnrl.fci.attention import CPU_PANEL_BYTES, LayerAttention, accumulating
+from attnrl.fci.attention import CPU_PANEL_BYTES, LayerAttention, accumulating, with_sinks
 from attnrl.fci.tree import Tile, Tree
 
 
@@ -85,7 +85,7 @@ class _ByTiles(torch.autograd.Function):
                 share_BHq1 = torch.sigmoid(lse_BHq - lse_BHT[:, :, its])[..., None]
                 output_BHTV[:, :, its].lerp_(output_BHqV.to(output_BHTV.dtype), share_BHq1)
                 lse_BHT[:, :, its] = torch.logaddexp(lse_BHT[:, :, its], lse_BHq)
-        output_BHTV, lse_BHT = _with_sinks(sinks, output_BHTV, lse_BHT)
+        output_BHTV, lse_BHT = with_sinks(sinks, output_BHTV, lse_BHT)
         output_BHTV = output_BHTV.to(value.dtype)
         ctx.save_for_backward(query, key, value, sinks, output_BHTV, lse_BHT)
         ctx.settings = settings
@@ -191,15 +191,6 @@ def _by_keys(probs_BHqk: Tensor, value_BGkV: Tensor) -> Tensor:
     return (probs_BHqk.view(B, G, -1, k) @ value_BGkV).view(B, H, q, V)
 
 
-def _with_sinks(sinks_H: Tensor | None, output_BHTV: Tensor, lse_BHT: Tensor) -> tuple[Tensor, Tensor]:
-    """What remains of the output when the sinks have taken their share, and the logsumexp with them."""
-    if sinks_H is None:
-        return output_BHTV, lse_BHT
-    sinks_H1 = sinks_H[:, None].to(lse_BHT.dtype)
-    kept_BHT1 = torch.sigmoid(lse_BHT - sinks_H1)[..., None]
-    return output_BHTV * kept_BHT1.to(output_BHTV.dtype), torch.logaddexp(lse_BHT, sinks_H1)
-
-
 def attend_blocks(layer: LayerAttention, tree: Tree, attend: Callable[..., Any]) -> tuple[Tensor, Tensor]:
     """:func:`attend_tree` by FlexAttention, which skips the blocks of scores that no path touches.
 
@@ -224,7 +215,7 @@ def attend_blocks(layer: LayerAttention, tree: Tree, attend: Callable[..., Any])
         enable_gqa=layer.key_BGTD.shape[1] != layer.query_BHTD.shape[1],
         return_aux=AuxRequest(lse=True),
     )
-    output_BHTV, lse_BHT = _with_sinks(layer.sinks_H, output_BHTV, beside.lse)
+    output_BHTV, lse_BHT = with_sinks(layer.sinks_H, output_BHTV, beside.lse)
     return output_BHTV, lse_BHT.detach()
 
 

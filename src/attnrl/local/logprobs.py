@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from attnrl.fci import FciUnsupportedError
+from attnrl.fci import FciUnsupportedError, evaluating
 from attnrl.local.packing import Pack, pack_rows, pack_trees
 
 LOGIT_BYTES = 256 * 2**20  # bound on the fp32 logits that are turned into log-probs at one time
@@ -115,20 +115,17 @@ def check_trees(model: PreTrainedModel) -> None:
         TreesUnsupportedError: they do not, as with layers that carry a state along the row.
     """
     paths, prompts = [(0, 1, 2, 3, 1), (0, 1, 2, 2, 3, 1), (0, 1, 1, 3)], [1, 1, 1]
-    training = model.training
+    # A small difference may be a small state, so layers that do not only attend are looked for by their kind, too.
+    tree, rows = next(pack_trees(paths, 100, [5, 6, 1])), next(pack_rows(paths, 100))
     try:
-        model.eval()
-        # A small difference may be a small state, so layers that do not only attend are looked for by their kind, too.
-        tree, rows = next(pack_trees(paths, 100, [5, 6, 1])), next(pack_rows(paths, 100))
-        with tree.attending(model, {tree.sequences.index(2): [1]}) as captured:
-            packed = dict(zip(tree.sequences, token_logprobs(model, tree, prompts, 1.0)[0], strict=True))
-        assert captured is not None
-        captured.influence()
-        alone = dict(zip(rows.sequences, token_logprobs(model, rows, prompts, 1.0)[0], strict=True))
+        with evaluating(model):
+            with tree.attending(model, {tree.sequences.index(2): [1]}) as captured:
+                packed = dict(zip(tree.sequences, token_logprobs(model, tree, prompts, 1.0)[0], strict=True))
+            assert captured is not None
+            captured.influence()
+            alone = dict(zip(rows.sequences, token_logprobs(model, rows, prompts, 1.0)[0], strict=True))
     except FciUnsupportedError as error:
         raise TreesUnsupportedError(str(error)) from None
-    finally:
-        model.train(training)
     difference = max(float((packed[path] - alone[path]).abs().max()) for path in packed)
     if not difference <= (1e-3 if model.dtype == torch.float32 else 0.25):
         raise TreesUnsupportedError(

@@ -50,7 +50,7 @@ class Pack:
 
     @property
     def is_tree(self) -> bool:
-        """Whether sequences share tokens."""
+        """Whether it is laid out as trees."""
         return bool(self.segments)
 
     @property

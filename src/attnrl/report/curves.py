@@ -7,6 +7,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from attnrl.errors import UserError
+from attnrl.report.pictures import pyplot_for, save_picture
 from attnrl.report.run_directory import METRICS, RunDirectory
 
 
@@ -18,13 +19,7 @@ def draw_curves(runs: Sequence[Path], output: Path) -> None:
     Raises:
         UserError: matplotlib is missing, a directory holds no evaluated run, or the picture cannot be written.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise UserError("plot needs matplotlib: pip install 'attnrl[report]'") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = pyplot_for("plot")
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
     colours: dict[str, str] = {}
     for run in runs:
@@ -39,12 +34,7 @@ def draw_curves(runs: Sequence[Path], output: Path) -> None:
     for panel in panels:
         panel.grid(alpha=0.3)
     panels[0].legend()
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(output, dpi=150)
-    except (ValueError, OSError) as error:
-        raise UserError(f"{output}: {error}") from None
-    pyplot.close(figure)
+    save_picture(figure, output)
 
 
 def _series(run: Path) -> tuple[list[float], list[float], list[float]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from attnrl.errors import UserError
 from attnrl.metrics import Span
+from attnrl.report.pictures import pyplot_for, save_picture
 from attnrl.report.run_directory import TIMELINE, RunDirectory
 
 LANES = ("sampler", "grader", "policy")  # from top to bottom
@@ -34,13 +35,7 @@ def draw_timeline(run: Path, output: Path, step: int | None = None) -> int:
     Raises:
         UserError: matplotlib is missing, the run has no such step, or the picture cannot be written.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise UserError("timeline needs matplotlib: pip install 'attnrl[report]'") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = pyplot_for("timeline")
     step, spans = _spans(run, step)
     total = max(end for _, _, end in spans)
     figure, panel = pyplot.subplots(figsize=(10, 3), layout="constrained")
@@ -63,13 +58,7 @@ def draw_timeline(run: Path, output: Path, step: int | None = None) -> int:
         label = f"{name} {end - start:.2f} s"
         if (end - start) / total * inches > INCHES_PER_CHARACTER * len(label):
             panel.text((start + end) / 2, LANES.index(PHASES[name][0]), label, ha="center", va="center", fontsize=9)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(output, dpi=150)
-    except (ValueError, OSError) as error:
-        raise UserError(f"{output}: {error}") from None
-    finally:
-        pyplot.close(figure)
+    save_picture(figure, output)
     return step
 
 
