@@ -153,6 +153,10 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
         train("task=reasoning_gym:chain_sun"),
         ["reasoning_gym:chain_sun", "chain_sum"],
     ),
+    "oracle without a true graph": (
+        train(*FILE, "method.branching.criterion=oracle"),
+        ["task rows", "dependency graph", "ledger"],
+    ),
     "unknown grader": (train("grader=exact"), ["grader exact", "module:function"]),
     "prompts of the task too long": (train("sampling.max_prompt_tokens=5"), ["problem ledger:", "max_prompt_tokens"]),
     "chat without a template": (train("task=null", "data.train=chat.jsonl"), ["problem chat:", "chat template"]),

@@ -130,6 +130,18 @@ def test_a_run_resumes_from_a_checkpoint_by_name(whole, tiny_checkpoint, tmp_pat
     assert weights(tmp_path / "checkpoints/step-000004") == weights(whole / "checkpoints/step-000004")
 
 
+def test_a_budget_of_tokens_ends_a_run_with_the_step_that_spends_it(whole, tiny_checkpoint, tmp_path):
+    rows = read(whole)
+    budget = int(rows[2]["tokens/total"])
+    run(tiny_checkpoint, tmp_path, f"tokens={budget - 1}", "eval.every=4")
+    ended = read(tmp_path)
+    assert [row["step"] for row in ended] == [0, 1, 2]
+    assert "eval/accuracy" in ended[-1] and "eval/accuracy" not in ended[1]
+    assert (tmp_path / "checkpoints" / "step-000002").is_dir()
+    run(tiny_checkpoint, tmp_path, f"tokens={budget + 1}", "eval.every=4")
+    assert [row["step"] for row in read(tmp_path)] == [0, 1, 2, 3]
+
+
 def test_a_finished_run_has_nothing_left_to_do(whole, tiny_checkpoint):
     before = {path: path.read_bytes() for path in sorted(whole.rglob("*")) if path.is_file()}
     run(tiny_checkpoint, whole)

@@ -12,6 +12,7 @@ import helpers
 import pytest
 from helpers import Loop, fake_loop
 
+import attnrl.trainer
 from attnrl.method.adaptive import RunningMean
 from attnrl.rollout import Grown
 from attnrl.tokens import decode, encode_prompt
@@ -375,6 +376,23 @@ def test_attnrl_branches_at_the_earliest_steps_of_high_fci(tokenizer):
             count = math.ceil(0.5 * len(steps_))
             candidates = sorted(sorted(range(1, len(steps_)), key=lambda step: -fci[step])[:count])
             assert points == tuple(steps_.starts[step] for step in candidates[:2])
+
+
+def test_the_oracle_branches_where_the_problem_says(tokenizer, monkeypatch):
+    asked = []
+
+    def dependents(problem, texts):
+        asked.append((problem.id, "".join(texts)))
+        return tuple(float(step == 2) for step in range(len(texts)))
+
+    monkeypatch.setattr(attnrl.trainer, "step_dependents", dependents)
+    loop = fake_loop(tokenizer, "attnrl", "method.branching.criterion=oracle", "method.branching.points=1")
+    plans = [problem.plan for problem in loop.trainer.step().problems]
+    for plan in plans:
+        for index, points in plan.points.items():
+            assert points == (plan.group.trunks[index].steps.starts[2],)
+            text = tokenizer.decode(plan.group.trunks[index].tokens)
+            assert (plan.group.problem_id, text) in asked
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,9 @@ class Strict(BaseModel):
 class BranchingConfig(Strict):
     """Where to branch, and how often (attention-based tree branching and its rivals)."""
 
-    criterion: Literal["fci", "entropy", "random"] = "fci"
+    criterion: Literal["fci", "entropy", "random", "oracle"] = Field(
+        "fci", description="what says where; oracle: the task's true dependency graph, to compare with"
+    )
     points: NonNegativeInt = Field(2, description="branch points on each expanded trunk (N); 0 = no branching")
     samples: PositiveInt = Field(2, description="continuations from each branch point (T)")
     rho: float = Field(0.2, gt=0, le=1, description="share of steps with the highest FCI that are candidates")
@@ -221,6 +223,9 @@ class TrainConfig(Strict):
     )
     flexible_answers: bool = Field(False, description="grade the last number of a response that boxes nothing")
     steps: PositiveInt
+    tokens: PositiveInt | None = Field(
+        None, description="end the run earlier, with the step in which so many tokens have been sampled in all"
+    )
     prompts: PositiveInt = Field(64, description="problems per step, before the batch size adapts")
     seed: int = 0
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
@@ -240,6 +245,10 @@ class TrainConfig(Strict):
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+
+    def is_over(self, step: int, sampled_tokens: float) -> bool:
+        """Whether a run that has done ``step`` steps and sampled so many tokens has come to its end."""
+        return step >= self.steps or (self.tokens is not None and sampled_tokens >= self.tokens)
 
     @model_validator(mode="after")
     def _one_source_of_problems(self) -> TrainConfig:

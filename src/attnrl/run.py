@@ -46,6 +46,7 @@ from attnrl.tasks.datasets import (
     note_conflicts,
     note_unusable,
 )
+from attnrl.tasks.dependencies import require_dependencies
 from attnrl.tasks.fitting import FittedTask
 from attnrl.tasks.graders import build_grader, unusable_golds
 from attnrl.tasks.grading import AnswerGrader
@@ -114,6 +115,8 @@ def prepare(config: TrainConfig) -> PreparedRun:
     with grader_for(config):
         pass  # there is one
     task = load_task(config, tokenizer)
+    if config.method.branching.criterion == "oracle":
+        require_dependencies(task.source.at(0))
     for problem in task.held_out:
         encode_prompt(tokenizer, problem, config.sampling.max_prompt_tokens)
     model = load_model(checkpoint.directory if checkpoint else directory, device=device, dtype=config.dtype)
@@ -138,7 +141,7 @@ def prepare(config: TrainConfig) -> PreparedRun:
 
 
 # What may differ when a run goes on: how long, where and how it is watched, not what is learned.
-MAY_CHANGE = {"steps", "resume", "device", "threads", "output_dir", "vllm", "eval", "checkpoint", "log"}
+MAY_CHANGE = {"steps", "tokens", "resume", "device", "threads", "output_dir", "vllm", "eval", "checkpoint", "log"}
 
 
 def refuse_other_settings(config: TrainConfig, run: RunDirectory) -> None:
@@ -279,7 +282,7 @@ def check_length(model: PreTrainedModel, tokens: int) -> None:
 
 
 def train(prepared: PreparedRun, display: Display) -> list[dict[str, float]]:
-    """Run to the last step, or until interrupted, and return the rows of ``metrics.jsonl``.
+    """Run to its end, or until interrupted, and return the rows of ``metrics.jsonl``.
 
     The first Ctrl-C (or SIGTERM) finishes the step, saves a checkpoint and returns; a second one leaves at
     once.
@@ -317,8 +320,11 @@ def _train(
     )
     run.open(dump_config(config), trainer.state.step if state else None)
 
+    def over() -> bool:
+        return config.is_over(trainer.state.step, trainer.state.sampled_tokens)
+
     def report(metrics: dict[str, float], step: int) -> None:
-        if prepared.held_out and (step % config.eval.every == 0 or step == config.steps):
+        if prepared.held_out and (step % config.eval.every == 0 or over()):
             evaluation = _evaluate(prepared, display, grader, sampler_at)
             metrics |= {f"eval/{name}": value for name, value in evaluation.metrics().items()}
             run.append(SAMPLES, _sample_rows(evaluation, step, config.log.samples))
@@ -327,17 +333,17 @@ def _train(
             trackers.log({name: value for name, value in metrics.items() if name != "step"}, step)
         display.step(metrics)
 
-    display.start(config, trainer.state.step)
+    display.start(config, trainer.state.step, trainer.state.sampled_tokens)
     with display, _interruption(display) as interrupted:
         if state is None:
             report({"step": 0}, 0)
-        while trainer.state.step < config.steps and not interrupted.asked:
+        while not over() and not interrupted.asked:
             result = trainer.step()
             step = trainer.state.step
             report(result.metrics, step)
             run.append(TIMELINE, [timeline_row(step, result.timeline)])
             run.append(TREES, _tree_rows(result, prepared, step))
-            last = step == config.steps or interrupted.asked
+            last = over() or interrupted.asked
             if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
                 display.phase("save")
                 save_checkpoint(

@@ -8,6 +8,7 @@ from typing import cast
 from transformers import PreTrainedTokenizerBase
 
 from attnrl.errors import UserError
+from attnrl.method.steps import Steps
 from attnrl.tasks.problem import Problem
 
 UNFINISHED = "\ufffd"  # what decoding gives for a character whose last bytes are still missing
@@ -39,6 +40,11 @@ def token_pieces(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> l
         if finished:
             start, done = done, end
     return pieces
+
+
+def step_texts(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], steps: Steps) -> list[str]:
+    """The text of each step of a response."""
+    return [decode(tokenizer, tokens[start:end]) for start, end in steps.ranges()]
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem, max_tokens: int) -> tuple[int, ...]:

@@ -35,12 +35,14 @@ from attnrl.method.adaptive import (
     expansion_count,
     keep_problem,
 )
-from attnrl.method.branching import branch_points
+from attnrl.method.branching import RolloutSignals, branch_points
 from attnrl.metrics import PhaseClock, Span, step_metrics
 from attnrl.protocols import Grader, Policy, Sampler
 from attnrl.rollout import Group, Grown, Plan, UnfinishedGroup
 from attnrl.sampling import Generation
+from attnrl.tasks.dependencies import step_dependents
 from attnrl.tasks.stream import ProblemSource
+from attnrl.tokens import step_texts
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,7 @@ class Trainer:
             return Plan(group, True, {trunk: () for trunk in chosen}, branching.samples)
         points = {
             trunk: branch_points(
-                group.trunks[trunk].signals,
+                self._signals(group, trunk),
                 criterion=branching.criterion,
                 count=branching.points,
                 rho=branching.rho,
@@ -206,6 +208,14 @@ class Trainer:
             for trunk in chosen
         }
         return Plan(group, True, points, branching.samples)
+
+    def _signals(self, group: Group, trunk: int) -> RolloutSignals:
+        """What the branch criterion looks at in one trunk."""
+        signals = group.trunks[trunk].signals
+        if self.config.method.branching.criterion != "oracle":
+            return signals
+        texts = step_texts(self.tokenizer, group.trunks[trunk].tokens, signals.steps)
+        return replace(signals, dependents=step_dependents(self.source.at(group.position), texts))
 
     def _sample(self, plans: Sequence[Plan], upcoming: Upcoming) -> tuple[list[Grown], tuple[Group, ...]]:
         """One generation, graded and scored: the continuations that ``plans`` ask for, and initial responses."""

@@ -1,5 +1,6 @@
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -24,7 +25,8 @@ def signals_of_any_shape(draw: st.DrawFn) -> RolloutSignals:
     values = st.floats(-3, 3)
     fci = draw(st.lists(values, min_size=len(starts), max_size=len(starts)))
     entropy = draw(st.lists(values, min_size=length, max_size=length))
-    return RolloutSignals(Steps(starts, length, think_end), tuple(fci), tuple(entropy))
+    dependents = draw(st.lists(st.integers(0, 5).map(float), min_size=len(starts), max_size=len(starts)))
+    return RolloutSignals(Steps(starts, length, think_end), tuple(fci), tuple(entropy), tuple(dependents))
 
 
 FCI = (9.0, 0.1, 0.5, 0.2, 0.9, 0.3, 0.8, 0.7, 0.0, 0.0)
@@ -49,6 +51,13 @@ def test_fci_takes_the_earliest_of_the_highest(settings: dict[str, float], point
 def test_fci_ties_go_to_the_earlier_step() -> None:
     signals = ten_steps((0.0,) * 10)
     assert branch_points(signals, criterion="fci", count=2, rng=random.Random(0)) == (10, 20)
+
+
+def test_the_oracle_takes_the_steps_that_most_others_depend_on() -> None:
+    signals = replace(ten_steps(FCI), dependents=(9.0, 0.0, 1.0, 3.0, 1.0, 5.0, 0.0, 0.0, 0.0, 0.0))
+    assert branch_points(signals, criterion="oracle", count=3, rng=random.Random(0)) == (20, 30, 50)
+    with pytest.raises(ValueError, match="how many steps depend on each"):
+        branch_points(ten_steps(FCI), criterion="oracle", count=1, rng=random.Random(0))
 
 
 def test_number_of_candidates_is_not_raised_by_rounding() -> None:

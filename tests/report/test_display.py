@@ -27,7 +27,7 @@ def config(steps: int = 3) -> TrainConfig:
 
 def show(console: Console, *rows: dict[str, float]) -> str:
     display = Display(console)
-    display.start(config(), 0)
+    display.start(config(), 0, 0)
     with display:
         for row in rows:
             display.phase("generate")
@@ -54,7 +54,7 @@ def test_plain_output_does_not_flood_a_log(monkeypatch: pytest.MonkeyPatch) -> N
     now = 1_000.0
     monkeypatch.setattr("attnrl.report.display.time.monotonic", lambda: now)
     display = Display(plain())
-    display.start(config(100), 0)
+    display.start(config(100), 0, 0)
     with display:
         for step in range(1, 31):
             now += 1.0

@@ -19,6 +19,7 @@ class RolloutSignals:
         steps: the S steps of its T tokens.
         fci: forward context influence of each step, length S; empty if not measured.
         entropy: entropy of the distribution each token was drawn from, length T; empty if not measured.
+        dependents: how many later steps truly depend on each step, length S; empty where nobody knows.
 
     Raises:
         ValueError: a measured signal of another length.
@@ -27,6 +28,7 @@ class RolloutSignals:
     steps: Steps
     fci: tuple[float, ...] = ()
     entropy: tuple[float, ...] = ()
+    dependents: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the attributes."""
@@ -34,6 +36,8 @@ class RolloutSignals:
             raise ValueError(f"{len(self.fci)} FCI values for {len(self.steps)} steps")
         if self.entropy and len(self.entropy) != self.steps.length:
             raise ValueError(f"{len(self.entropy)} entropies for {self.steps.length} tokens")
+        if self.dependents and len(self.dependents) != len(self.steps):
+            raise ValueError(f"{len(self.dependents)} numbers of dependents for {len(self.steps)} steps")
 
 
 # Takes the signals, rho and the generator. Returns token offsets, preferred ones first, in tiers: a tier is
@@ -75,10 +79,23 @@ def prefer_random(signals: RolloutSignals, rho: float, rng: random.Random) -> li
     return _step_tiers(signals.steps, order)
 
 
+def prefer_dependents(signals: RolloutSignals, rho: float, rng: random.Random) -> list[list[int]]:
+    """Prefer the steps that most later steps truly depend on: the upper end of the scale in comparisons.
+
+    Raises:
+        ValueError: nobody knows what depends on what.
+    """
+    steps, dependents = signals.steps, signals.dependents
+    if len(dependents) != len(steps):
+        raise ValueError("the oracle criterion needs to know how many steps depend on each")
+    return _step_tiers(steps, sorted(eligible_steps(steps), key=lambda step: (-dependents[step], step)))
+
+
 CRITERIA: dict[str, Criterion] = {
     "fci": prefer_influence,
     "entropy": prefer_entropy,
     "random": prefer_random,
+    "oracle": prefer_dependents,
 }
 
 

@@ -26,7 +26,12 @@ MIN_SECONDS_BETWEEN_LINES = 5.0  # of plain output
 
 
 class Display:
-    """Progress of a run; every method is cheap enough to be called from inside the loop."""
+    """Progress of a run; every method is cheap enough to be called from inside the loop.
+
+    :meth:`start` comes before all others.
+    """
+
+    _config: TrainConfig
 
     def __init__(self, console: Console | None = None) -> None:
         """``console`` is where to draw; standard output unless given."""
@@ -49,12 +54,22 @@ class Display:
         self._accuracies: list[float] = []
         self._rewards: list[float] = []
         self._last_line = 0.0
-        self._total = 0
 
-    def start(self, config: TrainConfig, done: int) -> None:
-        """Tell the length of the run, before it begins."""
-        self._total = config.steps
-        self._bar.update(self._task, total=config.steps, completed=done)
+    def start(self, config: TrainConfig, steps: int, tokens: int) -> None:
+        """Tell the length of the run, and what of it is done, before it begins."""
+        self._config = config
+        if config.tokens is not None:
+            self._bar.update(self._task, description="tokens sampled")
+        self._advance(steps, tokens)
+
+    def _advance(self, steps: int, tokens: float) -> None:
+        """Move the bar: of tokens where the run has a budget of them, else of steps."""
+        budget = self._config.tokens
+        if budget is None or steps >= self._config.steps:
+            total, done = self._config.steps, float(steps)
+        else:
+            total, done = budget, min(tokens, budget)
+        self._bar.update(self._task, total=total, completed=done)
 
     def __enter__(self) -> Display:
         """Begin drawing."""
@@ -82,7 +97,7 @@ class Display:
         """A step is done."""
         self._latest |= metrics
         step = int(metrics["step"])
-        self._bar.update(self._task, completed=step)
+        self._advance(step, self._latest.get("tokens/total", 0.0))
         if "reward" in metrics:
             self._rewards.append(metrics["reward"])
         if "eval/accuracy" in metrics:
@@ -98,7 +113,9 @@ class Display:
         if not evaluated and now - self._last_line < MIN_SECONDS_BETWEEN_LINES:
             return
         self._last_line = now
-        parts = [f"step {step}/{self._total}"]
+        parts = [f"step {step}/{self._config.steps}"]
+        if self._config.tokens is not None:
+            parts = [f"step {step}", f"{self._latest.get('tokens/total', 0.0):,.0f}/{self._config.tokens:,} tokens"]
         for name, label in (("reward", "reward"), ("entropy", "entropy"), ("response_length", "length")):
             if name in metrics:
                 parts.append(f"{label} {metrics[name]:.3g}")
