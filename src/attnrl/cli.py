@@ -1,4 +1,4 @@
-"""The command line: ``attnrl train``, ``eval``, ``sft``, ``grade``, ``plot`` and ``timeline``."""
+"""The command line: ``attnrl train``, ``eval``, ``disrupt``, ``sft``, ``grade``, ``plot``, ``timeline`` and ``report``."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def train(
     for line in left_out(prepared):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     rows = run_training(prepared, Display(console))
-    finished = rows[-1]["step"] >= config.steps
+    finished = config.is_over(int(rows[-1]["step"]), rows[-1].get("tokens/total", 0.0))
     for line in summarize(rows):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"Run directory: {config.output_dir}", highlight=False, markup=False, soft_wrap=True)
@@ -178,6 +178,86 @@ def evaluate_models(
     report.print(console, protocol_deviations(suites, settings))
     if output is not None:
         console.print(f"Written to {output}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def disrupt(
+    model: Annotated[str, typer.Argument(help="A checkpoint directory, or the name of a shipped model.")],
+    task: Annotated[str | None, typer.Option(help="A procedural task: its held-out problems.")] = None,
+    data: Annotated[str | None, typer.Option(help="A file of problems (parquet, jsonl, json, csv), or HUB_ID.")] = None,
+    problems: Annotated[int, typer.Option(min=1, help="The first N problems only.")] = 200,
+    samples: Annotated[int, typer.Option(min=1, help="Responses per problem.")] = 1,
+    continuations: Annotated[int, typer.Option(min=1, help="Of each step, hidden and not.")] = 4,
+    lag: Annotated[
+        int, typer.Option(min=1, help="Steps kept from the hidden one on; what comes then is sampled anew.")
+    ] = 4,
+    hide_from: Annotated[
+        str,
+        typer.Option(help="continuation: the kept steps have seen the hidden one; next_step: they have not either."),
+    ] = "continuation",
+    delta: Annotated[int, typer.Option(min=0, help="Steps between a step and those that count for its FCI.")] = 4,
+    rho: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of steps that are a response's top ones.")] = 0.2,
+    bins: Annotated[int, typer.Option(min=1, help="Position bins; a response needs two steps for each.")] = 5,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    max_prompt_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    prompt_suffix: Annotated[
+        str | None, typer.Option(help="Appended where it is missing. [default: the paper's; none for --task]")
+    ] = None,
+    grader: Annotated[
+        str | None, typer.Option(help="rules, math or module:function. [default: the task's own, else math]")
+    ] = None,
+    flexible_answers: Annotated[
+        bool, typer.Option("--flexible-answers", help="Grade the last number of a response that boxes nothing.")
+    ] = False,
+    seed: Annotated[int, typer.Option()] = 0,
+    device: Annotated[str, typer.Option()] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
+    max_batch: Annotated[
+        int | None, typer.Option(min=1, help="Responses decoded at the same time. [default: what memory allows]")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write results.json, results.md, steps.jsonl and a picture to this directory.")
+    ] = None,
+) -> None:
+    """Hide single steps from what comes after them: how much accuracy does each kind of step carry? (fig. 3)
+
+    Compares steps of the highest FCI or entropy with random ones, and with random ones of the same position.
+
+    [bold]Examples[/bold]
+
+    attnrl disrupt ledger --task ledger --problems 100
+
+    attnrl disrupt PATH --data test.parquet --samples 4 --temperature 0.6 --output disruption/mine
+    """
+    from attnrl.eval_run import EvalSettings, load_suites
+    from attnrl.experiments.disruption import DisruptSettings, check_options, run_disruption
+
+    check_options(hide_from=hide_from, dtype=dtype, top_p=top_p, rho=rho, task=task, data=data)
+    if prompt_suffix is None:
+        prompt_suffix = PROMPT_SUFFIX if task is None else ""
+    (suite,) = load_suites(
+        data=data,
+        task=task,
+        problems=problems,
+        samples=samples,
+        max_new_tokens=max_new_tokens,
+        prompt_suffix=prompt_suffix,
+    )
+    evaluation = EvalSettings(
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        dtype=dtype,
+        task=task,
+        grader=grader or ("math" if task is None else "task"),
+        flexible_answers=flexible_answers,
+        prompt_suffix=prompt_suffix,
+        max_prompt_tokens=max_prompt_tokens,
+    )
+    settings = DisruptSettings(evaluation, lag, delta, rho, bins, continuations, hide_from)
+    run_disruption(model, suite, settings, console=console, device=device, output=output, max_batch=max_batch)
 
 
 @app.command()
@@ -302,6 +382,34 @@ def timeline(
 
     drawn = draw_timeline(run, output, step)
     console.print(f"Wrote step {drawn} to {output}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories, finished or not.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .html file to write.")] = Path("report.html"),
+    max_mb: Annotated[
+        float, typer.Option("--max-mb", min=0.0, help="Megabytes of forests to keep; the page says what is left out.")
+    ] = 10.0,
+    attention: Annotated[
+        bool | None,
+        typer.Option(help="Attention maps with the newest checkpoint. [default: where it is below 2 GiB]"),
+    ] = None,
+) -> None:
+    """Write runs as one HTML page: curves side by side, time, forests to look through, FCI, attention.
+
+    The page needs no network and nothing beside it. Any browser opens it.
+
+    [bold]Examples[/bold]
+
+    attnrl report runs/attnrl
+
+    attnrl report runs/attnrl-0 runs/grpo-0 --output compared.html --max-mb 30 --no-attention
+    """
+    from attnrl.report.html import write_report
+
+    size = write_report(runs, output, max_megabytes=max_mb, attention=attention)
+    console.print(f"Wrote {output} ({size / 1e6:.1f} MB)", highlight=False, markup=False, soft_wrap=True)
 
 
 def main() -> None:
