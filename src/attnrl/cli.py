@@ -1,4 +1,7 @@
-"""The command line: ``attnrl train``, ``eval``, ``disrupt``, ``sft``, ``grade``, ``plot``, ``timeline`` and ``report``."""
+"""The command line.
+
+``attnrl train``, ``compare``, ``eval``, ``disrupt``, ``sft``, ``grade``, ``plot``, ``timeline`` and ``report``.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from attnrl.config import SftConfig, TrainConfig, dump_config, load_config, recipe_names
+from attnrl.config import SftConfig, TrainConfig, dump_config, load_config, recipe_names, shipped_names
 from attnrl.errors import UserError
+from attnrl.experiments.comparison import COMPARISONS
 from attnrl.tasks.benchmarks import DATA_DIR_VARIABLE, KNOWN, TEMPERATURE
 from attnrl.tasks.rows import PROMPT_SUFFIX
 
@@ -24,6 +28,8 @@ app = typer.Typer(
 console = Console()
 
 RECIPES = f"A .yaml file, or one of: {', '.join(recipe_names())}."
+COMPARISON = f"A .yaml file, recipes separated by commas, or one of: {', '.join(shipped_names(COMPARISONS))}."
+CHANGES = "Settings of the comparison to change, as key.path=value (for example: workers=1 'seeds=[0,1]')."
 OVERRIDES = "Settings to change, as key.path=value (for example: seed=1 method.branching.criterion=random)."
 
 
@@ -71,6 +77,43 @@ def train(
     console.print(f"Run directory: {config.output_dir}", highlight=False, markup=False, soft_wrap=True)
     if not finished:
         console.print("Stopped early. The same command continues from here.", highlight=False)
+
+
+@app.command()
+def compare(
+    comparison: Annotated[str, typer.Argument(help=COMPARISON)],
+    overrides: Annotated[list[str] | None, typer.Argument(help=CHANGES, metavar="[KEY=VALUE]...")] = None,
+    train: Annotated[bool, typer.Option(help="--no-train: the results of what is finished so far.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, list the runs, stop.")] = False,
+) -> None:
+    """Train recipes side by side, over several seeds and with equal budgets of sampled tokens.
+
+    Writes tables (results.md), their numbers (results.json), learning curves with bands (curves.png) and the curves
+    that the paper watches (dynamics.png) to the output_dir, beside the run directories (runs/). The same command
+    again does what is left to do. Ctrl-C lets the runs in progress save; twice leaves at once.
+
+    [bold]Examples[/bold]
+
+    attnrl compare grpo,treerl,attnrl tokens=1000000 'seeds=[0,1,2]'
+
+    attnrl compare quick --dry-run
+    """
+    from attnrl.experiments.comparison import load_comparison, plan_runs
+
+    loaded = load_comparison(comparison, overrides or ())
+    runs = plan_runs(loaded)
+    if dry_run:
+        console.print(dump_config(loaded), highlight=False, markup=False, soft_wrap=True)
+        for run in runs:
+            console.print(f"{run.arm}, seed {run.seed}: {run.directory}", highlight=False, markup=False, soft_wrap=True)
+        return
+    from attnrl.experiments.compare import run_comparison, write_results
+
+    if train:
+        run_comparison(loaded, runs, console)
+    for line in write_results(loaded, runs):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"Results: {loaded.output_dir}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command("eval")

@@ -299,13 +299,15 @@ class SftConfig(Strict):
 ConfigT = TypeVar("ConfigT", bound=Strict)
 
 
+def shipped_names(package: str) -> list[str]:
+    """Names of the YAML files in a package of ours."""
+    files = resources.files(package).iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
 def recipe_names() -> list[str]:
     """Names of the recipes that the package ships."""
-    return sorted(
-        entry.name.removesuffix(".yaml")
-        for entry in resources.files("attnrl.recipes").iterdir()
-        if entry.name.endswith(".yaml")
-    )
+    return shipped_names("attnrl.recipes")
 
 
 def read_recipe(recipe: str) -> dict[str, Any]:
@@ -314,24 +316,38 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     Raises:
         UserError: there is no such recipe, or it is not a YAML mapping.
     """
-    path = Path(recipe)
+    return read_settings(recipe, kind="recipe", package="attnrl.recipes")
+
+
+def read_settings(name: str, *, kind: str, package: str) -> dict[str, Any]:
+    """Read a YAML file of settings: a path, or the name of one in a package of ours.
+
+    Args:
+        name: the path or name.
+        kind: what to call it in errors.
+        package: where the named ones are.
+
+    Raises:
+        UserError: there is none, or it is not a YAML mapping.
+    """
+    path = Path(name)
     if path.suffix in {".yaml", ".yml"}:
         if not path.is_file():
-            raise UserError(f"recipe {recipe}: no such file")
+            raise UserError(f"{kind} {name}: no such file")
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            raise UserError(f"recipe {recipe}: not UTF-8 text") from None
-    elif recipe in recipe_names():
-        text = resources.files("attnrl.recipes").joinpath(f"{recipe}.yaml").read_text(encoding="utf-8")
+            raise UserError(f"{kind} {name}: not UTF-8 text") from None
+    elif name in shipped_names(package):
+        text = resources.files(package).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     else:
-        raise UserError(f"recipe {recipe!r} is neither a .yaml file nor one of: {', '.join(recipe_names())}")
+        raise UserError(f"{kind} {name!r} is neither a .yaml file nor one of: {', '.join(shipped_names(package))}")
     try:
         settings = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"recipe {recipe}: not valid YAML ({' '.join(str(error).split())})") from None
+        raise UserError(f"{kind} {name}: not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(settings, dict):
-        raise UserError(f"recipe {recipe}: expected a mapping of settings, found {type(settings).__name__}")
+        raise UserError(f"{kind} {name}: expected a mapping of settings, found {type(settings).__name__}")
     return settings
 
 
@@ -341,7 +357,7 @@ def apply_overrides(settings: dict[str, Any], overrides: Sequence[str]) -> dict[
     Raises:
         UserError: an override is not of that form, or its path runs through a value that has no keys.
     """
-    merged: dict[str, Any] = yaml.safe_load(yaml.safe_dump(settings))
+    merged: dict[str, Any] = yaml.safe_load(yaml.safe_dump(settings, sort_keys=False))
     for override in overrides:
         path, equals, value = override.partition("=")
         keys = path.split(".")
@@ -406,8 +422,8 @@ def _describe(fault: Mapping[str, Any], kind: type[BaseModel]) -> str:
 def _keys_beside(kind: type[BaseModel], location: Sequence[str | int]) -> list[str]:
     here: type[BaseModel] = kind
     for part in location[:-1]:
-        if isinstance(part, str):  # else a place in a list, whose entries are found with the list
-            declared = here.model_fields[part].annotation
+        if part in here.model_fields:  # else a place in a list or mapping, whose entries are found with it
+            declared = here.model_fields[str(part)].annotation
             inside = (declared, *get_args(declared))
             here = next(found for found in inside if isinstance(found, type) and issubclass(found, BaseModel))
     return sorted(here.model_fields)

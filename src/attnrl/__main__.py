@@ -1,0 +1,5 @@
+"""``python -m attnrl``: the command line."""
+
+from attnrl.cli import main
+
+main()

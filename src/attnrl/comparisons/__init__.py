@@ -1,0 +1,1 @@
+"""Comparisons that the package ships, one YAML file each (``attnrl compare``)."""

@@ -1,0 +1,1 @@
+"""Experiments of the paper beside training: what they measure is in the docs, what they found too."""
