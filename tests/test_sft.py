@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from attnrl.config import SftConfig, SftStage, load_config
 from attnrl.errors import UserError
 from attnrl.sft import IGNORED, SftProgress, build_model, demonstration_batches, learning_rate, train_sft
+from attnrl.tasks.chain_sum import build_tokenizer
 from attnrl.tasks.grading import extract_boxed
 from attnrl.tasks.procedural import TASKS
 
@@ -66,6 +67,13 @@ def test_it_learns(tmp_path: Path) -> None:
     assert losses[-1] < 0.6 * losses[0]
 
 
+def test_a_task_of_reasoning_gym_that_has_demonstrations(tmp_path: Path) -> None:
+    pytest.importorskip("reasoning_gym")
+    stages = "stages=[{task: 'reasoning_gym:chain_sum?max_digits=1', steps: 1, learning_rate: [1e-2, 1e-2], save: m}]"
+    (checkpoint,) = train_sft(config(tmp_path, stages))
+    assert AutoTokenizer.from_pretrained(checkpoint).get_vocab() == build_tokenizer().get_vocab()
+
+
 def test_only_the_response_and_its_end_have_labels(tokenizer: PreTrainedTokenizerBase) -> None:
     batches = demonstration_batches(TASKS["ledger"], tokenizer, 3, random.Random(0))
     for _ in range(9):  # beyond one pool
@@ -114,9 +122,15 @@ def test_the_model_is_the_one_described(tmp_path: Path, tokenizer: PreTrainedTok
         ("architecture.hidden_size=wide", "architecture: .*hidden_size"),
         ("architecture={hidden_size: 32}", "architecture: .*model_type"),
         ("stages=[{task: leger, steps: 1, learning_rate: [1, 1]}]", "stages.0.task 'leger': no such task .*ledger"),
+        (
+            "stages=[{task: 'reasoning_gym:gcd', steps: 1, learning_rate: [1, 1]}]",
+            "stages.0.task 'reasoning_gym:gcd': has no demonstrations .*reasoning_gym:chain_sum",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_named_and_nothing_is_written(tmp_path: Path, override: str, said: str) -> None:
+    if "reasoning_gym" in override:
+        pytest.importorskip("reasoning_gym")
     with pytest.raises(UserError, match=said) as caught:
         train_sft(config(tmp_path / "out", override))
     assert "\n" not in str(caught.value)

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from attnrl.config import SftConfig, SftStage
 from attnrl.errors import UserError
 from attnrl.local.engine import load_model, model_directory
-from attnrl.tasks.procedural import TASKS, ProceduralTask
+from attnrl.tasks.procedural import ProceduralTask, find_demonstrated_task
 
 IGNORED = -100  # cross_entropy's label for positions without a target
 POOL_BATCHES = 8  # batches drawn together and cut by length, so that padding is rare
@@ -99,11 +99,13 @@ def train_sft(config: SftConfig, on_step: Callable[[SftProgress], None] | None =
     Raises:
         UserError: an unknown task, an impossible architecture, or an ``output_dir`` that cannot be written.
     """
+    tasks = []
     for number, stage in enumerate(config.stages):
-        if stage.task not in TASKS:
-            known = ", ".join(sorted(TASKS))
-            raise UserError(f"stages.{number}.task {stage.task!r}: no such task (known: {known})")
-    tokenizer = TASKS[config.stages[0].task].build_tokenizer()
+        try:
+            tasks.append(find_demonstrated_task(stage.task))
+        except UserError as error:
+            raise UserError(f"stages.{number}.{error}") from None
+    tokenizer = tasks[0].build_tokenizer()
     model = build_model(config, tokenizer)
     try:  # before an hour of training rather than after it
         config.output_dir.mkdir(parents=True, exist_ok=True)
@@ -116,7 +118,7 @@ def train_sft(config: SftConfig, on_step: Callable[[SftProgress], None] | None =
     checkpoints = []
     for stage_index, stage in enumerate(config.stages):
         rng = random.Random(f"{config.seed}/{stage_index}")
-        batches = demonstration_batches(TASKS[stage.task], tokenizer, config.batch_size, rng)
+        batches = demonstration_batches(tasks[stage_index], tokenizer, config.batch_size, rng)
         for step_in_stage in range(stage.steps):
             started = time.perf_counter()
             input_ids_BT, labels_BT = next(batches)

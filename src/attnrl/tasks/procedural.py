@@ -1,7 +1,8 @@
 """The procedural tasks, by name: problems without end.
 
 Those of :data:`TASKS` are ours, with demonstrations and a tokenizer of their own; ``reasoning_gym:NAME`` are those of
-the package reasoning-gym (:mod:`attnrl.tasks.reasoning_gym`).
+the package reasoning-gym (:mod:`attnrl.tasks.reasoning_gym`), one of which we demonstrate too
+(:mod:`attnrl.tasks.chain_sum`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from attnrl.errors import UserError
+from attnrl.tasks.chain_sum import ChainSumTask
 from attnrl.tasks.ledger import SHAPES, SINGLE_SECTION, LedgerTask
 from attnrl.tasks.problem import Problem
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 
 REASONING_GYM = "reasoning_gym:"
+DEMONSTRATED = f"{REASONING_GYM}chain_sum"
 TRIES = 1_000  # draws in a row that give nothing new, before a task is taken to have no more
 
 
@@ -36,7 +39,7 @@ class DrawnTask(Protocol):
 
 
 class ProceduralTask(DrawnTask, Protocol):
-    """What a procedural task of ours offers beside."""
+    """A drawn task that a small model can be trained for from nothing."""
 
     def demonstrate(self, problem: Problem, rng: random.Random) -> str:
         """Write a worked response to a problem of this task, for supervised training."""
@@ -66,6 +69,20 @@ def find_task(name: str) -> DrawnTask:
     if name not in TASKS:
         raise UserError(f"task {name!r}: no such task (known: {', '.join(sorted(TASKS))}, {REASONING_GYM}NAME)")
     return TASKS[name]
+
+
+def find_demonstrated_task(name: str) -> ProceduralTask:
+    """The task of that name, with demonstrations: one of :data:`TASKS`, or ``reasoning_gym:chain_sum?KEY=VALUE&...``.
+
+    Raises:
+        UserError: there is no such task, or it has no demonstrations.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    task = find_task(name)
+    if name.partition("?")[0] == DEMONSTRATED:
+        return ChainSumTask(task)
+    raise UserError(f"task {name!r}: has no demonstrations (those that have: {', '.join(TASKS)}, {DEMONSTRATED})")
 
 
 def draw_new(task: DrawnTask, rng: random.Random, seen: Container[str]) -> Problem:
