@@ -49,7 +49,12 @@ class BranchingConfig(Strict):
     rho: float = Field(0.2, gt=0, le=1, description="share of steps with the highest FCI that are candidates")
     delta: NonNegativeInt = Field(4, description="steps between a step and the later steps that count for its FCI")
     spacing: NonNegativeInt = Field(0, description="least number of tokens between branch points")
-    reduction: Literal["max", "zscore_max"] = Field("max", description="over layers and heads")
+    influence: Literal["fci", "lookups"] = Field(
+        "fci",
+        description="of a step. fci: attention of later steps (eq. 5-6); lookups: in how many heads and later steps a "
+        "token gives it over half of its attention",
+    )
+    reduction: Literal["max", "zscore_max"] = Field("max", description="of fci, over layers and heads")
 
 
 class AdaptiveConfig(Strict):

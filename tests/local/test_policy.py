@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfi
 from attnrl.config import BranchingConfig, LossConfig, OptimizerConfig
 from attnrl.fci import forward_context_influence
 from attnrl.local.policy import LocalPolicy, cut_mini_batches
+from attnrl.method.influence import lookups
 from attnrl.method.steps import Steps
 from attnrl.protocols import TrainingRow
 
@@ -129,6 +130,25 @@ def test_fci_of_a_batch_is_that_of_each_response_alone(model, texts, budget, del
         )
         torch.testing.assert_close(torch.tensor(score.fci), alone, atol=1e-5, rtol=1e-5)
     assert any(any(score.fci) for score in policy.score(prompts, responses, steps))
+
+
+@pytest.mark.parametrize("budget", SCORE_BUDGETS)
+def test_lookups_of_a_batch_are_those_of_each_response_alone(model, texts, budget):
+    prompts, responses = texts
+    steps = [Steps(tuple(range(0, len(response), 3)), len(response)) for response in responses]
+    policy = build_policy(model, branching=BranchingConfig(delta=1, influence="lookups"), micro_batch_tokens=budget)
+    plain = eager_copy(model)
+    found = 0.0
+    for prompt, response, its_steps, score in zip(
+        prompts, responses, steps, policy.score(prompts, responses, steps), strict=True
+    ):
+        with torch.no_grad():
+            probs = plain(torch.tensor([[*prompt, *response]]), output_attentions=True).attentions
+        starts = [len(prompt) + start for start in its_steps.starts]
+        alone = lookups(torch.cat(probs), starts, 1).sum((0, 1)) if starts else torch.zeros(0)
+        assert score.fci == tuple(alone.tolist())
+        found += sum(score.fci)
+    assert found
 
 
 def test_asking_for_fci_changes_no_logprob(model, texts):

@@ -11,6 +11,7 @@ from torch import Tensor
 from attnrl.fci.attention import LayerAttention, accumulating, panels
 from attnrl.fci.columns import column_sums
 from attnrl.fci.layout import StepLayout
+from attnrl.fci.lookups import layer_lookups
 from attnrl.fci.spec import CaptureSpec, FciUnsupportedError
 from attnrl.method.influence import forward_context_influence
 
@@ -23,12 +24,14 @@ class Capture:
         spec: what was asked for.
         layer_kinds: the kind of each layer of the model in the words of its config, by layer index.
         influence_HS: influence of each layer by layer index, steps of all sequences one after another (eq. 5).
+        lookups_HS: with ``spec.lookups``, the lookups of each layer by layer index, laid out as its influence.
         alpha_HSS: with ``spec.matrix``, the step-to-step attention of each sequence (eq. 4), by layer index.
     """
 
     spec: CaptureSpec
     layer_kinds: Sequence[str]
     influence_HS: dict[int, Tensor] = field(default_factory=dict)
+    lookups_HS: dict[int, Tensor] = field(default_factory=dict)
     alpha_HSS: dict[int, list[Tensor]] = field(default_factory=dict)
     _running: bool = field(default=False, repr=False)
     _attended: set[int] = field(default_factory=set, repr=False)
@@ -45,6 +48,7 @@ class Capture:
         """A forward begins; it replaces an earlier one."""
         self._attended.clear()
         self.influence_HS.clear()
+        self.lookups_HS.clear()
         self.alpha_HSS.clear()
         self._running = True
 
@@ -62,8 +66,22 @@ class Capture:
             FciUnsupportedError: no layer was captured, the forward did not come to its end, layers differ in their
                 heads (then choose layers), or sequences were packed for a model that does not keep them apart.
         """
+        return self._by_sequence(self.influence_HS)
+
+    def lookups(self) -> list[Tensor]:
+        """Number of lookups of each step at each layer and head, as :meth:`influence` gives influence.
+
+        Raises:
+            FciUnsupportedError: as :meth:`influence`.
+            ValueError: the spec did not ask for lookups.
+        """
+        if not self.spec.lookups:
+            raise ValueError("lookups were not captured: CaptureSpec(lookups=True) asks for them")
+        return self._by_sequence(self.lookups_HS)
+
+    def _by_sequence(self, layers: dict[int, Tensor]) -> list[Tensor]:
         counts = [len(starts) for starts in self.spec.step_starts]
-        return list(torch.split(self._stack(self.influence_HS), counts, dim=-1))
+        return list(torch.split(self._stack(layers), counts, dim=-1))
 
     def step_attention(self) -> list[Tensor]:
         """Step-to-step attention alpha (eq. 4) of each sequence: a tensor [L, H, S, S], later by earlier step.
@@ -129,6 +147,8 @@ class Capture:
                     f"heads: there is no head {max(self.spec.heads)} in layer {index}, which has {lse_BHT.shape[1]}"
                 )
             layer, lse_BHT = layer.of_heads(self.spec.heads), lse_BHT[:, list(self.spec.heads)]
+        if self.spec.lookups and layout.steps:
+            self.lookups_HS[index] = layer_lookups(layer, lse_BHT, layout, self.spec.delta)
         if self.spec.matrix:
             self.alpha_HSS[index] = step_attention(layer, layout)
             influences = [forward_context_influence(alpha_HSS, self.spec.delta) for alpha_HSS in self.alpha_HSS[index]]

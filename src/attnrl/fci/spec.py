@@ -38,6 +38,7 @@ class CaptureSpec:
         layers: indices of the layers to capture, ascending; None for all.
         heads: indices of the query heads to capture, in the order in which they shall appear; None for all.
         matrix: also keep the whole step-to-step attention (eq. 4); costs a pass of its own.
+        lookups: also count the lookups of each step (:mod:`attnrl.fci.lookups`); costs a pass of its own.
         parents: of packed sequences, the index of the sequence that each continues, None for those that begin anew;
             depth first: the first to continue a sequence comes right behind it, the next when all that continues
             the first is over. None continues another when empty.
@@ -55,6 +56,7 @@ class CaptureSpec:
     layers: Sequence[int] | None = None
     heads: Sequence[int] | None = None
     matrix: bool = False
+    lookups: bool = False
     parents: Sequence[int | None] = ()
 
     def __post_init__(self) -> None:

@@ -63,7 +63,12 @@ class Pack:
         return torch.cat([torch.arange(start, stop) for start, stop in self.paths[index]])
 
     def attending(
-        self, model: PreTrainedModel, step_starts: Mapping[int, Sequence[int]] | None = None, delta: int = 0
+        self,
+        model: PreTrainedModel,
+        step_starts: Mapping[int, Sequence[int]] | None = None,
+        delta: int = 0,
+        *,
+        lookups: bool = False,
     ) -> AbstractContextManager[Capture | None]:
         """What a forward of this pack, and its backward pass, must run in.
 
@@ -72,6 +77,7 @@ class Pack:
             step_starts: where the influence of steps is wanted: for a sequence's index in the pack the offset of
                 each step in it. The sequence must share no token behind the first of them.
             delta: Delta of eq. 5.
+            lookups: whether lookups are wanted too.
 
         Returns:
             A context that gives the capture, in which the influence of a sequence is that of :attr:`last`; None
@@ -79,7 +85,9 @@ class Pack:
         """
         steps = step_starts or {}
         if not self.is_tree:
-            spec = CaptureSpec([steps.get(index, ()) for index in range(len(self.sequences))], self.lengths, delta)
+            spec = CaptureSpec(
+                [steps.get(index, ()) for index in range(len(self.sequences))], self.lengths, delta, lookups=lookups
+            )
             return capture(model, spec) if steps else nullcontext()
         starts: list[list[int]] = [[] for _ in self.segments]
         for index, its_steps in steps.items():
@@ -88,7 +96,7 @@ class Pack:
             starts[self.last[index]] = [step - depth for step in its_steps]
         lengths = [length for length, _ in self.segments]
         parents = [parent for _, parent in self.segments]
-        return capture(model, CaptureSpec(starts, lengths, delta, packed=True, parents=parents))
+        return capture(model, CaptureSpec(starts, lengths, delta, packed=True, parents=parents, lookups=lookups))
 
 
 def pack_rows(sequences: Sequence[Sequence[int]], budget: int) -> Iterator[Pack]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from attnrl.config import BranchingConfig, LossConfig, OptimizerConfig
+from attnrl.fci import Capture
 from attnrl.local.logprobs import token_logprobs
 from attnrl.local.packing import Pack, pack_rows, pack_trees
 from attnrl.method.influence import REDUCTIONS
@@ -105,7 +106,7 @@ class LocalPolicy:
             FciUnsupportedError: with ``steps``, if FCI cannot be taken from the model's attention.
         """
         self.model.eval()
-        reduce = REDUCTIONS[self.branching.reduction]
+        lookups = self.branching.influence == "lookups"
         wanted = steps or [None] * len(prompts)
         sequences = [(*prompt, *response) for prompt, response in zip(prompts, responses, strict=True)]
         # Influence on a step is counted over the tokens of one response, which no other may then share.
@@ -121,16 +122,22 @@ class LocalPolicy:
                 for place, prompt in enumerate(its_prompts)
                 if (its_steps := wanted[pack.sequences[place]]) and its_steps.starts
             }
-            with pack.attending(self.model, starts, self.branching.delta) as captured:
+            with pack.attending(self.model, starts, self.branching.delta, lookups=lookups) as captured:
                 logprobs, entropies = token_logprobs(self.model, pack, its_prompts, self.temperature, with_entropy=True)
-            influences = captured.influence() if captured is not None and starts else []
+            influences = self._influences(captured) if captured is not None and starts else []
             for place, index in enumerate(pack.sequences):
                 scores[index] = Score(
                     logprobs=tuple(logprobs[place].tolist()),
                     entropy=tuple(entropies[place].tolist()),
-                    fci=tuple(reduce(influences[pack.last[place]]).tolist()) if place in starts else (),
+                    fci=tuple(influences[pack.last[place]].tolist()) if place in starts else (),
                 )
         return [scores[index] for index in range(len(sequences))]
+
+    def _influences(self, captured: Capture) -> list[Tensor]:
+        """The influence of the steps of each sequence of a capture, in the measure that branching asks for: [S] each."""
+        if self.branching.influence == "lookups":
+            return [lookups_LHS.sum((0, 1)) for lookups_LHS in captured.lookups()]
+        return [REDUCTIONS[self.branching.reduction](influence_LHS) for influence_LHS in captured.influence()]
 
     def _packs(self, sequences: Sequence[Sequence[int]], shareable: Sequence[int] | None = None) -> Iterator[Pack]:
         if self.settings.packing == "tree":

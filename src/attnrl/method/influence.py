@@ -33,16 +33,22 @@ def step_attention(attention: Tensor, starts: Sequence[int]) -> Tensor:
     Raises:
         ValueError: the matrix is not square, or the offsets do not increase within it.
     """
+    edges = _step_edges(attention, starts)
+    average_ST = attention.new_zeros(len(starts), attention.shape[-1])
+    for step, (start, end) in enumerate(pairwise(edges)):
+        average_ST[step, start:end] = 1.0 / (end - start)
+    return average_ST @ attention @ average_ST.T
+
+
+def _step_edges(attention: Tensor, starts: Sequence[int]) -> list[int]:
+    """The starts of the steps and the end of the last; ValueError if they are not those of such attention."""
     tokens = attention.shape[-1]
     if attention.ndim < 2 or attention.shape[-2] != tokens:
         raise ValueError(f"attention must be [..., T, T], got {list(attention.shape)}")
     edges = [*starts, tokens]
     if edges[0] < 0 or any(start >= end for start, end in pairwise(edges)):
         raise ValueError(f"starts must increase within 0..{tokens - 1}, got {list(starts)}")
-    average_ST = attention.new_zeros(len(starts), tokens)
-    for step, (start, end) in enumerate(pairwise(edges)):
-        average_ST[step, start:end] = 1.0 / (end - start)
-    return average_ST @ attention @ average_ST.T
+    return edges
 
 
 def forward_context_influence(alpha: Tensor, delta: int = 4) -> Tensor:
@@ -63,6 +69,40 @@ def forward_context_influence(alpha: Tensor, delta: int = 4) -> Tensor:
     if delta < 0:
         raise ValueError(f"delta must not be negative, got {delta}")
     return torch.tril(alpha, diagonal=-delta).sum(dim=-2)
+
+
+def lookups(attention: Tensor, starts: Sequence[int], delta: int = 4) -> Tensor:
+    """Count the later steps that look a step up: of which some token gives it over half of its attention (ours).
+
+    ``n[k] = sum over j >= k + delta of [max over tokens q of step j of sum over t in step k of P[q, t] > 1/2]``.
+    Eq. 5 averages attention over all tokens of a step, which drowns the one that reads an earlier step; and any
+    head's sum over late steps favours early ones. A lookup is counted once, wherever it comes from.
+
+    Args:
+        attention: as in :func:`step_attention`, ``[..., T, T]``.
+        starts: as in :func:`step_attention`.
+        delta: smallest distance in steps that counts, at least 0.
+
+    Returns:
+        ``n [..., S]``, whole numbers.
+
+    Raises:
+        ValueError: negative ``delta``; or as :func:`step_attention`.
+    """
+    edges = _step_edges(attention, starts)
+    mass_TS = torch.stack([attention[..., start:end].sum(-1) for start, end in pairwise(edges)], -1)
+    return count_lookups(
+        torch.stack([mass_TS[..., start:end, :].amax(-2) for start, end in pairwise(edges)], -2), delta
+    )
+
+
+def count_lookups(most: Tensor, delta: int) -> Tensor:
+    """Count lookups from ``most[..., j, k]``, the most attention that a token of step j gives to step k.
+
+    Raises:
+        ValueError: negative ``delta``.
+    """
+    return forward_context_influence((most > 0.5).to(most.dtype), delta)
 
 
 def reduce_max(influence_LHS: Tensor) -> Tensor:
