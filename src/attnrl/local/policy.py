@@ -134,7 +134,7 @@ class LocalPolicy:
         return [scores[index] for index in range(len(sequences))]
 
     def _influences(self, captured: Capture) -> list[Tensor]:
-        """The influence of the steps of each sequence of a capture, in the measure that branching asks for: [S] each."""
+        """Influence [S] of the steps of each sequence of a capture, in the measure that branching asks for."""
         if self.branching.influence == "lookups":
             return [lookups_LHS.sum((0, 1)) for lookups_LHS in captured.lookups()]
         return [REDUCTIONS[self.branching.reduction](influence_LHS) for influence_LHS in captured.influence()]
