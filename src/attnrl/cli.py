@@ -1,6 +1,6 @@
 """The command line.
 
-``attnrl train``, ``compare``, ``eval``, ``disrupt``, ``sft``, ``grade``, ``plot``, ``timeline`` and ``report``.
+``attnrl train``, ``compare``, ``eval``, ``disrupt``, ``point``, ``sft``, ``grade``, ``plot``, ``timeline``, ``report``.
 """
 
 from __future__ import annotations
@@ -304,6 +304,42 @@ def disrupt(
 
 
 @app.command()
+def point(
+    model: Annotated[str, typer.Argument(help="A checkpoint directory, or the name of a shipped model.")],
+    task: Annotated[str, typer.Option(help="A task whose true dependency graph is known: ledger, ledger_long.")],
+    problems: Annotated[int, typer.Option(min=1)] = 200,
+    samples: Annotated[int, typer.Option(min=1, help="Responses per problem.")] = 4,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 448,
+    pivotal: Annotated[int, typer.Option(min=1, help="Lines that must look a step up to make it pivotal.")] = 3,
+    seed: Annotated[int, typer.Option()] = 0,
+    device: Annotated[str, typer.Option()] = "auto",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where to write results.json, .md.")] = None,
+) -> None:
+    """See whether branch points lie on the steps on which most later steps depend.
+
+    [bold]Example[/bold]
+
+    attnrl point ledger --task ledger
+    """
+    from attnrl.experiments.pointing import pointing_table, run_pointing
+
+    results = run_pointing(
+        model,
+        task=task,
+        problems=problems,
+        samples=samples,
+        max_new_tokens=max_new_tokens,
+        pivotal=pivotal,
+        seed=seed,
+        device=device,
+        output=output,
+        console=console,
+    )
+    for line in pointing_table(results):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
 def sft(
     recipe: Annotated[str, typer.Argument(help=RECIPES)] = "sft_ledger",
     overrides: Annotated[list[str] | None, typer.Argument(help=OVERRIDES, metavar="[KEY=VALUE]...")] = None,
@@ -436,7 +472,7 @@ def report(
     ] = 10.0,
     attention: Annotated[
         bool | None,
-        typer.Option(help="Attention maps with the newest checkpoint. [default: where it is below 2 GiB]"),
+        typer.Option(help="Attention maps with the newest checkpoint; unless said, where it is below 2 GiB."),
     ] = None,
 ) -> None:
     """Write runs as one HTML page: curves side by side, time, forests to look through, FCI, attention.

@@ -124,7 +124,7 @@ class LocalPolicy:
             }
             with pack.attending(self.model, starts, self.branching.delta, lookups=lookups) as captured:
                 logprobs, entropies = token_logprobs(self.model, pack, its_prompts, self.temperature, with_entropy=True)
-            influences = self._influences(captured) if captured is not None and starts else []
+            influences = influence_of_steps(captured, self.branching) if captured is not None and starts else []
             for place, index in enumerate(pack.sequences):
                 scores[index] = Score(
                     logprobs=tuple(logprobs[place].tolist()),
@@ -132,12 +132,6 @@ class LocalPolicy:
                     fci=tuple(influences[pack.last[place]].tolist()) if place in starts else (),
                 )
         return [scores[index] for index in range(len(sequences))]
-
-    def _influences(self, captured: Capture) -> list[Tensor]:
-        """Influence [S] of the steps of each sequence of a capture, in the measure that branching asks for."""
-        if self.branching.influence == "lookups":
-            return [lookups_LHS.sum((0, 1)) for lookups_LHS in captured.lookups()]
-        return [REDUCTIONS[self.branching.reduction](influence_LHS) for influence_LHS in captured.influence()]
 
     def _packs(self, sequences: Sequence[Sequence[int]], shareable: Sequence[int] | None = None) -> Iterator[Pack]:
         if self.settings.packing == "tree":
@@ -248,6 +242,13 @@ class LocalPolicy:
             values["loss/kl"] = kl_k3(logprob_N, reference_N).sum() / denominator
             loss = loss + self.loss.kl * values["loss/kl"]
         return loss, values
+
+
+def influence_of_steps(captured: Capture, branching: BranchingConfig) -> list[Tensor]:
+    """Influence [S] of the steps of each sequence of a capture, in the measure that branching asks for."""
+    if branching.influence == "lookups":
+        return [lookups_LHS.sum((0, 1)) for lookups_LHS in captured.lookups()]
+    return [REDUCTIONS[branching.reduction](influence_LHS) for influence_LHS in captured.influence()]
 
 
 def optimizer_tensors(policy: LocalPolicy) -> dict[str, Tensor]:
