@@ -404,6 +404,7 @@ def test_the_oracle_branches_where_the_problem_says(tokenizer, monkeypatch):
         ("treerl", ("method.branching.criterion=fci",), True),
         ("attnrl", ("method.branching.criterion=random",), True),  # the filter looks at FCI too
         ("attnrl", ("method.branching.criterion=random", "method.adaptive.filter=false"), False),
+        ("grpo", ("method.credit.rest=0.5",), True),
     ],
 )
 def test_fci_is_measured_where_something_looks_at_it(tokenizer, recipe, overrides, asked):
@@ -422,6 +423,8 @@ def test_fci_is_measured_where_something_looks_at_it(tokenizer, recipe, override
         ("attnrl", ("method.adaptive.expansion=round",)),
         ("attnrl", ("method.branching.criterion=random",)),
         ("attnrl", ("method.pipeline=two_phase",)),
+        ("attnrl", ("method.credit.rest=0.3",)),
+        ("attnrl_plus", ()),
         ("grpo", ("method.advantage=grpo_no_std", "method.pipeline=one_step")),
     ],
 )
@@ -432,6 +435,25 @@ def test_ablations_are_settings(tokenizer, recipe, overrides):
     one_step = loop.config.method.pipeline == "one_step"
     assert len(loop.sampler.calls) == (3 if one_step else 4)
     assert all(result.metrics["trained_responses"] > 0 for result in results)
+
+
+@pytest.mark.parametrize("recipe", ["attnrl", "grpo"])
+def test_credit_weighs_the_advantages_of_every_sample_by_its_own_steps(tokenizer, recipe):
+    plain = fake_loop(tokenizer, recipe, "sampling.score_continuations=true")
+    weighed = fake_loop(tokenizer, recipe, "method.credit.rest=0.5", "method.credit.share=0.3")
+    before, after = plain.trainer.step(), weighed.trainer.step()
+    assert before.metrics["tokens/generated"] == after.metrics["tokens/generated"]
+    changed = 0
+    for one, other in zip(plain.policy.updates[0], weighed.policy.updates[0], strict=True):
+        assert one.response == other.response and one.old_logprobs == other.old_logprobs
+        ratios = [b / a for a, b in zip(one.advantages, other.advantages, strict=True) if a]
+        if ratios:
+            assert {round(ratio / max(ratios), 9) for ratio in ratios} <= {0.5, 1.0}
+            changed += len({round(ratio, 9) for ratio in ratios}) > 1
+    assert changed
+    for problem in after.problems:
+        for sample in [*problem.plan.group.trunks, *problem.branches]:
+            assert len(sample.weights) == len(sample.tokens)
 
 
 # --- determinism and resuming -----------------------------------------------------------------------------------------

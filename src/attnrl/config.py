@@ -57,6 +57,13 @@ class BranchingConfig(Strict):
     reduction: Literal["max", "zscore_max"] = Field("max", description="of fci, over layers and heads")
 
 
+class CreditConfig(Strict):
+    """Which steps the advantages act on (ours; the paper's act on all alike)."""
+
+    share: float = Field(0.2, gt=0, le=1, description="share of steps of highest influence that count in full")
+    rest: float = Field(1.0, gt=0, le=1, description="weight of the advantages of all others; 1: all alike")
+
+
 class AdaptiveConfig(Strict):
     """What to spend samples on (adaptive sampling)."""
 
@@ -77,6 +84,7 @@ class MethodConfig(Strict):
     trunks: PositiveInt = Field(6, description="initial responses per problem (n)")
     advantage: Literal["tree", "grpo", "grpo_no_std"] = "tree"
     branching: BranchingConfig = BranchingConfig()
+    credit: CreditConfig = CreditConfig()
     adaptive: AdaptiveConfig = AdaptiveConfig()
 
     @property

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
-from attnrl.method.advantage import grpo_advantages
+from attnrl.method.advantage import grpo_advantages, weigh_advantages
 from attnrl.method.branching import RolloutSignals
 from attnrl.method.forest import Forest, Node, Path, Tree
 from attnrl.method.influence import mean_influence
@@ -39,11 +39,13 @@ class Sample(SampledTokens):
         reward: reward of the whole response.
         verdict: why.
         finish_reason: why it ended.
+        weights: how much the advantage of each of its tokens counts (``method.credit``); empty: all alike.
     """
 
     reward: float
     verdict: Verdict
     finish_reason: FinishReason
+    weights: tuple[float, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,8 @@ class Grown:
             if not path.trained or path.length == 0:
                 continue
             samples = self.node_samples(path.tree)
+            advantages = [of_response[leaf]] * path.length if of_response else path.token_advantages()
+            weights = [weight for node, a, b in path.spans() for weight in samples[node].weights[a:b]]
             rows.append(
                 TrainingRow(
                     prompt=self.plan.group.prompt,
@@ -186,7 +190,7 @@ class Grown:
                     sampler_logprobs=tuple(
                         p for node, a, b in path.spans() for p in samples[node].sampler_logprobs[a:b]
                     ),
-                    advantages=tuple([of_response[leaf]] * path.length if of_response else path.token_advantages()),
+                    advantages=tuple(weigh_advantages(advantages, weights) if weights else advantages),
                 )
             )
         return rows

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedTokenizerBase
 
 from attnrl.config import MethodConfig, TrainConfig
+from attnrl.method.advantage import influence_weights
 from attnrl.method.influence import mask_influence
 from attnrl.method.steps import Steps, split_steps
 from attnrl.metrics import PhaseClock
@@ -117,15 +118,20 @@ class Generation:
             steps = {
                 index: self._steps(openings[index].own(completions[index]), completions[index].finish_reason)
                 for index in grades
-                if index >= len(branches)
+                if index >= len(branches) or weighs_steps(self.config.method)
             }
             scores = self._score(openings, completions, steps, continuations=len(branches))
 
         tokens = [_tokens(*result) for result in zip(openings, completions, scores, strict=True)]
         samples = {
-            index: _sample(tokens[index], grade, completions[index].finish_reason) for index, grade in grades.items()
+            index: self._sample(tokens[index], grade, completions[index], steps.get(index), scores[index])
+            for index, grade in grades.items()
         }
-        trunks = {index: _trunk(samples[index], its_steps, scores[index]) for index, its_steps in steps.items()}
+        trunks = {
+            index: _trunk(samples[index], its_steps, scores[index])
+            for index, its_steps in steps.items()
+            if index >= len(branches)
+        }
         continuations = iter([samples[index] for index in range(len(branches))])
         responses = iter([trunks.get(index, tokens[index]) for index in range(len(branches), len(openings))])
         groups = [_filled(group, responses) for group in groups]
@@ -192,10 +198,11 @@ class Generation:
         continuations: int,
     ) -> list[Score]:
         """Score the samples' own tokens in one call, with the FCI of those in ``steps`` where it is looked at."""
+        scores_all = self.config.sampling.score_continuations or weighs_steps(self.config.method)
         own = [opening.own(completion) for opening, completion in zip(openings, completions, strict=True)]
         asked = [
             index
-            for index in range(0 if self.config.sampling.score_continuations else continuations, len(openings))
+            for index in range(0 if scores_all else continuations, len(openings))
             if own[index]  # others were still waiting for a place
         ]
         scored = self.policy.score(
@@ -206,10 +213,31 @@ class Generation:
         scores = dict(zip(asked, scored, strict=True))
         return [scores.get(index, Score(completion.logprobs, (), ())) for index, completion in enumerate(completions)]
 
+    def _sample(
+        self, tokens: SampledTokens, grade: Grade, completion: Completion, steps: Steps | None, score: Score
+    ) -> Sample:
+        weights: tuple[float, ...] = ()
+        if steps is not None and weighs_steps(self.config.method):
+            credit = self.config.method.credit
+            weights = influence_weights(score.fci, steps, credit.share, credit.rest)
+        return Sample(
+            **vars(tokens),
+            reward=grade.reward,
+            verdict=grade.verdict,
+            finish_reason=completion.finish_reason,
+            weights=weights,
+        )
+
+
+def weighs_steps(method: MethodConfig) -> bool:
+    """Whether advantages count more in some steps than in others."""
+    return method.credit.rest < 1
+
 
 def needs_fci(method: MethodConfig) -> bool:
-    """Whether anything in the method looks at FCI."""
-    return method.adaptive.filter or (method.branching.points > 0 and method.branching.criterion == "fci")
+    """Whether anything in the method looks at the influence of steps."""
+    branches = method.branching.points > 0 and method.branching.criterion == "fci"
+    return method.adaptive.filter or branches or weighs_steps(method)
 
 
 def _tokens(opening: Opening, completion: Completion, score: Score) -> SampledTokens:
@@ -222,10 +250,6 @@ def _tokens(opening: Opening, completion: Completion, score: Score) -> SampledTo
         begun.sampler_logprobs + completion.logprobs,
         begun.entropy + score.entropy[old:],
     )
-
-
-def _sample(tokens: SampledTokens, grade: Grade, finish_reason: FinishReason) -> Sample:
-    return Sample(**vars(tokens), reward=grade.reward, verdict=grade.verdict, finish_reason=finish_reason)
 
 
 def _trunk(sample: Sample, steps: Steps, score: Score) -> Trunk:

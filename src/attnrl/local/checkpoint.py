@@ -154,7 +154,7 @@ def _unfinished_group(fields: Mapping[str, Any]) -> UnfinishedGroup:
 
 def _trunk(fields: Mapping[str, Any]) -> Trunk:
     steps = fields["steps"]
-    sequences = _tuples(fields, (*PER_TOKEN, "fci"))
+    sequences = _tuples({"weights": (), **fields}, (*PER_TOKEN, "fci", "weights"))
     return Trunk(**{**fields, **sequences, "steps": Steps(**{**steps, "starts": tuple(steps["starts"])})})
 
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
+from attnrl.method.steps import Steps
+
 
 def tree_advantage(value: float, parent_value: float, root_value: float, leaves: int) -> float:
     """Return the advantage of every token of a segment (eq. 3).
@@ -44,3 +46,42 @@ def grpo_advantages(rewards: Sequence[float], normalize_std: bool = True, eps: f
     mean = fmean(rewards)
     scale = stdev(rewards) + eps if normalize_std else 1.0
     return [(reward - mean) / scale for reward in rewards]
+
+
+def influence_weights(influence: Sequence[float], steps: Steps, share: float, rest: float) -> tuple[float, ...]:
+    """Return how much each token's advantage counts, by the influence of its step (ours).
+
+    Most tokens of a response have no part in how it ends, but an advantage moves them all the same, which is noise. So
+    the tokens of the ``ceil(share * S)`` steps of highest influence (of equal ones the earlier) count in full, all
+    others as ``rest``.
+
+    Args:
+        influence: of each of the S steps, before any masking: the first step may well be the one that decides.
+        steps: the steps of T tokens.
+        share: share of steps that count in full, in (0, 1].
+        rest: weight of the others.
+
+    Returns:
+        One weight for each token, length T.
+
+    Raises:
+        ValueError: not one value for each step.
+    """
+    if len(influence) != len(steps):
+        raise ValueError(f"{len(influence)} values of influence for {len(steps)} steps")
+    ranked = sorted(range(len(steps)), key=lambda step: (-influence[step], step))
+    # 1e-9: a product that is whole on paper may be a little more in floating point.
+    full = set(ranked[: math.ceil(share * len(steps) - 1e-9)])
+    return tuple(1.0 if step in full else rest for step, length in enumerate(steps.lengths) for _ in range(length))
+
+
+def weigh_advantages(advantages: Sequence[float], weights: Sequence[float]) -> list[float]:
+    """Return the advantages of one response times its weights, scaled so that the weights' mean is 1.
+
+    The scale keeps a response as important as it was beside others, whatever share of its tokens counts in full.
+
+    Raises:
+        ValueError: not one weight for each advantage.
+    """
+    scale = len(weights) / sum(weights) if weights else 1.0
+    return [advantage * weight * scale for advantage, weight in zip(advantages, weights, strict=True)]
