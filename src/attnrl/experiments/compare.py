@@ -144,8 +144,8 @@ def _progress(console: Console, tokens: int) -> Iterator[Progress]:
 
 @contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM acts as Ctrl-C does."""
-    former = signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    """SIGTERM acts as Ctrl-C does, also where a shell has started this in the background, deaf to Ctrl-C."""
+    former = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:

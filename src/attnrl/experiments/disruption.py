@@ -1,0 +1,400 @@
+"""``attnrl disrupt``: hide one step of a response from all that comes after it, and see what it was worth (fig. 3).
+
+1. Sample and grade responses, cut them into steps, score each step's FCI and mean entropy.
+2. For each condition choose one step of each response (:mod:`attnrl.experiments.disruption_choice`).
+3. Keep the response up to ``lag`` steps from there on, and sample the rest anew: with all to be seen, and with the
+   step hidden (:mod:`attnrl.experiments.hidden_steps`), by the same seeds. Grade both.
+4. Sum up (:mod:`attnrl.experiments.disruption_summary`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from attnrl.config import BranchingConfig, LossConfig, OptimizerConfig
+from attnrl.errors import UserError
+from attnrl.eval_run import MAX_BATCH, EvalSettings, Suite, open_grader, rows_that_fit, sample_seed
+from attnrl.evaluate import Draw
+from attnrl.experiments.disruption_choice import SIGNALS, Choice, choose_steps, hideable
+from attnrl.experiments.disruption_summary import HiddenStep, summarize
+from attnrl.experiments.hidden_steps import HiddenRequest, check_hiding, continue_hidden
+from attnrl.local.engine import (
+    build_sampler,
+    choose_device,
+    end_of_sequence_ids,
+    load_model,
+    load_tokenizer,
+    model_directory,
+    require_influence,
+)
+from attnrl.local.policy import LocalPolicy
+from attnrl.method.steps import Steps, split_steps
+from attnrl.protocols import Completion, Grader, Request
+from attnrl.report.disruption import draw_disruption, markdown
+from attnrl.report.pictures import pyplot_for
+from attnrl.tasks.fitting import as_chat
+from attnrl.tasks.problem import Problem
+from attnrl.tokens import decode, encode_prompt, token_pieces
+
+HIDE_FROM = ("continuation", "next_step")
+
+
+@dataclass(frozen=True)
+class DisruptSettings:
+    """What decides the outcome beside the model and the problems.
+
+    Attributes:
+        evaluation: how responses are sampled and graded.
+        lag: steps that are kept, the hidden one the first of them.
+        delta: of FCI.
+        rho: share of a response's eligible steps that count as its top ones.
+        bins: position bins.
+        continuations: of each step, hidden and not.
+        hide_from: ``continuation``: what is sampled does not see the step, the kept steps after it were computed as
+            always; ``next_step``: these do not see it either.
+    """
+
+    evaluation: EvalSettings
+    lag: int
+    delta: int
+    rho: float
+    bins: int
+    continuations: int
+    hide_from: str
+
+
+def check_options(*, hide_from: str, dtype: str, top_p: float, rho: float, task: str | None, data: str | None) -> None:
+    """Check what the command line leaves open, before anything is loaded.
+
+    Raises:
+        UserError: a value that will not do; it is named.
+    """
+    if hide_from not in HIDE_FROM:
+        raise UserError(f"--hide-from {hide_from}: expected {' or '.join(HIDE_FROM)}")
+    if dtype not in {"float32", "bfloat16"}:
+        raise UserError(f"--dtype {dtype}: expected float32 or bfloat16")
+    for name, value in (("--top-p", top_p), ("--rho", rho)):
+        if value <= 0:
+            raise UserError(f"{name} {value}: expected more than 0")
+    if (task is None) == (data is None):
+        raise UserError("give one of --task and --data")
+
+
+@dataclass(frozen=True)
+class Response:
+    """A graded response with its steps; ``signals`` has a value of each step for each signal."""
+
+    draw: Draw
+    tokens: tuple[int, ...]
+    steps: Steps
+    answer: str | None
+    reward: float
+    signals: dict[str, tuple[float, ...]]
+
+    @property
+    def name(self) -> str:
+        """Tells it from all others of the experiment."""
+        return f"{self.draw.problem.id}/{self.draw.sample}"
+
+
+def run_disruption(
+    model_name: str,
+    suite: Suite,
+    settings: DisruptSettings,
+    *,
+    console: Console,
+    device: str = "auto",
+    output: Path | None = None,
+    max_batch: int | None = None,
+) -> dict[str, Any]:
+    """The whole experiment; returns what goes into ``results.json``.
+
+    Raises:
+        UserError: something will not do. All but responses with too few steps is told before anything is sampled.
+    """
+    if output is not None:
+        _require_new(output)
+    where = choose_device(device)
+    directory = model_directory(model_name)
+    tokenizer = load_tokenizer(directory)
+    with open_grader(settings.evaluation):
+        pass  # there is one
+    model = load_model(directory, device=where, dtype=settings.evaluation.dtype)
+    require_influence(model)
+    draws = _draws(suite, settings.evaluation, tokenizer, model)
+    batch = min(rows_that_fit(model, draws), max_batch or MAX_BATCH)
+    build_sampler(model, tokenizer, temperature=1.0, top_p=1.0, max_batch=batch)  # it takes the model
+    check_hiding(model)
+    try:
+        with _progress(console) as progress, open_grader(settings.evaluation) as grader:
+            experiment = Experiment(model, tokenizer, grader, settings, batch, progress)
+            responses = experiment.responses(draws)
+            usable = [r for r in responses if len(hideable(r.steps, settings.lag)) >= 2 * settings.bins]
+            if not usable:
+                raise UserError(_too_few_steps(responses, settings))
+            records = experiment.hide(usable)
+    except KeyboardInterrupt:
+        _say(console, "Stopped. Nothing was written: the numbers need all continuations.")
+        raise
+    results = {
+        "model": model_name,
+        "task": suite.name,
+        "source": suite.source,
+        "settings": asdict(settings),
+        "max_new_tokens": suite.max_new_tokens,
+        "sampled": {
+            "problems": len({r.draw.problem.id for r in responses}),
+            "responses": len(responses),
+            "accuracy": fmean(r.reward for r in responses),
+            "mean_tokens": fmean(len(r.tokens) for r in responses),
+            "mean_steps": fmean(len(r.steps) for r in responses),
+        },
+        **summarize(records, settings.bins, settings.evaluation.seed),
+        "versions": {
+            "python": platform.python_version(),
+            **{package: metadata.version(package) for package in ("attnrl", "torch", "transformers")},
+            "device": where.type,
+        },
+    }
+    _say(console, markdown(results))
+    if output is not None:
+        _write(output, results, records)
+        _say(console, f"Written to {output}")
+    return results
+
+
+class Experiment:
+    """One model with all that the parts of the experiment need."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        grader: Grader,
+        settings: DisruptSettings,
+        batch: int,
+        progress: Progress,
+    ) -> None:
+        """``batch`` is the number of rows decoded at the same time."""
+        self.model = model
+        self.tokenizer = tokenizer
+        self.grader = grader
+        self.settings = settings
+        self.batch = batch
+        self.progress = progress
+        self.seed = settings.evaluation.seed
+
+    def responses(self, draws: Sequence[Draw]) -> list[Response]:
+        """Sample, grade and score the responses."""
+        bar = self.progress.add_task("responses", total=len(draws))
+        sampler = build_sampler(
+            self.model,
+            self.tokenizer,
+            temperature=self.settings.evaluation.temperature,
+            top_p=self.settings.evaluation.top_p,
+            max_batch=self.batch,
+            on_progress=lambda tokens, done: self.progress.update(bar, completed=done),
+        )
+        completions = sampler.generate([draw.request for draw in draws])
+        steps = [self._steps(completion) for completion in completions]
+        grades = self.grader.grade(
+            [draw.problem for draw in draws], [decode(self.tokenizer, completion.tokens) for completion in completions]
+        )
+        signals = self._signals(draws, completions, steps)
+        return [
+            Response(draw, completion.tokens, its_steps, grade.answer, grade.reward, its_signals)
+            for draw, completion, its_steps, grade, its_signals in zip(
+                draws, completions, steps, grades, signals, strict=True
+            )
+        ]
+
+    def _steps(self, completion: Completion) -> Steps:
+        pieces = token_pieces(self.tokenizer, completion.tokens)
+        if completion.finish_reason == "stop":
+            pieces[-1] = ""  # the end-of-sequence token says nothing, and is no step of its own
+        return split_steps(pieces)
+
+    def _signals(
+        self, draws: Sequence[Draw], completions: Sequence[Completion], steps: Sequence[Steps]
+    ) -> list[dict[str, tuple[float, ...]]]:
+        """FCI by both reductions, and mean entropy, of each step of each response."""
+        branching = BranchingConfig(delta=self.settings.delta)
+        policy = LocalPolicy(
+            self.model,
+            None,
+            loss=LossConfig(),
+            optimizer=OptimizerConfig(packing="none"),  # any architecture does
+            branching=branching,
+            temperature=self.settings.evaluation.temperature or 1.0,
+        )
+        bar = self.progress.add_task("influence", total=2 * len(draws))
+        found: list[dict[str, tuple[float, ...]]] = [{} for _ in draws]
+        for name, reduction in zip(SIGNALS[:2], ("max", "zscore_max"), strict=True):
+            policy.branching = branching.model_copy(update={"reduction": reduction})
+            for start in range(0, len(draws), self.batch):
+                part = slice(start, start + self.batch)
+                scores = policy.score(
+                    [draw.request.prompt for draw in draws[part]], [c.tokens for c in completions[part]], steps[part]
+                )
+                for signals, its_steps, score in zip(found[part], steps[part], scores, strict=True):
+                    signals[name] = score.fci
+                    signals["entropy"] = tuple(fmean(score.entropy[a:b]) for a, b in its_steps.ranges())
+                self.progress.advance(bar, len(scores))
+        return found
+
+    def hide(self, responses: Sequence[Response]) -> list[HiddenStep]:
+        """Continue each response from behind each chosen step, with and without it."""
+        wanted = [(response, step, names) for response in responses for step, names in self._chosen(response)]
+        requests = [
+            request
+            for response, step, _ in wanted
+            for hidden in (False, True)
+            for request in self._requests(response, step, hidden)
+        ]
+        bar = self.progress.add_task("continuations", total=len(requests))
+        completions = continue_hidden(
+            self.model,
+            requests,
+            eos_token_ids=end_of_sequence_ids(self.model, self.tokenizer),
+            pad_token_id=self.tokenizer.pad_token_id or 0,
+            temperature=self.settings.evaluation.temperature,
+            top_p=self.settings.evaluation.top_p,
+            max_batch=self.batch,
+            on_progress=lambda tokens, done: self.progress.update(bar, completed=done),
+        )
+        n = self.settings.continuations
+        owners = [response for response, _, _ in wanted for _ in range(2 * n)]
+        grades = self.grader.grade(
+            [response.draw.problem for response in owners],
+            [
+                decode(self.tokenizer, (*request.prompt[len(response.draw.request.prompt) :], *completion.tokens))
+                for response, request, completion in zip(owners, requests, completions, strict=True)
+            ],
+        )
+        rewards = [grade.reward for grade in grades]
+        agrees = [g.answer is not None and g.answer == r.answer for g, r in zip(grades, owners, strict=True)]
+        records = []
+        for place, (response, step, names) in enumerate(wanted):
+            a, b, c = 2 * n * place, 2 * n * place + n, 2 * n * (place + 1)
+            records.append(
+                HiddenStep(
+                    problem=response.draw.problem.id,
+                    sample=response.draw.sample,
+                    step=step,
+                    steps=len(response.steps),
+                    tokens=response.steps.lengths[step],
+                    conditions=names,
+                    signals={signal: values[step] for signal, values in response.signals.items()},
+                    undisturbed=tuple(rewards[a:b]),
+                    disrupted=tuple(rewards[b:c]),
+                    undisturbed_agrees=tuple(agrees[a:b]),
+                    disrupted_agrees=tuple(agrees[b:c]),
+                )
+            )
+        return records
+
+    def _chosen(self, response: Response) -> list[tuple[int, dict[str, bool]]]:
+        """The steps to hide, each once, with the conditions that chose it."""
+        choices: dict[str, Choice] = choose_steps(
+            hideable(response.steps, self.settings.lag),
+            response.signals,
+            bins=self.settings.bins,
+            rho=self.settings.rho,
+            name=f"{self.seed}/{response.name}",
+        )
+        chosen: dict[int, dict[str, bool]] = {}
+        for condition, choice in choices.items():
+            chosen.setdefault(choice.step, {})[condition] = choice.contrasts
+        return sorted(chosen.items())
+
+    def _requests(self, response: Response, step: int, hidden: bool) -> Iterator[HiddenRequest]:
+        """The continuations of one cut; their seeds are the same for every step, hidden or not."""
+        prompt = response.draw.request.prompt
+        cut = response.steps.starts[step + self.settings.lag]
+        kept = (*prompt, *response.tokens[:cut])
+        start, end = (len(prompt) + offset for offset in response.steps.ranges()[step])
+        end = min(end, len(kept) - 1)  # with a lag of 1 the token that is read next is the step's own last one
+        from_end = hidden and self.settings.hide_from == "next_step"
+        for number in range(self.settings.continuations):
+            yield HiddenRequest(
+                prompt=kept,
+                hidden=(start, end) if hidden else (0, 0),
+                unseen_from=end if from_end else len(kept) - 1,
+                max_new_tokens=response.draw.request.max_new_tokens - cut,
+                seed=sample_seed(self.seed, "continuation", response.name, number),
+            )
+
+
+# --- Before and after -----------------------------------------------------------------------------------------------
+
+
+def _draws(
+    suite: Suite, settings: EvalSettings, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+) -> list[Draw]:
+    """The responses to sample; each has to fit the model's positions."""
+    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    prompts: list[tuple[Problem, tuple[int, ...]]] = []
+    for problem in suite.problems:
+        prompt = encode_prompt(tokenizer, as_chat(problem, tokenizer), settings.max_prompt_tokens or 1 << 62)
+        if limit is not None and len(prompt) + suite.max_new_tokens > limit:
+            raise UserError(
+                f"--max-new-tokens {suite.max_new_tokens}: problem {problem.id} has a prompt of {len(prompt)} tokens, "
+                f"and the model {limit} positions"
+            )
+        prompts.append((problem, prompt))
+    return [
+        Draw(problem, k, Request(prompt, suite.max_new_tokens, sample_seed(settings.seed, suite.name, problem.id, k)))
+        for problem, prompt in prompts
+        for k in range(suite.samples)
+    ]
+
+
+def _too_few_steps(responses: Sequence[Response], settings: DisruptSettings) -> str:
+    most = max((len(hideable(response.steps, settings.lag)) for response in responses), default=0)
+    return (
+        f"no response has enough steps: --bins {settings.bins} needs {2 * settings.bins} that can be hidden with "
+        f"--lag {settings.lag}, the most are {most} (mean steps {fmean(len(r.steps) for r in responses):.1f}); "
+        "a smaller --lag or fewer --bins may do"
+    )
+
+
+def _require_new(output: Path) -> None:
+    if (output / "results.json").exists():
+        raise UserError(f"--output {output}: holds results already, choose another directory")
+    nearest = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise UserError(f"--output {output}: {nearest} is no directory that can be written")
+    pyplot_for("disrupt --output")
+
+
+def _write(output: Path, results: dict[str, Any], records: Sequence[HiddenStep]) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(record.as_dict()) + "\n" for record in records)
+    (output / "steps.jsonl").write_text(lines, encoding="utf-8")
+    (output / "results.md").write_text(markdown(results) + "\n", encoding="utf-8")
+    draw_disruption(results, output / "disruption.png")
+    (output / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Progress]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        yield progress
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
