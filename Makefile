@@ -9,7 +9,7 @@ VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_INSTALLED := $(VLLM_VENV)/.installed
 
-.PHONY: demo test test-vllm lint smollm2 clean
+.PHONY: demo test test-vllm lint smollm2 results results-quick clean
 
 demo: $(INSTALLED)
 	$(BIN)/attnrl train attnrl output_dir=runs/demo
@@ -41,7 +41,34 @@ $(VLLM_INSTALLED): pyproject.toml constraints-vllm.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) runs
+	rm -rf $(VENV) $(VLLM_VENV) runs results
+
+# All tables and pictures of docs/results.md, in `results`: many hours. It goes on where it was stopped; what is done is
+# not done again. docs/results.md itself then takes its tables from there.
+results: results/point-ledger results/point-ledger_long results/disruption-ledger results/disruption-demo
+	$(BIN)/attnrl compare ledger
+	$(BIN)/attnrl compare ledger_long
+	$(BIN)/attnrl compare chain_sum
+	$(BIN)/python tools/results_page.py
+
+# The same path in a few minutes; its numbers settle nothing.
+results-quick: $(INSTALLED)
+	$(BIN)/attnrl compare quick
+	$(BIN)/attnrl point ledger --task ledger --problems 50 --samples 2 --output results/quick/point
+	rm -rf results/quick/disruption
+	$(BIN)/attnrl disrupt ledger --task ledger --problems 40 --samples 1 --max-new-tokens 256 --output results/quick/disruption
+
+results/point-%: $(INSTALLED)
+	$(BIN)/attnrl point $* --task $* --output $@
+
+results/disruption-ledger: $(INSTALLED)
+	$(BIN)/attnrl disrupt ledger --task ledger --samples 4 --max-new-tokens 256 --output $@
+
+results/disruption-demo: runs/demo/checkpoints/step-000030
+	$(BIN)/attnrl disrupt $< --task ledger --samples 4 --max-new-tokens 256 --output $@
+
+runs/demo/checkpoints/step-000030: $(INSTALLED)
+	$(BIN)/attnrl train attnrl output_dir=runs/demo
 
 # SmolLM2-135M-Instruct without a model hub; docs/smollm2.md trains it.
 smollm2: models/smollm2-135m/config.json

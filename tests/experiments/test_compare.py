@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from rich.console import Console
 from attnrl.errors import UserError
 from attnrl.experiments.compare import describe_machine, is_finished, run_comparison, write_results
 from attnrl.experiments.comparison import Comparison, PlannedRun, load_comparison, plan_runs
+from attnrl.experiments.comparison_results import recorded_runs
 
 SMALL = [
     "prompts=2",
@@ -61,6 +63,16 @@ def test_a_comparison_from_runs_to_pictures_and_not_twice(tiny_checkpoint: Path,
     run_comparison(loaded, runs, console)
     assert "2 of 2 runs are finished already" in console.file.getvalue()  # type: ignore[attr-defined]
     assert before == {run.directory: (run.directory / "metrics.jsonl").stat().st_mtime_ns for run in runs}
+    # The results alone do for a run whose directory was not kept; what they hold is not changed by being read.
+    shutil.rmtree(tmp_path / "runs")
+    run_comparison(loaded, runs, quiet())
+    assert write_results(loaded, runs) == lines
+    assert json.loads((tmp_path / "results.json").read_text())["runs"] == document["runs"]
+    other, other_runs = comparison(tiny_checkpoint, tmp_path, "tokens=301")
+    assert recorded_runs(tmp_path / "results.json", other) == {} and not any(map(is_finished, other_runs))
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(UserError, match=r"results\.json: not readable"):
+        run_comparison(loaded, runs, quiet())
 
 
 def test_a_run_that_fails_is_named_and_the_others_are_done(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_every_arm_gets_every_seed_and_the_same_budget_seed_by_seed() -> None:
     assert [(run.arm, run.seed) for run in runs] == [("grpo", 3), ("attnrl", 3), ("grpo", 4), ("attnrl", 4)]
     assert {run.config.tokens for run in runs} == {1000}
     assert [run.config.seed for run in runs] == [3, 3, 4, 4]
-    assert runs[1].directory == Path("comparisons/grpo-attnrl/runs/attnrl/seed-3")
+    assert runs[1].directory == Path("results/grpo-attnrl/runs/attnrl/seed-3")
     # Steps never end a run before its budget does.
     assert all(not run.config.is_over(999, 999) and run.config.is_over(1, 1000) for run in runs)
 

@@ -21,11 +21,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from attnrl.errors import UserError
 from attnrl.experiments.comparison import Comparison, PlannedRun
-from attnrl.experiments.comparison_results import as_document, read_run, summarize_arms
+from attnrl.experiments.comparison_results import as_document, read_run, recorded_runs, summarize_arms
 from attnrl.report.comparison import ablation_table, draw_comparison, draw_dynamics, efficiency_table
 from attnrl.report.run_directory import METRICS, RunDirectory
 
 POLL_SECONDS = 0.5
+RESULTS = "results.json"
 
 
 def run_comparison(comparison: Comparison, runs: Sequence[PlannedRun], console: Console) -> None:
@@ -37,7 +38,8 @@ def run_comparison(comparison: Comparison, runs: Sequence[PlannedRun], console: 
         UserError: runs failed; the first is named with the last line it printed, after all others have ended.
         KeyboardInterrupt: it was stopped; the same call goes on.
     """
-    waiting = [run for run in runs if not is_finished(run)]
+    recorded = recorded_runs(comparison.output_dir / RESULTS, comparison)
+    waiting = [run for run in runs if (run.arm, run.seed) not in recorded and not is_finished(run)]
     if len(waiting) < len(runs):
         console.print(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already", highlight=False)
     with _progress(console, len(runs) * comparison.tokens) as bar, _sigterm_interrupts():
@@ -155,17 +157,21 @@ def _sigterm_interrupts() -> Iterator[None]:
 def write_results(comparison: Comparison, runs: Sequence[PlannedRun]) -> list[str]:
     """Write ``results.json``, ``results.md``, ``curves.png`` and ``dynamics.png`` of the runs that are finished.
 
+    A run counts as well whose directory is gone, if an earlier ``results.json`` has it.
+
     Returns:
         The lines of ``results.md``.
 
     Raises:
         UserError: no seed has finished runs of all arms, or matplotlib or scipy is missing.
     """
-    results = [read_run(run) for run in runs if is_finished(run)]
+    known = recorded_runs(comparison.output_dir / RESULTS, comparison)
+    known |= {(run.arm, run.seed): read_run(run) for run in runs if is_finished(run)}
+    results = [known[run.arm, run.seed] for run in runs if (run.arm, run.seed) in known]
     arms = summarize_arms(results, comparison.tokens, comparison.target)
     output = comparison.output_dir
     document = as_document(comparison, results, arms, describe_machine())
-    (output / "results.json").write_text(json.dumps(document) + "\n", encoding="utf-8")
+    (output / RESULTS).write_text(json.dumps(document) + "\n", encoding="utf-8")
     lines = [
         *ablation_table(arms, comparison.tokens, comparison.target),
         "",

@@ -111,7 +111,7 @@ def _read(what: str) -> dict[str, Any]:
         return read_settings(what, kind="comparison", package=COMPARISONS)
     names = [Path(recipe).stem for recipe in recipes]
     return {
-        "output_dir": f"comparisons/{'-'.join(map(slug, names))}",
+        "output_dir": f"results/{'-'.join(map(slug, names))}",
         "arms": {name: {"recipe": recipe} for name, recipe in zip(names, recipes, strict=True)},
     }
 

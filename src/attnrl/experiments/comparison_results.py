@@ -6,14 +6,16 @@ tested seed by seed (paired).
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate, pairwise
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from attnrl.errors import UserError
+from attnrl.errors import UserError, one_line
 from attnrl.experiments.comparison import Comparison, PlannedRun
 from attnrl.report.run_directory import METRICS, RunDirectory
 
@@ -119,6 +121,37 @@ def read_run(run: PlannedRun) -> RunResult:
         valid_ratio=sum(row["tokens/valid"] for row in steps) / max(1.0, sum(sampled)),
         dynamics={name: tuple(row.get(name, math.nan) for row in steps) for name in DYNAMICS},
     )
+
+
+def recorded_runs(file: Path, comparison: Comparison) -> dict[tuple[str, int], RunResult]:
+    """Results in a ``results.json`` of runs that this comparison has too, by arm and seed; none if there is no file.
+
+    So a comparison goes on from its results alone, where run directories were not kept.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not file.exists():
+        return {}
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        before = Comparison.model_validate(document["comparison"])
+        runs = [_recorded(fields) for fields in document["runs"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: not readable ({one_line(error)})") from None
+    if (before.tokens, before.settings) != (comparison.tokens, comparison.settings):
+        return {}
+    same = {name for name, arm in comparison.arms.items() if before.arms.get(name) == arm}
+    return {(run.arm, run.seed): run for run in runs if run.arm in same}
+
+
+def _recorded(fields: Mapping[str, Any]) -> RunResult:
+    curves = {name: tuple(fields[name]) for name in ("tokens", "seconds", "accuracy")}
+    dynamics = {
+        name: tuple(math.nan if value is None else value for value in values)
+        for name, values in fields["dynamics"].items()
+    }
+    return RunResult(**{**fields, **curves, "dynamics": dynamics})
 
 
 @dataclass(frozen=True)
