@@ -199,6 +199,11 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
         ["architecture", "lama"],
     ),
     "sft to a file": (["sft", "sft_ledger", "output_dir=file/out", stages("ledger")], ["output_dir file/out"]),
+    "compare of unknown recipes": (["compare", "grpo,atnrl", "tokens=1000"], ["arm atnrl", "recipe 'atnrl'"]),
+    "compare without a budget": (["compare", "grpo,attnrl"], ["comparison grpo,attnrl", "tokens is required"]),
+    "compare of a file that is none": (["compare", "list.yaml"], ["comparison list.yaml", "expected a mapping"]),
+    "point of an unknown task": (["point", "tiny", "--task", "leger"], ["task 'leger'", "ledger_long"]),
+    "point of no model": (["point", "nowhere", "--task", "ledger"], ["model nowhere", "no such directory"]),
     "plot of no run": (["plot", "bare"], ["bare", "no evaluations"]),
     "timeline of nothing": (["timeline", "nowhere"], ["nowhere", "no such run directory"]),
     "plot of nothing": (["plot", "nowhere"], ["nowhere", "no evaluations"]),
@@ -265,7 +270,10 @@ def test_ctrl_c_outside_of_training(attnrl: Attnrl, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("command", "taught"),
     [
-        ([], ["train", "eval", "sft", "plot", "timeline"]),
+        ([], ["train", "compare", "eval", "disrupt", "point", "sft", "plot", "timeline", "report"]),
+        (["compare"], ["attnrl compare grpo,treerl,attnrl", "--no-train", "ledger_long", "results.md"]),
+        (["point"], ["attnrl point ledger --task ledger", "--pivotal"]),
+        (["grade"], ["[default: one per core"]),
         (["train"], ["attnrl train attnrl", "data.train=", "steps=20", "--dry-run", "grpo", "resume", "output_dir"]),
         (["eval"], ["attnrl eval ledger --task ledger", "--data", "--benchmark", "aime24,", "--samples", "--output"]),
         (["sft"], ["attnrl sft sft_ledger", "output_dir", "--dry-run"]),

@@ -125,6 +125,7 @@ def test_a_mismatch_beyond_the_range_of_floats_is_a_number():
 def test_branch_places(metrics):
     assert metrics["branch/position"] == pytest.approx(sum([0.3, 0.6, 2 / 4, 2 / 8, 6 / 8, 2 / 8, 4 / 8]) / 7)
     assert metrics["branch/beyond_first_steps_ratio"] == pytest.approx(1 / 4)  # only (2, 6)
+    assert metrics["branch/agreement_ratio"] == pytest.approx(5 / 7)  # all but 3 of the first and 4 of the last
 
 
 def test_update_and_times_are_passed_on(metrics):

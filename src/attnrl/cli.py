@@ -124,36 +124,36 @@ def evaluate_models(
         typer.Option(help=f"Names, separated by commas: {', '.join(KNOWN)}, or NAME=PATH, or NAME=HUB_ID."),
     ] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help=f"Where the files of the benchmarks are. [default: ${DATA_DIR_VARIABLE}]")
+        Path | None, typer.Option(help=f"Where the files of the benchmarks are. \\[default: ${DATA_DIR_VARIABLE}]")
     ] = None,
     task: Annotated[str | None, typer.Option(help="A procedural task: its held-out problems.")] = None,
     data: Annotated[str | None, typer.Option(help="A file of problems (parquet, jsonl, json, csv), or HUB_ID.")] = None,
     problems: Annotated[
-        int | None, typer.Option(min=1, help="The first N problems only. [default: all of a benchmark, else 200]")
+        int | None, typer.Option(min=1, help="The first N problems only. \\[default: all of a benchmark, else 200]")
     ] = None,
     samples: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Responses per problem (k). [default: 32 of AIME and AMC, 4 of other benchmarks, else 8]"
+            min=1, help="Responses per problem (k). \\[default: 32 of AIME and AMC, 4 of other benchmarks, else 8]"
         ),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(min=0.0, help="0 is greedy. [default: 0.6 for benchmarks, else 1.0]")
+        float | None, typer.Option(min=0.0, help="0 is greedy. \\[default: 0.6 for benchmarks, else 1.0]")
     ] = None,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="At most, and what the model has positions for. [default: 32768, else 512]"),
+        typer.Option(min=1, help="At most, and what the model has positions for. \\[default: 32768, else 512]"),
     ] = None,
     max_prompt_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longer prompts count as not solved. [default: the model's positions]")
+        int | None, typer.Option(min=1, help="Longer prompts count as not solved. \\[default: the model's positions]")
     ] = None,
     prompt_suffix: Annotated[
         str | None,
-        typer.Option(help="Appended where it is missing. [default: the paper's; none for --task]"),
+        typer.Option(help="Appended where it is missing. \\[default: the paper's; none for --task]"),
     ] = None,
     grader: Annotated[
-        str | None, typer.Option(help="rules, math or module:function. [default: the task's own, else math]")
+        str | None, typer.Option(help="rules, math or module:function. \\[default: the task's own, else math]")
     ] = None,
     flexible_answers: Annotated[
         bool, typer.Option("--flexible-answers", help="Grade the last number of a response that boxes nothing.")
@@ -162,10 +162,10 @@ def evaluate_models(
     device: Annotated[str, typer.Option()] = "auto",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
     max_batch: Annotated[
-        int | None, typer.Option(min=1, help="Responses decoded at the same time. [default: what memory allows]")
+        int | None, typer.Option(min=1, help="Responses decoded at the same time. \\[default: what memory allows]")
     ] = None,
     chunk: Annotated[
-        int | None, typer.Option(min=1, help="Responses between two writes. [default: about a minute's work]")
+        int | None, typer.Option(min=1, help="Responses between two writes. \\[default: about a minute's work]")
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Write samples.jsonl and results.json to this directory, and continue there.")
@@ -246,10 +246,10 @@ def disrupt(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
     max_prompt_tokens: Annotated[int | None, typer.Option(min=1)] = None,
     prompt_suffix: Annotated[
-        str | None, typer.Option(help="Appended where it is missing. [default: the paper's; none for --task]")
+        str | None, typer.Option(help="Appended where it is missing. \\[default: the paper's; none for --task]")
     ] = None,
     grader: Annotated[
-        str | None, typer.Option(help="rules, math or module:function. [default: the task's own, else math]")
+        str | None, typer.Option(help="rules, math or module:function. \\[default: the task's own, else math]")
     ] = None,
     flexible_answers: Annotated[
         bool, typer.Option("--flexible-answers", help="Grade the last number of a response that boxes nothing.")
@@ -258,7 +258,7 @@ def disrupt(
     device: Annotated[str, typer.Option()] = "auto",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
     max_batch: Annotated[
-        int | None, typer.Option(min=1, help="Responses decoded at the same time. [default: what memory allows]")
+        int | None, typer.Option(min=1, help="Responses decoded at the same time. \\[default: what memory allows]")
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Write results.json, results.md, steps.jsonl and a picture to this directory.")
@@ -382,7 +382,7 @@ def grade(
     output: Annotated[Path, typer.Option("--output", "-o", help="The .jsonl file to write.")],
     grader: Annotated[str, typer.Option(help="rules, math or module:function.")] = "math",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes for math. [default: one per core, at most 8]")
+        int | None, typer.Option(min=1, help="Processes for math. \\[default: one per core, at most 8]")
     ] = None,
     deadline: Annotated[float, typer.Option(help="Seconds that comparing one answer may take.")] = 5.0,
     flexible_answers: Annotated[
@@ -446,7 +446,7 @@ def plot(
 @app.command()
 def timeline(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
-    step: Annotated[int | None, typer.Option(min=1, help="The training step. [default: the last one]")] = None,
+    step: Annotated[int | None, typer.Option(min=1, help="The training step. \\[default: the last one]")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write (.png or .svg).")] = Path(
         "timeline.png"
     ),

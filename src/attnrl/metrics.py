@@ -140,9 +140,16 @@ def _solve_ratios(samples: str, rewards_of_problems: Sequence[Sequence[float]]) 
 
 
 def _branch_places(grown: Sequence[Grown]) -> dict[str, float]:
-    """Where branch points fall: as a share of the response, and how often beyond its first two steps."""
-    shares, beyond = [], []
+    """Where branch points fall, and how often they change nothing.
+
+    As a share of the response, how often beyond its first two steps, and how often trunk and continuations end alike.
+    """
+    shares, beyond, agree = [], [], []
     for problem in grown:
+        at_point: dict[tuple[int, int], set[float]] = {}
+        for (index, at), sample in zip(problem.plan.branches, problem.branches, strict=True):
+            at_point.setdefault((index, at), {problem.plan.group.trunks[index].reward}).add(sample.reward)
+        agree += [len(rewards) == 1 for rewards in at_point.values()]
         for index, points in problem.plan.points.items():
             trunk = problem.plan.group.trunks[index]
             if points:
@@ -151,7 +158,11 @@ def _branch_places(grown: Sequence[Grown]) -> dict[str, float]:
                 beyond.append(set(points) != set(trunk.steps.starts[1 : 1 + len(points)]))
     if not shares:
         return {}
-    return {"branch/position": fmean(shares), "branch/beyond_first_steps_ratio": fmean(beyond)}
+    return {
+        "branch/position": fmean(shares),
+        "branch/beyond_first_steps_ratio": fmean(beyond),
+        "branch/agreement_ratio": fmean(agree),
+    }
 
 
 def _mismatch(samples: Sequence[Sample]) -> dict[str, float]:

@@ -267,6 +267,7 @@ const SAMPLER = [
   ["time/generated_tokens_per_second", "Tokens sampled per second", number],
   ["branch/position", "Branch position, share of the trunk", percent],
   ["branch/beyond_first_steps_ratio", "Branches beyond the first steps", percent],
+  ["branch/agreement_ratio", "Branches that end as their trunk does", percent],
   ["truncated_ratio", "Truncated samples", percent], ["mismatch/mean", "Mismatch to the sampler, mean (nats)", number],
   ["mismatch/max", "Mismatch to the sampler, largest (nats)", number], ["carried_over", "Carried over to the next step", number],
 ];
