@@ -22,7 +22,7 @@ from attnrl.experiments.comparison_results import (
     spread,
     summarize_arms,
 )
-from attnrl.report.comparison import TITLES, ablation_table, efficiency_table
+from attnrl.report.comparison import TITLES, ablation_table, efficiency_table, running_mean
 
 TWO = ["tokens=1000", "seeds=[3,4]"]
 
@@ -167,6 +167,12 @@ def test_tables_say_what_is_a_bound() -> None:
     assert "(1 of 2 never)" in rows["some"]
     assert rows["fast"].split("|")[-2].strip() == f"> {arms[2].speedup:.2f}x"
     assert all(line.count("|") == 8 for line in efficiency_table(arms, 1000, 0.5))
+
+
+def test_watched_curves_are_smoothed() -> None:
+    assert running_mean([1, 2, 3, 4, 9], 3) == [1.5, 2, 3, pytest.approx(16 / 3), 6.5]
+    smoothed = running_mean([math.nan, math.nan, math.nan, 2.0], 3)
+    assert math.isnan(smoothed[0]) and smoothed[2:] == [2.0, 2.0]
 
 
 def test_every_curve_has_a_title() -> None:

@@ -12,6 +12,7 @@ from attnrl.experiments.comparison_results import ArmResult, Difference, RunResu
 from attnrl.report.pictures import pyplot_for, save_picture
 
 POINTS = 60  # of a drawn curve
+SMOOTHED = 5  # steps that a point of a watched curve is the mean of
 COLUMNS = 4  # of panels
 
 # How the curves that the paper watches are called in pictures.
@@ -124,7 +125,9 @@ def draw_comparison(results: Sequence[RunResult], budget: float, target: float, 
 
 
 def draw_dynamics(results: Sequence[RunResult], output: Path) -> None:
-    """Draw the curves that the paper watches (its figures 6, 7 and 8) over training steps: means over seeds.
+    """Draw the curves that the paper watches (its figures 6, 7 and 8) over training steps.
+
+    Means over seeds and over :data:`SMOOTHED` steps: a single step's batch is small.
 
     Raises:
         UserError: matplotlib is missing, or the picture cannot be written.
@@ -138,13 +141,22 @@ def draw_dynamics(results: Sequence[RunResult], output: Path) -> None:
             # As far as all seeds go.
             by_step = zip(*(run.dynamics[name] for run in runs), strict=False)
             means = [fmean(values) if not any(map(math.isnan, values)) else math.nan for values in by_step]
-            panel.plot(range(1, len(means) + 1), means, label=arm, linewidth=1.2, **_style(number))
+            panel.plot(range(1, len(means) + 1), running_mean(means), label=arm, linewidth=1.2, **_style(number))
     for name, panel in panels.items():
         panel.set_title(TITLES[name], fontsize="medium")
         panel.grid(alpha=0.3)
-    figure.supxlabel("training step")
+    for panel in grid[-1]:
+        panel.set_xlabel("training step")
     figure.legend(*grid.flat[-1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     save_picture(figure, output)
+
+
+def running_mean(values: Sequence[float], width: int = SMOOTHED) -> list[float]:
+    """The mean of ``width`` neighbours around each value, of fewer at the ends; nan where they all are."""
+    half = width // 2
+    windows = [values[max(0, place - half) : place + half + 1] for place in range(len(values))]
+    known = [[value for value in window if not math.isnan(value)] for window in windows]
+    return [fmean(window) if window else math.nan for window in known]
 
 
 def _by_arm(results: Sequence[RunResult]) -> dict[str, list[RunResult]]:
