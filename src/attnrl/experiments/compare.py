@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from attnrl.errors import UserError
 from attnrl.experiments.comparison import Comparison, PlannedRun
-from attnrl.experiments.comparison_results import as_document, read_run, recorded_runs, summarize_arms
+from attnrl.experiments.comparison_results import as_document, complete_seeds, read_run, recorded_runs, summarize_arms
 from attnrl.report.comparison import ablation_table, draw_comparison, draw_dynamics, efficiency_table
 from attnrl.report.run_directory import METRICS, RunDirectory
 
@@ -178,8 +178,9 @@ def write_results(comparison: Comparison, runs: Sequence[PlannedRun]) -> list[st
         *efficiency_table(arms, comparison.tokens, comparison.target),
     ]
     (output / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    draw_comparison(results, comparison.tokens, comparison.target, output / "curves.png")
-    draw_dynamics(results, output / "dynamics.png")
+    drawn = complete_seeds(results)
+    draw_comparison(drawn, comparison.tokens, comparison.target, output / "curves.png")
+    draw_dynamics(drawn, output / "dynamics.png")
     return lines
 
 

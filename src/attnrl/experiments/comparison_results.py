@@ -241,19 +241,30 @@ class ArmResult:
     area_difference: Difference
 
 
+def complete_seeds(results: Sequence[RunResult]) -> list[RunResult]:
+    """The results of the seeds that all arms have, in their order.
+
+    Raises:
+        UserError: there is none.
+    """
+    seeds_of: dict[str, set[int]] = {}
+    for result in results:
+        seeds_of.setdefault(result.arm, set()).add(result.seed)
+    seeds = set.intersection(*seeds_of.values()) if seeds_of else set()
+    if not seeds:
+        raise UserError("no seed has finished runs of all arms yet")
+    return [result for result in results if result.seed in seeds]
+
+
 def summarize_arms(results: Sequence[RunResult], budget: float, target: float) -> list[ArmResult]:
     """Sum runs up by arm, in the order in which arms first appear; seeds that not all arms have are left out.
 
     Raises:
         UserError: no seed has runs of all arms; or scipy is missing.
     """
-    by_arm: dict[str, dict[int, RunResult]] = {}
-    for result in results:
-        by_arm.setdefault(result.arm, {})[result.seed] = result
-    seeds = sorted(set.intersection(*(set(runs) for runs in by_arm.values())) if by_arm else ())
-    if not seeds:
-        raise UserError("no seed has finished runs of all arms yet")
-    of_arm = {arm: [runs[seed] for seed in seeds] for arm, runs in by_arm.items()}
+    of_arm: dict[str, list[RunResult]] = {}
+    for result in sorted(complete_seeds(results), key=lambda result: result.seed):
+        of_arm.setdefault(result.arm, []).append(result)
     first = next(iter(of_arm.values()))
     return [_summarize(arm, runs, first, budget, target) for arm, runs in of_arm.items()]
 
