@@ -12,7 +12,7 @@ from attnrl.errors import UserError
 from attnrl.tasks.ledger import build_tokenizer
 from attnrl.tasks.problem import Problem
 from attnrl.tasks.procedural import TASKS
-from attnrl.tokens import UNFINISHED, decode, encode_prompt, token_pieces
+from attnrl.tokens import UNFINISHED, decode, encode_prompt, response_steps, step_texts, token_pieces
 
 CORPUS = [
     "So the answer is 42.\n\nWait, let me check it.\n\nIt is.\n\n" * 3,
@@ -193,3 +193,11 @@ def test_prompts_that_cannot_be_encoded_are_named(tokenizer: PreTrainedTokenizer
         encode_prompt(tokenizer, problem(tuple(CHAT)), 100)
     with pytest.raises(UserError, match="problem mine:3: the prompt has no tokens"):
         encode_prompt(tokenizer, problem(""), 100)
+
+
+def test_the_end_of_the_sequence_is_no_step_of_its_own(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokens = (*tokenizer("1\n\n2\n\n")["input_ids"], tokenizer.eos_token_id)
+    steps = response_steps(tokenizer, tokens, ended=True)
+    assert (steps.starts, steps.length) == ((0, 2), 5)
+    assert step_texts(tokenizer, tokens, steps) == ["1\n\n", "2\n\n<eos>"]
+    assert response_steps(tokenizer, tokens, ended=False).starts == (0, 2, 4)

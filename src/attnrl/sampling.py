@@ -15,14 +15,14 @@ from transformers import PreTrainedTokenizerBase
 from attnrl.config import MethodConfig, TrainConfig
 from attnrl.method.advantage import influence_weights
 from attnrl.method.influence import mask_influence
-from attnrl.method.steps import Steps, split_steps
+from attnrl.method.steps import Steps
 from attnrl.metrics import PhaseClock
 from attnrl.overlapped_grading import OverlappedGrading
-from attnrl.protocols import Completion, FinishReason, Grade, Grader, Policy, Request, Sampler, Score
+from attnrl.protocols import Completion, Grade, Grader, Policy, Request, Sampler, Score
 from attnrl.rollout import Group, Grown, Plan, Sample, SampledTokens, Trunk, UnfinishedGroup
 from attnrl.tasks.problem import Problem
 from attnrl.tasks.stream import ProblemSource
-from attnrl.tokens import decode, encode_prompt, token_pieces
+from attnrl.tokens import decode, encode_prompt, response_steps
 
 NOTHING = SampledTokens((), (), (), ())
 
@@ -116,7 +116,11 @@ class Generation:
         completions, grades = self._complete(openings, seeds, enough)
         with self.clock.phase("score"):
             steps = {
-                index: self._steps(openings[index].own(completions[index]), completions[index].finish_reason)
+                index: response_steps(
+                    self.tokenizer,
+                    openings[index].own(completions[index]),
+                    ended=completions[index].finish_reason == "stop",
+                )
                 for index in grades
                 if index >= len(branches) or weighs_steps(self.config.method)
             }
@@ -183,12 +187,6 @@ class Generation:
                 grades = grading.results()
         self.clock.overlapped("grade", grading.spans, during="generate")
         return completions, dict(sorted(grades.items()))
-
-    def _steps(self, tokens: Sequence[int], finish_reason: FinishReason) -> Steps:
-        pieces = token_pieces(self.tokenizer, tokens)
-        if finish_reason == "stop":
-            pieces[-1] = ""  # the end-of-sequence token says nothing, and is no step of its own
-        return split_steps(pieces)
 
     def _score(
         self,

@@ -8,7 +8,7 @@ from typing import cast
 from transformers import PreTrainedTokenizerBase
 
 from attnrl.errors import UserError
-from attnrl.method.steps import Steps
+from attnrl.method.steps import Steps, split_steps
 from attnrl.tasks.problem import Problem
 
 UNFINISHED = "\ufffd"  # what decoding gives for a character whose last bytes are still missing
@@ -40,6 +40,14 @@ def token_pieces(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> l
         if finished:
             start, done = done, end
     return pieces
+
+
+def response_steps(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], *, ended: bool) -> Steps:
+    """The steps of a sampled response; ``ended`` says that its last token is the end of the sequence."""
+    pieces = token_pieces(tokenizer, tokens)
+    if ended:
+        pieces[-1] = ""  # the end-of-sequence token says nothing, and is no step of its own
+    return split_steps(pieces)
 
 
 def step_texts(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], steps: Steps) -> list[str]:

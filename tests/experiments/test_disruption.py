@@ -16,7 +16,6 @@ from attnrl.eval_run import EvalSettings, Suite
 from attnrl.experiments import disruption
 from attnrl.experiments.disruption import DisruptSettings, run_disruption
 from attnrl.experiments.hidden_steps import HiddenRequest
-from attnrl.method.steps import Steps
 from attnrl.tasks.problem import Problem
 
 EVALUATION = EvalSettings(
@@ -133,13 +132,6 @@ def test_an_interruption_says_that_nothing_is_written(
         )
     assert "Stopped. Nothing was written" in said.getvalue()
     assert not (tmp_path / "out").exists()
-
-
-def test_the_end_of_the_sequence_is_no_step_of_its_own(tokenizer: PreTrainedTokenizerBase) -> None:
-    tokens = (*tokenizer("1\n\n2\n\n")["input_ids"], tokenizer.eos_token_id)
-    experiment = disruption.Experiment(None, tokenizer, None, SETTINGS, 1, None)  # type: ignore[arg-type]
-    completion = disruption.Completion(tokens, (0.0,) * len(tokens), "stop")
-    assert experiment._steps(completion) == Steps((0, 2), 5)
 
 
 @pytest.mark.parametrize(

@@ -41,13 +41,13 @@ from attnrl.local.engine import (
     require_influence,
 )
 from attnrl.local.policy import LocalPolicy
-from attnrl.method.steps import Steps, split_steps
+from attnrl.method.steps import Steps
 from attnrl.protocols import Completion, Grader, Request
 from attnrl.report.disruption import draw_disruption, markdown
 from attnrl.report.pictures import pyplot_for
 from attnrl.tasks.fitting import as_chat
 from attnrl.tasks.problem import Problem
-from attnrl.tokens import decode, encode_prompt, token_pieces
+from attnrl.tokens import decode, encode_prompt, response_steps
 
 HIDE_FROM = ("continuation", "next_step")
 
@@ -209,7 +209,10 @@ class Experiment:
             on_progress=lambda tokens, done: self.progress.update(bar, completed=done),
         )
         completions = sampler.generate([draw.request for draw in draws])
-        steps = [self._steps(completion) for completion in completions]
+        steps = [
+            response_steps(self.tokenizer, completion.tokens, ended=completion.finish_reason == "stop")
+            for completion in completions
+        ]
         grades = self.grader.grade(
             [draw.problem for draw in draws], [decode(self.tokenizer, completion.tokens) for completion in completions]
         )
@@ -220,12 +223,6 @@ class Experiment:
                 draws, completions, steps, grades, signals, strict=True
             )
         ]
-
-    def _steps(self, completion: Completion) -> Steps:
-        pieces = token_pieces(self.tokenizer, completion.tokens)
-        if completion.finish_reason == "stop":
-            pieces[-1] = ""  # the end-of-sequence token says nothing, and is no step of its own
-        return split_steps(pieces)
 
     def _signals(
         self, draws: Sequence[Draw], completions: Sequence[Completion], steps: Sequence[Steps]

@@ -38,12 +38,12 @@ from attnrl.local.engine import (
 from attnrl.local.policy import influence_of_steps
 from attnrl.method.branching import RolloutSignals, branch_points
 from attnrl.method.influence import eligible_steps, mask_influence
-from attnrl.method.steps import Steps, split_steps
+from attnrl.method.steps import Steps
 from attnrl.protocols import Request
 from attnrl.run import held_out_problems
 from attnrl.tasks.dependencies import require_dependencies, step_dependents
 from attnrl.tasks.problem import Problem
-from attnrl.tokens import encode_prompt, step_texts, token_pieces
+from attnrl.tokens import encode_prompt, response_steps, step_texts
 
 #: The rules that are compared, each as training would be told.
 RULES: dict[str, BranchingConfig] = {
@@ -166,10 +166,7 @@ def study_responses(
     )
     studied = []
     for (problem, prompt), completion in zip(draws, sampler.generate(requests), strict=True):
-        pieces = token_pieces(tokenizer, completion.tokens)
-        if completion.finish_reason == "stop":
-            pieces[-1] = ""  # the end-of-sequence token says nothing, and is no step of its own
-        steps = split_steps(pieces)
+        steps = response_steps(tokenizer, completion.tokens, ended=completion.finish_reason == "stop")
         if len(steps) >= 3:
             texts = step_texts(tokenizer, completion.tokens, steps)
             studied.append(_study(model, problem, prompt, completion.tokens, steps, texts))

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from attnrl.tasks.ledger import CONNECTIVES, STEP_END
 from attnrl.tasks.rows import PROMPT_SUFFIX
+from attnrl.tasks.word_tokenizer import build_word_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -59,21 +60,11 @@ def demonstrate(terms: Sequence[int], rng: random.Random, *, slip_rate: Sequence
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer that gives one token to a digit, a sign, a word and the sentence of the prompt; it loses no text."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
     words = [
-        "<pad>", "<eos>", "<unk>", QUESTION, ENDING, STEP_END, "\\boxed{", "}", "+", "-", "=", " + ", " - ",
+        QUESTION, ENDING, STEP_END, "\\boxed{", "}", "+", "-", "=", " + ", " - ",
         *string.digits, *CONNECTIVES,
     ]  # fmt: skip
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    pieces = Regex(r"State[a-z ]+: | =\n[^{]*\{\}\.|\n\n|\\boxed\{| [+-] |[a-z]+ |.")
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(pieces, behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>",
-        clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+    return build_word_tokenizer(words, r"State[a-z ]+: | =\n[^{]*\{\}\.|\n\n|\\boxed\{| [+-] |[a-z]+ |.")
 
 
 @dataclass(frozen=True)

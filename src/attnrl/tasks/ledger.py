@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from attnrl.tasks.problem import Problem
+from attnrl.tasks.word_tokenizer import build_word_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -229,21 +230,11 @@ def line_of_step(step_text: str) -> int | None:
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer that gives ledgers one token a digit, label, symbol or word, and loses no text."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
     words = [
-        "<pad>", "<eos>", "<unk>", STEP_END, "\\boxed{", "}", ": ", "; ", "?", "+", "-", "=",
+        STEP_END, "\\boxed{", "}", ": ", "; ", "?", "+", "-", "=",
         *string.digits, *SYMBOLS, *CONNECTIVES, *RECHECKS, *LABELS,
     ]  # fmt: skip
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    pieces = Regex(r"\n\n|\\boxed\{|[a-z]+ |: |; |.")
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(pieces, behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>",
-        clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+    return build_word_tokenizer(words, r"\n\n|\\boxed\{|[a-z]+ |: |; |.")
 
 
 @dataclass(frozen=True)
