@@ -126,7 +126,7 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     "override without =": (train("steps"), ["override 'steps'", "key.path=value"]),
     "override through a value": (train("steps.more=1"), ["'steps.more=1'", "steps is a value"]),
     "grpo with branches": (train("method.branching.points=2", recipe="grpo"), ["method", "branching.points=0"]),
-    "unknown recipe": (train(recipe="atnrl"), ["'atnrl'", "attnrl, grpo"]),
+    "unknown recipe": (train(recipe="atnrl"), ["'atnrl'", "attnrl, attnrl_plus, grpo"]),
     "recipe file that is not there": (train(recipe="mine.yaml"), ["mine.yaml", "no such file"]),
     "recipe that is a list": (train(recipe="list.yaml"), ["list.yaml", "list"]),
     "recipe that is not YAML": (train(recipe="broken.yaml"), ["broken.yaml", "not valid YAML"]),
