@@ -12,11 +12,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from attnrl.config import SftConfig, TrainConfig, dump_config, load_config, recipe_names, shipped_names
+from attnrl.config import SftConfig, TrainConfig, dump_config, load_config, recipe_names
 from attnrl.errors import UserError
-from attnrl.experiments.comparison import COMPARISONS
+from attnrl.experiments.comparison import comparison_names, load_comparison, plan_runs
 from attnrl.tasks.benchmarks import DATA_DIR_VARIABLE, KNOWN, TEMPERATURE
-from attnrl.tasks.rows import PROMPT_SUFFIX
 
 app = typer.Typer(
     add_completion=False,
@@ -28,9 +27,30 @@ app = typer.Typer(
 console = Console()
 
 RECIPES = f"A .yaml file, or one of: {', '.join(recipe_names())}."
-COMPARISON = f"A .yaml file, recipes separated by commas, or one of: {', '.join(shipped_names(COMPARISONS))}."
+COMPARISON = f"A .yaml file, recipes separated by commas, or one of: {', '.join(comparison_names())}."
 CHANGES = "Settings of the comparison to change, as key.path=value (for example: workers=1 'seeds=[0,1]')."
 OVERRIDES = "Settings to change, as key.path=value (for example: seed=1 method.branching.criterion=random)."
+
+# Options of commands that sample and grade responses.
+TaskOption = Annotated[str | None, typer.Option(help="A procedural task: its held-out problems.")]
+DataOption = Annotated[str | None, typer.Option(help="A file of problems (parquet, jsonl, json, csv), or HUB_ID.")]
+TopPOption = Annotated[float, typer.Option(min=0.0, max=1.0)]
+MaxPromptTokensOption = Annotated[
+    int | None, typer.Option(min=1, help="Longer prompts count as not solved. \\[default: the model's positions]")
+]
+PromptSuffixOption = Annotated[
+    str | None, typer.Option(help="Appended where it is missing. \\[default: the paper's; none for --task]")
+]
+GraderOption = Annotated[
+    str | None, typer.Option(help="rules, math or module:function. \\[default: the task's own, else math]")
+]
+FlexibleAnswersOption = Annotated[
+    bool, typer.Option("--flexible-answers", help="Grade the last number of a response that boxes nothing.")
+]
+DtypeOption = Annotated[str, typer.Option(help="float32 or bfloat16")]
+MaxBatchOption = Annotated[
+    int | None, typer.Option(min=1, help="Responses decoded at the same time. \\[default: what memory allows]")
+]
 
 
 @app.command()
@@ -98,8 +118,6 @@ def compare(
 
     attnrl compare quick --dry-run
     """
-    from attnrl.experiments.comparison import load_comparison, plan_runs
-
     loaded = load_comparison(comparison, overrides or ())
     runs = plan_runs(loaded)
     if dry_run:
@@ -126,8 +144,8 @@ def evaluate_models(
     data_dir: Annotated[
         Path | None, typer.Option(help=f"Where the files of the benchmarks are. \\[default: ${DATA_DIR_VARIABLE}]")
     ] = None,
-    task: Annotated[str | None, typer.Option(help="A procedural task: its held-out problems.")] = None,
-    data: Annotated[str | None, typer.Option(help="A file of problems (parquet, jsonl, json, csv), or HUB_ID.")] = None,
+    task: TaskOption = None,
+    data: DataOption = None,
     problems: Annotated[
         int | None, typer.Option(min=1, help="The first N problems only. \\[default: all of a benchmark, else 200]")
     ] = None,
@@ -140,30 +158,19 @@ def evaluate_models(
     temperature: Annotated[
         float | None, typer.Option(min=0.0, help="0 is greedy. \\[default: 0.6 for benchmarks, else 1.0]")
     ] = None,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
+    top_p: TopPOption = 1.0,
     max_new_tokens: Annotated[
         int | None,
         typer.Option(min=1, help="At most, and what the model has positions for. \\[default: 32768, else 512]"),
     ] = None,
-    max_prompt_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longer prompts count as not solved. \\[default: the model's positions]")
-    ] = None,
-    prompt_suffix: Annotated[
-        str | None,
-        typer.Option(help="Appended where it is missing. \\[default: the paper's; none for --task]"),
-    ] = None,
-    grader: Annotated[
-        str | None, typer.Option(help="rules, math or module:function. \\[default: the task's own, else math]")
-    ] = None,
-    flexible_answers: Annotated[
-        bool, typer.Option("--flexible-answers", help="Grade the last number of a response that boxes nothing.")
-    ] = False,
+    max_prompt_tokens: MaxPromptTokensOption = None,
+    prompt_suffix: PromptSuffixOption = None,
+    grader: GraderOption = None,
+    flexible_answers: FlexibleAnswersOption = False,
     seed: Annotated[int, typer.Option()] = 0,
     device: Annotated[str, typer.Option()] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
-    max_batch: Annotated[
-        int | None, typer.Option(min=1, help="Responses decoded at the same time. \\[default: what memory allows]")
-    ] = None,
+    dtype: DtypeOption = "float32",
+    max_batch: MaxBatchOption = None,
     chunk: Annotated[
         int | None, typer.Option(min=1, help="Responses between two writes. \\[default: about a minute's work]")
     ] = None,
@@ -184,16 +191,21 @@ def evaluate_models(
 
     attnrl eval PATH --data test.parquet --samples 4 --temperature 0.6 --output evals/test
     """
-    from attnrl.eval_run import EvalSettings, load_suites, protocol_deviations, run_evaluation
+    from attnrl.eval_run import load_suites, protocol_deviations, read_settings, run_evaluation
 
-    if dtype not in {"float32", "bfloat16"}:
-        raise UserError(f"--dtype {dtype}: expected float32 or bfloat16")
-    if top_p <= 0:
-        raise UserError(f"--top-p {top_p}: expected more than 0")
-    if prompt_suffix is None:
-        prompt_suffix = PROMPT_SUFFIX if task is None else ""
     if temperature is None:
         temperature = TEMPERATURE if benchmark else 1.0
+    settings = read_settings(
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        dtype=dtype,
+        task=task,
+        grader=grader,
+        flexible_answers=flexible_answers,
+        prompt_suffix=prompt_suffix,
+        max_prompt_tokens=max_prompt_tokens,
+    )
     suites = load_suites(
         benchmarks=benchmark or (),
         data_dir=data_dir,
@@ -202,18 +214,7 @@ def evaluate_models(
         problems=problems,
         samples=samples,
         max_new_tokens=max_new_tokens,
-        prompt_suffix=prompt_suffix,
-    )
-    settings = EvalSettings(
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        dtype=dtype,
-        task=task,
-        grader=grader or ("math" if task is None else "task"),
-        flexible_answers=flexible_answers,
-        prompt_suffix=prompt_suffix,
-        max_prompt_tokens=max_prompt_tokens,
+        prompt_suffix=settings.prompt_suffix,
     )
     report = run_evaluation(
         models, suites, settings, console=console, device=device, output=output, chunk=chunk, max_batch=max_batch
@@ -226,8 +227,8 @@ def evaluate_models(
 @app.command()
 def disrupt(
     model: Annotated[str, typer.Argument(help="A checkpoint directory, or the name of a shipped model.")],
-    task: Annotated[str | None, typer.Option(help="A procedural task: its held-out problems.")] = None,
-    data: Annotated[str | None, typer.Option(help="A file of problems (parquet, jsonl, json, csv), or HUB_ID.")] = None,
+    task: TaskOption = None,
+    data: DataOption = None,
     problems: Annotated[int, typer.Option(min=1, help="The first N problems only.")] = 200,
     samples: Annotated[int, typer.Option(min=1, help="Responses per problem.")] = 1,
     continuations: Annotated[int, typer.Option(min=1, help="Of each step, hidden and not.")] = 4,
@@ -242,24 +243,16 @@ def disrupt(
     rho: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of steps that are a response's top ones.")] = 0.2,
     bins: Annotated[int, typer.Option(min=1, help="Position bins; a response needs two steps for each.")] = 5,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 1.0,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
+    top_p: TopPOption = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
     max_prompt_tokens: Annotated[int | None, typer.Option(min=1)] = None,
-    prompt_suffix: Annotated[
-        str | None, typer.Option(help="Appended where it is missing. \\[default: the paper's; none for --task]")
-    ] = None,
-    grader: Annotated[
-        str | None, typer.Option(help="rules, math or module:function. \\[default: the task's own, else math]")
-    ] = None,
-    flexible_answers: Annotated[
-        bool, typer.Option("--flexible-answers", help="Grade the last number of a response that boxes nothing.")
-    ] = False,
+    prompt_suffix: PromptSuffixOption = None,
+    grader: GraderOption = None,
+    flexible_answers: FlexibleAnswersOption = False,
     seed: Annotated[int, typer.Option()] = 0,
     device: Annotated[str, typer.Option()] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
-    max_batch: Annotated[
-        int | None, typer.Option(min=1, help="Responses decoded at the same time. \\[default: what memory allows]")
-    ] = None,
+    dtype: DtypeOption = "float32",
+    max_batch: MaxBatchOption = None,
     output: Annotated[
         Path | None, typer.Option(help="Write results.json, results.md, steps.jsonl and a picture to this directory.")
     ] = None,
@@ -274,30 +267,28 @@ def disrupt(
 
     attnrl disrupt PATH --data test.parquet --samples 4 --temperature 0.6 --output disruption/mine
     """
-    from attnrl.eval_run import EvalSettings, load_suites
+    from attnrl.eval_run import load_suites, read_settings
     from attnrl.experiments.disruption import DisruptSettings, check_options, run_disruption
 
-    check_options(hide_from=hide_from, dtype=dtype, top_p=top_p, rho=rho, task=task, data=data)
-    if prompt_suffix is None:
-        prompt_suffix = PROMPT_SUFFIX if task is None else ""
+    check_options(hide_from=hide_from, rho=rho, task=task, data=data)
+    evaluation = read_settings(
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        dtype=dtype,
+        task=task,
+        grader=grader,
+        flexible_answers=flexible_answers,
+        prompt_suffix=prompt_suffix,
+        max_prompt_tokens=max_prompt_tokens,
+    )
     (suite,) = load_suites(
         data=data,
         task=task,
         problems=problems,
         samples=samples,
         max_new_tokens=max_new_tokens,
-        prompt_suffix=prompt_suffix,
-    )
-    evaluation = EvalSettings(
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        dtype=dtype,
-        task=task,
-        grader=grader or ("math" if task is None else "task"),
-        flexible_answers=flexible_answers,
-        prompt_suffix=prompt_suffix,
-        max_prompt_tokens=max_prompt_tokens,
+        prompt_suffix=evaluation.prompt_suffix,
     )
     settings = DisruptSettings(evaluation, lag, delta, rho, bins, continuations, hide_from)
     run_disruption(model, suite, settings, console=console, device=device, output=output, max_batch=max_batch)

@@ -38,6 +38,7 @@ from attnrl.tasks.grading import AnswerGrader
 from attnrl.tasks.problem import Problem
 from attnrl.tasks.procedural import find_task
 from attnrl.tasks.reasoning_gym import ReasoningGymGrader, ReasoningGymTask
+from attnrl.tasks.rows import PROMPT_SUFFIX
 from attnrl.tasks.sources import source_name
 from attnrl.tokens import decode, encode_prompt
 
@@ -87,6 +88,44 @@ class EvalSettings:
     flexible_answers: bool
     prompt_suffix: str
     max_prompt_tokens: int | None
+
+
+def read_settings(
+    *,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    dtype: str,
+    task: str | None,
+    grader: str | None,
+    flexible_answers: bool,
+    prompt_suffix: str | None,
+    max_prompt_tokens: int | None,
+) -> EvalSettings:
+    """The settings that the command line's options mean.
+
+    Without a grader that is the task's own, or ``math`` for data; without a suffix that of the paper, none for a task.
+
+    Raises:
+        UserError: an option that will not do; it is named.
+    """
+    if dtype not in {"float32", "bfloat16"}:
+        raise UserError(f"--dtype {dtype}: expected float32 or bfloat16")
+    if top_p <= 0:
+        raise UserError(f"--top-p {top_p}: expected more than 0")
+    if prompt_suffix is None:
+        prompt_suffix = PROMPT_SUFFIX if task is None else ""
+    return EvalSettings(
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        dtype=dtype,
+        task=task,
+        grader=grader or ("math" if task is None else "task"),
+        flexible_answers=flexible_answers,
+        prompt_suffix=prompt_suffix,
+        max_prompt_tokens=max_prompt_tokens,
+    )
 
 
 @dataclass(frozen=True)

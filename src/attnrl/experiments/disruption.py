@@ -13,7 +13,6 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +20,7 @@ from statistics import fmean
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attnrl.config import BranchingConfig, LossConfig, OptimizerConfig
@@ -43,6 +42,7 @@ from attnrl.local.engine import (
 from attnrl.local.policy import LocalPolicy
 from attnrl.method.steps import Steps
 from attnrl.protocols import Completion, Grader, Request
+from attnrl.report.display import counting
 from attnrl.report.disruption import draw_disruption, markdown
 from attnrl.report.pictures import pyplot_for
 from attnrl.tasks.fitting import as_chat
@@ -76,19 +76,16 @@ class DisruptSettings:
     hide_from: str
 
 
-def check_options(*, hide_from: str, dtype: str, top_p: float, rho: float, task: str | None, data: str | None) -> None:
-    """Check what the command line leaves open, before anything is loaded.
+def check_options(*, hide_from: str, rho: float, task: str | None, data: str | None) -> None:
+    """Check what the command line leaves open of this command's own options, before anything is loaded.
 
     Raises:
         UserError: a value that will not do; it is named.
     """
     if hide_from not in HIDE_FROM:
         raise UserError(f"--hide-from {hide_from}: expected {' or '.join(HIDE_FROM)}")
-    if dtype not in {"float32", "bfloat16"}:
-        raise UserError(f"--dtype {dtype}: expected float32 or bfloat16")
-    for name, value in (("--top-p", top_p), ("--rho", rho)):
-        if value <= 0:
-            raise UserError(f"{name} {value}: expected more than 0")
+    if rho <= 0:
+        raise UserError(f"--rho {rho}: expected more than 0")
     if (task is None) == (data is None):
         raise UserError("give one of --task and --data")
 
@@ -139,7 +136,7 @@ def run_disruption(
     build_sampler(model, tokenizer, temperature=1.0, top_p=1.0, max_batch=batch)  # it takes the model
     check_hiding(model)
     try:
-        with _progress(console) as progress, open_grader(settings.evaluation) as grader:
+        with counting(console) as progress, open_grader(settings.evaluation) as grader:
             experiment = Experiment(model, tokenizer, grader, settings, batch, progress)
             responses = experiment.responses(draws)
             usable = [r for r in responses if len(hideable(r.steps, settings.lag)) >= 2 * settings.bins]
@@ -384,13 +381,6 @@ def _write(output: Path, results: dict[str, Any], records: Sequence[HiddenStep])
     (output / "results.md").write_text(markdown(results) + "\n", encoding="utf-8")
     draw_disruption(results, output / "disruption.png")
     (output / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[Progress]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        yield progress
 
 
 def _say(console: Console, text: str) -> None:

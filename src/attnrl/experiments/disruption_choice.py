@@ -6,12 +6,11 @@ steps, falls with the position. So a step of high FCI is compared with another o
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from attnrl.method.influence import eligible_steps
+from attnrl.method.influence import eligible_steps, rank_steps, share_of
 from attnrl.method.steps import Steps
 
 
@@ -43,8 +42,7 @@ def position_bins(eligible: Sequence[int], bins: int) -> dict[int, int]:
 
 def top_share(values: Sequence[float], eligible: Sequence[int], rho: float) -> list[int]:
     """The ``ceil(rho * n)`` of the ``n`` eligible steps with the largest values; of equal ones the earlier."""
-    ranked = sorted(eligible, key=lambda step: (-values[step], step))
-    return sorted(ranked[: math.ceil(rho * len(eligible) - 1e-9)])  # 0.2 * 15 may be a little more than 3
+    return sorted(rank_steps(values, eligible)[: share_of(rho, len(eligible))])
 
 
 #: The signals that a step may stand out by, as conditions name them.

@@ -20,12 +20,13 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attnrl.config import BranchingConfig
 from attnrl.errors import UserError
-from attnrl.evaluate import bootstrap_means, interval
+from attnrl.experiments.disruption_choice import position_bins
+from attnrl.experiments.disruption_summary import estimate
 from attnrl.fci import CaptureSpec, capture
 from attnrl.local.engine import (
     build_sampler,
@@ -40,6 +41,7 @@ from attnrl.method.branching import RolloutSignals, branch_points
 from attnrl.method.influence import eligible_steps, mask_influence
 from attnrl.method.steps import Steps
 from attnrl.protocols import Request
+from attnrl.report.display import counting
 from attnrl.run import held_out_problems
 from attnrl.tasks.dependencies import require_dependencies, step_dependents
 from attnrl.tasks.problem import Problem
@@ -57,7 +59,6 @@ RULES: dict[str, BranchingConfig] = {
     "true graph (oracle)": BranchingConfig(criterion="oracle"),
 }
 BINS = 5
-PROGRESS_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,11 @@ class Pointed:
     dependents: float
     position: float
 
+    @property
+    def gain(self) -> float:
+        """How much more precise than chance at its own places."""
+        return self.precision - self.matched
+
 
 def point(response: StudiedResponse, branching: BranchingConfig, pivotal: int, rng: random.Random) -> Pointed | None:
     """Where a rule points; None where it finds no place or there is nothing pivotal to find.
@@ -121,7 +127,7 @@ def point(response: StudiedResponse, branching: BranchingConfig, pivotal: int, r
     chosen = [steps.step_of(at) for at in points]
     if not chosen:
         return None
-    bin_of = {step: place * BINS // len(eligible) for place, step in enumerate(eligible)}
+    bin_of = position_bins(eligible, BINS)
     shares = []
     for step in chosen:
         # A token's rule may point into the first step or the last ones, where no step's rule can.
@@ -222,7 +228,7 @@ def run_pointing(
     tokenizer = load_tokenizer(directory)
     model = load_model(directory, device=choose_device(device), dtype="float32")
     require_influence(model)
-    with Progress(*PROGRESS_COLUMNS, console=console) as progress:
+    with counting(console) as progress:
         responses = study_responses(
             model, tokenizer, held_out, samples=samples, max_new_tokens=max_new_tokens, seed=seed, progress=progress
         )
@@ -248,19 +254,17 @@ def summarize_pointing(responses: Sequence[StudiedResponse], pivotal: int, seed:
     """
     rules: dict[str, Any] = {}
     for name, branching in RULES.items():
-        by_problem: dict[str, list[Pointed]] = {}
-        for number, response in enumerate(responses):
-            pointed = point(response, branching, pivotal, random.Random(f"{seed}/{name}/{number}"))
-            if pointed is not None:
-                by_problem.setdefault(response.problem, []).append(pointed)
-        if not by_problem:
+        pointed = [
+            (response.problem, found)
+            for number, response in enumerate(responses)
+            if (found := point(response, branching, pivotal, random.Random(f"{seed}/{name}/{number}")))
+        ]
+        if not pointed:
             raise UserError(f"no response has a step that {pivotal} lines look up, beside its first step")
         rules[name] = {
-            field: _with_interval([fmean(getattr(one, field) for one in its) for its in by_problem.values()], seed)
-            for field in ("precision", "matched", "dependents", "position")
+            field: _with_interval([(problem, getattr(found, field)) for problem, found in pointed], seed)
+            for field in ("precision", "matched", "dependents", "position", "gain")
         }
-        gains = [fmean(one.precision - one.matched for one in its) for its in by_problem.values()]
-        rules[name]["gain"] = _with_interval(gains, seed)
     return {
         "responses": len(responses),
         "problems": len({response.problem for response in responses}),
@@ -273,9 +277,10 @@ def summarize_pointing(responses: Sequence[StudiedResponse], pivotal: int, seed:
     }
 
 
-def _with_interval(values: Sequence[float], seed: int) -> dict[str, float]:
-    low, high = interval(bootstrap_means(values, seed))
-    return {"mean": fmean(values), "low": low, "high": high}
+def _with_interval(values: Sequence[tuple[str, float]], seed: int) -> dict[str, float]:
+    estimated = estimate(values, seed)
+    low, high = estimated["interval"]
+    return {"mean": estimated["mean"], "low": low, "high": high}
 
 
 def pointing_table(results: Mapping[str, Any]) -> list[str]:

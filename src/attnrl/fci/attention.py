@@ -203,14 +203,9 @@ def panels(layer: LayerAttention, span: Span, panel_bytes: int | None = None) ->
     for start in range(0, length, n):
         stop = min(start + n, length)
         left = 0 if window is None else max(0, start - window + 1)
-        query_HnD = layer.query_BHTD[span.row, :, span.start + start : span.start + stop].to(dtype)
-        # The query heads that share a key head become extra rows of its product, so keys are never repeated.
-        query_GRD = (query_HnD * layer.scaling).reshape(len(key_GLD), -1, query_HnD.shape[2])
-        scores_Hnm = (query_GRD @ key_GLD[:, left:stop].mT).view(H, stop - start, -1)
-        if layer.softcap is not None:
-            scores_Hnm = layer.softcap * torch.tanh(scores_Hnm / layer.softcap)
-        distance_nm = torch.arange(start, stop, device=device)[:, None] - torch.arange(left, stop, device=device)
-        hidden_nm = distance_nm < 0 if window is None else (distance_nm < 0) | (distance_nm >= window)
+        query_HnD = layer.query_BHTD[span.row, :, span.start + start : span.start + stop]
+        scores_Hnm = grouped_scores(query_HnD, key_GLD[:, left:stop], layer.scaling, layer.softcap)
+        hidden_nm = unseen(range(start, stop), range(left, stop), window, device)
         scores_Hnm = scores_Hnm.masked_fill(hidden_nm, -torch.inf)
         if layer.sinks_H is not None:
             sinks_Hn1 = layer.sinks_H.to(dtype)[:, None, None].expand(-1, stop - start, 1)
@@ -218,6 +213,24 @@ def panels(layer: LayerAttention, span: Span, panel_bytes: int | None = None) ->
         probs_Hnm = scores_Hnm.softmax(-1)
         lse_Hn = (scores_Hnm.amax(-1) - probs_Hnm.amax(-1).log()).detach()
         yield Panel(span.start + start, span.start + stop, span.start + left, probs_Hnm[..., : stop - left], lse_Hn)
+
+
+def grouped_scores(query_HnD: Tensor, key_GmD: Tensor, scaling: float, softcap: float | None) -> Tensor:
+    """Scores [..., H, n, m] of queries [..., H, n, D] to keys [..., G, m, D], soft-capped or not; at least fp32."""
+    *batch, H, n, D = query_HnD.shape
+    dtype = accumulating(query_HnD)
+    # The query heads that share a key head become extra rows of its product, so keys are never repeated.
+    query_GRD = (query_HnD.to(dtype) * scaling).reshape(*batch, key_GmD.shape[-3], -1, D)
+    scores_Hnm = (query_GRD @ key_GmD.to(dtype).mT).view(*batch, H, n, -1)
+    return scores_Hnm if softcap is None else softcap * torch.tanh(scores_Hnm / softcap)
+
+
+def unseen(queries: range, keys: range, window: int | None, device: torch.device) -> Tensor:
+    """Which keys each query does not see, [n, m]: those after it, and those before its sliding window."""
+    distance_nm = torch.arange(queries.start, queries.stop, device=device)[:, None] - torch.arange(
+        keys.start, keys.stop, device=device
+    )
+    return distance_nm < 0 if window is None else (distance_nm < 0) | (distance_nm >= window)
 
 
 def accumulating(tensor: Tensor) -> torch.dtype:

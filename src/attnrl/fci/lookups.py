@@ -12,7 +12,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attnrl.fci.attention import CPU_PANEL_BYTES, DEVICE_PANEL_BYTES, LayerAttention, accumulating
+from attnrl.fci.attention import (
+    CPU_PANEL_BYTES,
+    DEVICE_PANEL_BYTES,
+    LayerAttention,
+    accumulating,
+    grouped_scores,
+    unseen,
+)
 from attnrl.fci.layout import Span, StepLayout
 from attnrl.method.influence import count_lookups
 
@@ -43,15 +50,10 @@ def _of_sequence(layer: LayerAttention, lse_BHT: Tensor, span: Span, delta: int)
     n = max(1, panel_bytes // (dtype.itemsize * H * (stop - first)))
     for start in range(first, stop, n):
         end = min(start + n, stop)
-        query_HnD = layer.query_BHTD[span.row, :, start:end].to(dtype) * layer.scaling
-        # The query heads that share a key head become extra rows of its product, so keys are never repeated.
-        query_GRD = query_HnD.reshape(len(key_GND), -1, query_HnD.shape[2])
-        scores_HnN = (query_GRD @ key_GND.mT).view(H, end - start, -1)
-        if layer.softcap is not None:
-            scores_HnN = layer.softcap * torch.tanh(scores_HnN / layer.softcap)
+        query_HnD = layer.query_BHTD[span.row, :, start:end]
+        scores_HnN = grouped_scores(query_HnD, key_GND, layer.scaling, layer.softcap)
         probs_HnN = (scores_HnN - lse_BHT[span.row, :, start:end, None]).exp()
-        back_nN = torch.arange(start, end, device=device)[:, None] - torch.arange(first, stop, device=device)
-        hidden_nN = back_nN < 0 if layer.window is None else (back_nN < 0) | (back_nN >= layer.window)
+        hidden_nN = unseen(range(start, end), range(first, stop), layer.window, device)
         mass_HnS = probs_HnN.masked_fill(hidden_nN, 0.0) @ belongs_NS
         step_HnS = step_N[start - first : end - first, None].expand_as(mass_HnS)
         most_HSS.scatter_reduce_(1, step_HnS, mass_HnS, "amax")

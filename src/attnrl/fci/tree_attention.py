@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
-from attnrl.fci.attention import CPU_PANEL_BYTES, LayerAttention, accumulating, with_sinks
+from attnrl.fci.attention import CPU_PANEL_BYTES, LayerAttention, accumulating, grouped_scores, with_sinks
 from attnrl.fci.tree import Tile, Tree
 
 
@@ -175,14 +175,8 @@ def _plain_backward(part: _Part, grad_BHqV: Tensor, output_BHqV: Tensor, lse_BHq
 
 
 def _scores(part: _Part, query_BHqD: Tensor, key_BGkD: Tensor) -> Tensor:
-    B, H, q, D = query_BHqD.shape
-    dtype, softcap = accumulating(query_BHqD), part.settings.softcap
-    # The query heads that share a key head become extra rows of its product, so keys are never repeated.
-    query_BGRD = (query_BHqD.to(dtype) * part.settings.scaling).reshape(B, key_BGkD.shape[1], -1, D)
-    scores_BHqk = (query_BGRD @ key_BGkD.to(dtype).mT).view(B, H, q, -1)
-    if softcap is not None:
-        scores_BHqk = softcap * torch.tanh(scores_BHqk / softcap)
-    return scores_BHqk if part.tile.full else scores_BHqk + part.bias_qk(dtype)
+    scores_BHqk = grouped_scores(query_BHqD, key_BGkD, part.settings.scaling, part.settings.softcap)
+    return scores_BHqk if part.tile.full else scores_BHqk + part.bias_qk(scores_BHqk.dtype)
 
 
 def _by_keys(probs_BHqk: Tensor, value_BGkV: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
+from attnrl.method.influence import rank_steps, share_of
 from attnrl.method.steps import Steps
 
 
@@ -69,9 +70,7 @@ def influence_weights(influence: Sequence[float], steps: Steps, share: float, re
     """
     if len(influence) != len(steps):
         raise ValueError(f"{len(influence)} values of influence for {len(steps)} steps")
-    ranked = sorted(range(len(steps)), key=lambda step: (-influence[step], step))
-    # 1e-9: a product that is whole on paper may be a little more in floating point.
-    full = set(ranked[: math.ceil(share * len(steps) - 1e-9)])
+    full = set(rank_steps(influence, range(len(steps)))[: share_of(share, len(steps))])
     return tuple(1.0 if step in full else rest for step, length in enumerate(steps.lengths) for _ in range(length))
 
 

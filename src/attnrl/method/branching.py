@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from attnrl.method.influence import eligible_steps
+from attnrl.method.influence import eligible_steps, rank_steps, share_of
 from attnrl.method.steps import Steps
 
 
@@ -54,9 +53,8 @@ def prefer_influence(signals: RolloutSignals, rho: float, rng: random.Random) ->
     steps, fci = signals.steps, signals.fci
     if len(fci) != len(steps):
         raise ValueError("the fci criterion needs the FCI of every step")
-    ranked = sorted(eligible_steps(steps), key=lambda step: (-fci[step], step))
-    # 1e-9: a product that is whole on paper, 0.07 * 100, may be a little more in floating point.
-    candidates = math.ceil(rho * len(steps) - 1e-9)
+    ranked = rank_steps(fci, eligible_steps(steps))
+    candidates = share_of(rho, len(steps))
     return _step_tiers(steps, sorted(ranked[:candidates]) + ranked[candidates:])
 
 
@@ -88,7 +86,7 @@ def prefer_dependents(signals: RolloutSignals, rho: float, rng: random.Random) -
     steps, dependents = signals.steps, signals.dependents
     if len(dependents) != len(steps):
         raise ValueError("the oracle criterion needs to know how many steps depend on each")
-    return _step_tiers(steps, sorted(eligible_steps(steps), key=lambda step: (-dependents[step], step)))
+    return _step_tiers(steps, rank_steps(dependents, eligible_steps(steps)))
 
 
 CRITERIA: dict[str, Criterion] = {

@@ -6,7 +6,8 @@ are checked against it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from statistics import fmean
 
@@ -131,6 +132,17 @@ def eligible_steps(steps: Steps) -> list[int]:
     """Return the steps worth branching at: all but the first, and but ``</think>``'s and those after it."""
     end = len(steps) if steps.think_end is None else steps.think_end
     return list(range(1, end))
+
+
+def rank_steps(values: Sequence[float], among: Iterable[int]) -> list[int]:
+    """Return the steps ``among``, those of highest value first, of equal ones the earlier first."""
+    return sorted(among, key=lambda step: (-values[step], step))
+
+
+def share_of(share: float, count: int) -> int:
+    """Return how many a share of ``count`` steps is, rounded up."""
+    # 1e-9: a product that is whole on paper, 0.07 * 100, may be a little more in floating point.
+    return math.ceil(share * count - 1e-9)
 
 
 def mask_influence(fci: Sequence[float], steps: Steps) -> tuple[float, ...]:

@@ -160,3 +160,9 @@ def sparkline(values: list[float], width: int = 40) -> str:
     if len(values) < 2:
         return ""
     return "".join(SPARKS[min(len(SPARKS) - 1, int(value * len(SPARKS)))] for value in values[-width:])
+
+
+def counting(console: Console) -> Progress:
+    """Bars of things that are counted, for work that is no training run."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console)

@@ -98,9 +98,6 @@ def draw_disruption(results: Mapping[str, Any], output: Path) -> None:
         panel.grid(axis="y", alpha=0.3)
     panels[0].set(ylabel="accuracy in %", title="which step is hidden")
     panels[1].set(title="a random step by position, early to late")
-    panels[0].tick_params(axis="x", labelrotation=30)
-    for label in panels[0].get_xticklabels():
-        label.set_horizontalalignment("right")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower right", ncols=2)
     save_picture(figure, output)
 
