@@ -32,7 +32,12 @@ def test_the_top_share_is_of_eligible_steps_and_the_earlier_of_equals() -> None:
 
 ELIGIBLE = list(range(1, 11))
 FCI = (0.0, 0.1, 0.2, 0.9, 0.0, 0.0, 0.0, 0.8, 0.0, 0.0, 0.05, 0.0)  # the top two: steps 3 and 7
-SIGNALS = {"fci": FCI, "zscore_fci": tuple(-value for value in FCI), "entropy": tuple(range(12))}
+SIGNALS = {
+    "fci": FCI,
+    "zscore_fci": tuple(-value for value in FCI),
+    "lookups": (0.0, 3.0) * 6,
+    "entropy": tuple(range(12)),
+}
 
 
 def test_each_condition_gets_the_step_it_says() -> None:

@@ -27,7 +27,7 @@ from attnrl.config import BranchingConfig, LossConfig, OptimizerConfig
 from attnrl.errors import UserError
 from attnrl.eval_run import MAX_BATCH, EvalSettings, Suite, open_grader, rows_that_fit, sample_seed
 from attnrl.evaluate import Draw
-from attnrl.experiments.disruption_choice import SIGNALS, Choice, choose_steps, hideable
+from attnrl.experiments.disruption_choice import Choice, choose_steps, hideable
 from attnrl.experiments.disruption_summary import HiddenStep, summarize
 from attnrl.experiments.hidden_steps import HiddenRequest, check_hiding, continue_hidden
 from attnrl.local.engine import (
@@ -50,6 +50,12 @@ from attnrl.tasks.problem import Problem
 from attnrl.tokens import decode, encode_prompt, response_steps
 
 HIDE_FROM = ("continuation", "next_step")
+#: What training would be told to have each of the signals that attention gives.
+OF_ATTENTION: dict[str, dict[str, str]] = {
+    "fci": {"reduction": "max"},
+    "zscore_fci": {"reduction": "zscore_max"},
+    "lookups": {"influence": "lookups"},
+}
 
 
 @dataclass(frozen=True)
@@ -224,7 +230,7 @@ class Experiment:
     def _signals(
         self, draws: Sequence[Draw], completions: Sequence[Completion], steps: Sequence[Steps]
     ) -> list[dict[str, tuple[float, ...]]]:
-        """FCI by both reductions, and mean entropy, of each step of each response."""
+        """FCI by both reductions, lookups and mean entropy of each step of each response."""
         branching = BranchingConfig(delta=self.settings.delta)
         policy = LocalPolicy(
             self.model,
@@ -234,10 +240,10 @@ class Experiment:
             branching=branching,
             temperature=self.settings.evaluation.temperature or 1.0,
         )
-        bar = self.progress.add_task("influence", total=2 * len(draws))
+        bar = self.progress.add_task("influence", total=len(OF_ATTENTION) * len(draws))
         found: list[dict[str, tuple[float, ...]]] = [{} for _ in draws]
-        for name, reduction in zip(SIGNALS[:2], ("max", "zscore_max"), strict=True):
-            policy.branching = branching.model_copy(update={"reduction": reduction})
+        for name, how in OF_ATTENTION.items():
+            policy.branching = branching.model_copy(update=how)
             for start in range(0, len(draws), self.batch):
                 part = slice(start, start + self.batch)
                 scores = policy.score(

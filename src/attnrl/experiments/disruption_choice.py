@@ -46,7 +46,7 @@ def top_share(values: Sequence[float], eligible: Sequence[int], rho: float) -> l
 
 
 #: The signals that a step may stand out by, as conditions name them.
-SIGNALS = ("fci", "zscore_fci", "entropy")
+SIGNALS = ("fci", "zscore_fci", "lookups", "entropy")
 
 
 def choose_steps(

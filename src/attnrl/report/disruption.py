@@ -13,6 +13,8 @@ TITLES = {
     "fci_matched": "other, same position bin",
     "zscore_fci": "top z-scored FCI",
     "zscore_fci_matched": "other, same position bin",
+    "lookups": "top lookups",
+    "lookups_matched": "other, same position bin",
     "entropy": "top entropy",
     "entropy_matched": "other, same position bin",
     "random": "random other",
