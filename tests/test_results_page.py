@@ -1,4 +1,4 @@
-"""The tables of docs/results.md are those that were measured."""
+"""The tables of the pages of results are those that were measured."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ results_page = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(results_page)
 
 
-def test_the_page_holds_the_tables_as_they_are_in_the_results() -> None:
-    page = (ROOT / "docs" / "results.md").read_text()
+@pytest.mark.parametrize("name", results_page.PAGES)
+def test_the_page_holds_the_tables_as_they_are_in_the_results(name: str) -> None:
+    page = (ROOT / "docs" / name).read_text()
     assert results_page.fill_tables(page, ROOT / "docs" / "results") == page
     assert page.count("<!-- /") >= 2
 
@@ -23,8 +24,10 @@ def test_tables_are_brought_in_between_their_markers(tmp_path: Path) -> None:
     (tmp_path / "from" / "a").mkdir(parents=True)
     (tmp_path / "from" / "a" / "results.md").write_text("| new |\n")
     (tmp_path / "from" / "a" / "steps.jsonl").write_text("{}\n")
-    results_page.copy_results(tmp_path / "from", tmp_path / "to")
-    assert [path.name for path in (tmp_path / "to" / "a").iterdir()] == ["results.md"]
+    (tmp_path / "from" / "unnamed").mkdir()
+    (tmp_path / "from" / "unnamed" / "results.md").write_text("| other |\n")
+    results_page.copy_results(tmp_path / "from", tmp_path / "to", ["a", "not measured yet"])
+    assert [str(path.relative_to(tmp_path / "to")) for path in (tmp_path / "to").rglob("*.*")] == ["a/results.md"]
     page = "before\n<!-- a -->\n| old |\n<!-- /a -->\nafter\n"
     assert results_page.fill_tables(page, tmp_path / "to") == page.replace("old", "new")
     with pytest.raises(FileNotFoundError):

@@ -1,23 +1,26 @@
 """Bring the newest results into the documentation: ``make results`` ends with it.
 
 Copies tables, numbers and pictures from ``results/NAME`` to ``docs/results/NAME``, and puts each table into
-``docs/results.md`` between its markers, ``<!-- NAME -->`` and ``<!-- /NAME -->``. What stands around them is written by
-hand, and has to be read again when numbers change.
+the pages (``docs/results.md``, ``docs/disruption.md``) between its markers, ``<!-- NAME -->`` and ``<!-- /NAME -->``.
+What stands around them is written by hand, and has to be read again when numbers change.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-KEPT = ("results.json", "results.md", "curves.png", "dynamics.png")
+KEPT = ("results.json", "results.md", "curves.png", "dynamics.png", "disruption.png")
+PAGES = ("results.md", "disruption.md")
+TABLE = re.compile(r"<!-- (?P<name>[\w-]+) -->.*?<!-- /(?P=name) -->", re.DOTALL)
 
 
-def copy_results(source: Path, target: Path) -> None:
-    """Copy what is kept of every directory of results that there is."""
-    for directory in sorted(source.glob("*/")):
+def copy_results(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Copy what is kept of the directories of results called so, if they are there."""
+    for directory in (source / name for name in names):
         files = [directory / name for name in KEPT if (directory / name).is_file()]
         for file in files:
             (target / directory.name).mkdir(parents=True, exist_ok=True)
@@ -32,13 +35,16 @@ def fill_tables(page: str, results: Path) -> str:
         text = (results / name / "results.md").read_text(encoding="utf-8")
         return f"<!-- {name} -->\n{text.strip()}\n<!-- /{name} -->"
 
-    return re.sub(r"<!-- (?P<name>[\w-]+) -->.*?<!-- /(?P=name) -->", table, page, flags=re.DOTALL)
+    return TABLE.sub(table, page)
 
 
 def main() -> None:
-    copy_results(ROOT / "results", ROOT / "docs" / "results")
-    page = ROOT / "docs" / "results.md"
-    page.write_text(fill_tables(page.read_text(encoding="utf-8"), ROOT / "docs" / "results"), encoding="utf-8")
+    docs = ROOT / "docs"
+    pages = {docs / name: (docs / name).read_text(encoding="utf-8") for name in PAGES}
+    names = [match["name"] for page in pages.values() for match in TABLE.finditer(page)]
+    copy_results(ROOT / "results", docs / "results", names)
+    for path, page in pages.items():
+        path.write_text(fill_tables(page, docs / "results"), encoding="utf-8")
 
 
 if __name__ == "__main__":
