@@ -44,8 +44,9 @@ clean:
 	rm -rf $(VENV) $(VLLM_VENV) runs results
 
 # All tables and pictures of docs/results.md, in `results`: many hours. It goes on where it was stopped; what is done is
-# not done again. docs/results.md itself then takes its tables from there.
-results: results/point-ledger results/point-ledger_long results/disruption-ledger results/disruption-demo
+# not done again, whatever changed: remove its directory for that. The pages in docs then take their tables from there.
+results: results/point-ledger results/point-ledger_long results/disruption-ledger results/disruption-demo \
+		results/disruption-ledger_long results/disruption-smollm2
 	$(BIN)/attnrl compare ledger
 	$(BIN)/attnrl compare ledger_long
 	$(BIN)/attnrl compare chain_sum
@@ -58,16 +59,26 @@ results-quick: $(INSTALLED)
 	rm -rf results/quick/disruption
 	$(BIN)/attnrl disrupt ledger --task ledger --problems 40 --samples 1 --max-new-tokens 256 --output results/quick/disruption
 
-results/point-%: $(INSTALLED)
+results/point-%: | $(INSTALLED)
 	$(BIN)/attnrl point $* --task $* --output $@
 
-results/disruption-ledger: $(INSTALLED)
+results/disruption-ledger: | $(INSTALLED)
 	$(BIN)/attnrl disrupt ledger --task ledger --samples 4 --max-new-tokens 256 --output $@
 
-results/disruption-demo: runs/demo/checkpoints/step-000030
-	$(BIN)/attnrl disrupt $< --task ledger --samples 4 --max-new-tokens 256 --output $@
+results/disruption-demo: | runs/demo/checkpoints/step-000030
+	$(BIN)/attnrl disrupt runs/demo/checkpoints/step-000030 --task ledger --samples 4 --max-new-tokens 256 --output $@
 
-runs/demo/checkpoints/step-000030: $(INSTALLED)
+results/disruption-ledger_long: | $(INSTALLED)
+	$(BIN)/attnrl disrupt ledger_long --task ledger_long --samples 2 --max-new-tokens 448 --max-batch 64 --output $@
+
+results/disruption-smollm2: | models/smollm2-135m/config.json
+	mkdir -p results
+	$(BIN)/python tools/copy_chains.py results/copy_chains.jsonl
+	$(BIN)/attnrl disrupt models/smollm2-135m --data results/copy_chains.jsonl --prompt-suffix "" --problems 120 \
+		--continuations 1 --lag 2 --delta 2 --bins 2 --temperature 0.5 --max-new-tokens 120 --max-batch 48 \
+		--grader rules --flexible-answers --output $@
+
+runs/demo/checkpoints/step-000030: | $(INSTALLED)
 	$(BIN)/attnrl train attnrl output_dir=runs/demo
 
 # SmolLM2-135M-Instruct without a model hub; docs/smollm2.md trains it.
