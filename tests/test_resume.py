@@ -14,6 +14,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import attnrl.run
+import attnrl.session
 from attnrl.config import TrainConfig, load_config
 from attnrl.errors import UserError
 from attnrl.protocols import Grade
@@ -55,7 +56,7 @@ def run(model: Path, output: Path, *overrides: str, steps: int = STEPS, recipe: 
         "loss.kl=0.01",  # resuming must not take the trained weights for the reference
     ]
     plan = attnrl.run.prepare(load_config(TrainConfig, recipe, [*settings, *overrides]))
-    attnrl.run.train(plan, Display(Console(file=io.StringIO())))
+    attnrl.session.train(plan, Display(Console(file=io.StringIO())))
 
 
 def read(output: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:

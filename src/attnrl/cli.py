@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,7 @@ import typer
 from rich.console import Console
 
 from attnrl.config import SftConfig, TrainConfig, dump_config, load_config, recipe_names
-from attnrl.errors import UserError
+from attnrl.errors import RunError, UserError
 from attnrl.experiments.comparison import comparison_names, load_comparison, plan_runs
 from attnrl.tasks.benchmarks import DATA_DIR_VARIABLE, KNOWN, TEMPERATURE
 
@@ -63,7 +64,7 @@ def train(
 
     Everything a run writes is in its output_dir: config.yaml, metrics.jsonl, timeline.jsonl, trees.jsonl,
     samples.jsonl and checkpoints/. The same command again continues where the last one stopped (resume=auto).
-    Ctrl-C finishes the step and saves; twice leaves at once.
+    Ctrl-C finishes the phase and saves; twice leaves at once.
 
     Keys most used: model, task or data.train, data.eval, steps, prompts, seed, output_dir, checkpoint.every,
     resume. --dry-run shows them all.
@@ -80,7 +81,7 @@ def train(
     from attnrl.report.display import Display
     from attnrl.report.summary import describe, left_out, summarize
     from attnrl.run import prepare
-    from attnrl.run import train as run_training
+    from attnrl.session import train as run_training
 
     prepared = prepare(config)
     if dry_run:
@@ -96,7 +97,10 @@ def train(
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"Run directory: {config.output_dir}", highlight=False, markup=False, soft_wrap=True)
     if not finished:
-        console.print("Stopped early. The same command continues from here.", highlight=False)
+        # What it was resumed from is behind it now.
+        settings = [setting for setting in overrides or () if not setting.startswith("resume=")]
+        command = shlex.join(["attnrl", "train", recipe, *settings])
+        console.print(f"Stopped early. To continue: {command}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -483,9 +487,12 @@ def report(
 
 
 def main() -> None:
-    """Run the command line; bad input ends in one line and exit code 2."""
+    """Run the command line; bad input ends in one line and exit code 2, a run that cannot go on in one and code 1."""
     try:
         app()
+    except RunError as error:
+        print(f"attnrl: {error}", file=sys.stderr)
+        sys.exit(1)
     except UserError as error:
         print(f"attnrl: {error}", file=sys.stderr)
         sys.exit(2)

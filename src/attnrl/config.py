@@ -122,8 +122,13 @@ class OptimizerConfig(Strict):
     warmup_steps: NonNegativeInt = 0
     max_grad_norm: PositiveFloat = 1.0
     mini_batches: PositiveInt = Field(2, description="optimizer steps per training step, of equal token counts")
+    max_nonfinite_steps: PositiveInt = Field(
+        3, description="stop when so many steps in a row had numbers that are not finite; until then they are skipped"
+    )
     micro_batch_tokens: PositiveInt = Field(
-        8192, description="tokens per forward and backward pass, shared ones once, padding included"
+        8192,
+        description="tokens per forward and backward pass, shared ones once, padding included; halved where memory "
+        "runs out",
     )
     packing: Literal["tree", "none"] = Field(
         "tree", description="tree: what responses have in common is scored and trained once; none: for each of them"
@@ -151,6 +156,10 @@ class SamplingConfig(Strict):
         description="share of problems whose initial responses may be left unfinished when all else of a generation "
         "is done, rounded down; they go on in the next step's",
     )
+    stall_seconds: PositiveFloat | None = Field(
+        1800.0, description="a sampler of which nothing is heard for so long has stalled; none: wait for ever"
+    )
+    retries: NonNegativeInt = Field(1, description="how often a step is begun again whose sampler failed or stalled")
 
 
 class VllmConfig(Strict):
@@ -185,6 +194,7 @@ class DataConfig(Strict):
     )
     deduplicate: bool = Field(True, description="leave out training problems that repeat another with its answers")
     overlap: Literal["drop", "warn"] = Field("drop", description="what to do with training problems evaluated on")
+    allow_changed: bool = Field(False, description="go on with a run whose problems are not those it began with")
 
     @field_validator("train", "eval", mode="before")
     @classmethod
@@ -211,6 +221,10 @@ class CheckpointConfig(Strict):
 
     every: NonNegativeInt = Field(50, description="training steps between checkpoints; the last step always saves")
     keep_last: PositiveInt = 2
+    keep_best: NonNegativeInt = Field(
+        0,
+        description="keep so many of the highest held-out accuracy too; one that an evaluation finds is saved",
+    )
 
 
 class LogConfig(Strict):

@@ -1,10 +1,18 @@
-"""The one exception that means "you can mend this": bad settings, data or checkpoints."""
+"""The exceptions that end in one line: bad input, and runs that cannot go on."""
 
 
 class UserError(Exception):
     """Bad input from outside. Its message is one line that names the file, row, field or setting.
 
     The command line prints the message and exits with code 2, without a traceback.
+    """
+
+
+class RunError(Exception):
+    """A run cannot go on, though its input is good: a full disk, a sampler that fails, numbers that are none.
+
+    Its message is one line that says what happened and where the run can be continued from. The command line prints it
+    and exits with code 1, without a traceback; the cause is kept as ``__cause__``.
     """
 
 

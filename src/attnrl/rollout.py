@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,6 +30,11 @@ class SampledTokens:
     logprobs: tuple[float, ...]
     sampler_logprobs: tuple[float, ...]
     entropy: tuple[float, ...]
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no number about its tokens is infinite or none at all."""
+        return all(all(map(math.isfinite, values)) for values in (self.logprobs, self.sampler_logprobs, self.entropy))
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,11 @@ class Group:
         """Share of correct initial responses."""
         return sum(trunk.reward >= 1.0 for trunk in self.trunks) / len(self.trunks)
 
+    @cached_property
+    def is_finite(self) -> bool:
+        """Whether no number about its responses is infinite or none at all."""
+        return all(trunk.is_finite and all(map(math.isfinite, trunk.fci)) for trunk in self.trunks)
+
     @property
     def mean_fci(self) -> float:
         """Mean FCI of eq. 8."""
@@ -138,6 +149,11 @@ class Grown:
 
     plan: Plan
     branches: tuple[Sample, ...]
+
+    @cached_property
+    def is_finite(self) -> bool:
+        """Whether no number about its responses and continuations is infinite or none at all."""
+        return self.plan.group.is_finite and all(branch.is_finite for branch in self.branches)
 
     @cached_property
     def forest(self) -> Forest:

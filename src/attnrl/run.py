@@ -1,41 +1,35 @@
-"""One training run with the local engine, from a recipe to a finished run directory."""
+"""What a training run with the local engine is made of, checked before it starts; :mod:`attnrl.session` runs it."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from attnrl.config import TrainConfig, dump_config, validate_config
+from attnrl.config import TrainConfig, validate_config
 from attnrl.errors import UserError
-from attnrl.evaluate import Evaluation, evaluate
-from attnrl.local.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, save_checkpoint
+from attnrl.local.checkpoint import Checkpoint, data_of, find_checkpoint
 from attnrl.local.engine import (
-    SamplerFactory,
-    build_policy,
     build_sampler,
     choose_device,
     load_model,
     load_tokenizer,
     model_directory,
-    open_samplers,
     require_influence,
     require_sampler,
     require_trees,
 )
 from attnrl.protocols import Grader
-from attnrl.report.display import Display
-from attnrl.report.run_directory import METRICS, SAMPLES, TIMELINE, TREES, RunDirectory
-from attnrl.report.timeline import timeline_row
-from attnrl.report.trackers import check_trackers, open_trackers
-from attnrl.report.trees import forest_row
+from attnrl.report.run_directory import RunDirectory
+from attnrl.report.trackers import check_trackers
 from attnrl.sampling import needs_fci
 from attnrl.tasks.datasets import (
     ProblemSet,
@@ -55,7 +49,6 @@ from attnrl.tasks.procedural import draw_distinct, find_task
 from attnrl.tasks.reasoning_gym import ReasoningGymGrader, ReasoningGymTask
 from attnrl.tasks.stream import ProblemSource, ProceduralProblems, ShuffledProblems
 from attnrl.tokens import encode_prompt
-from attnrl.trainer import StepResult, Trainer
 
 EVALUATION_SEED = 20_250_930  # held-out problems are the same for every run of a task, whatever its seed
 
@@ -76,7 +69,8 @@ class PreparedRun:
         held_out: evaluation problems; none when there is no evaluation.
         without_influence: kinds of the model's layers that have no softmax attention and so no part in FCI, by
             index; empty too when the method does not look at FCI.
-        notes: what was left out of data files, and what is odd about them; see :class:`TaskData`.
+        data: a fingerprint of each set of problems that came from data files, by setting; see :class:`TaskData`.
+        notes: what was left out of data files, and what is odd about them, and damaged checkpoints that were skipped.
     """
 
     config: TrainConfig
@@ -89,6 +83,7 @@ class PreparedRun:
     training_problems: int | None
     held_out: Sequence[Problem]
     without_influence: dict[int, str]
+    data: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
 
@@ -106,15 +101,23 @@ def prepare(config: TrainConfig) -> PreparedRun:
     run = RunDirectory(config.output_dir)
     run.check_writable()
     check_trackers(config)
-    checkpoint = find_checkpoint(config.resume, run.checkpoints)
-    if checkpoint is not None and checkpoint.directory.parent == run.checkpoints:
+    found = find_checkpoint(config.resume, run.checkpoints)
+    checkpoint = found.checkpoint
+    if run.holds_a_run():
+        if config.resume == "never":
+            raise UserError(f"output_dir {config.output_dir}: holds a run already, and resume is never")
+        if checkpoint is not None and checkpoint.directory.parent.resolve() != run.checkpoints.resolve():
+            raise UserError(
+                f"output_dir {config.output_dir}: holds a run already, which resume=auto continues; to begin another "
+                f"from {config.resume}, choose another output_dir"
+            )
         refuse_other_settings(config, run)
-    if config.resume == "never" and run.holds_a_run():
-        raise UserError(f"output_dir {config.output_dir}: holds a run already, and resume is never")
     tokenizer = load_tokenizer(directory)
     with grader_for(config):
         pass  # there is one
     task = load_task(config, tokenizer)
+    if checkpoint is not None and not config.data.allow_changed:
+        refuse_other_data(task, checkpoint)
     if config.method.branching.criterion == "oracle":
         require_dependencies(task.source.at(0))
     for problem in task.held_out:
@@ -135,13 +138,17 @@ def prepare(config: TrainConfig) -> PreparedRun:
         task.source,
         task.training_problems,
         task.held_out,
-        notes=task.notes,
+        data=task.fingerprints,
+        notes=(*found.skipped, *task.notes),
         without_influence=require_influence(model) if needs_fci(config.method) else {},
     )
 
 
 # What may differ when a run goes on: how long, where and how it is watched, not what is learned.
-MAY_CHANGE = {"steps", "tokens", "resume", "device", "threads", "output_dir", "vllm", "eval", "checkpoint", "log"}
+MAY_CHANGE = {
+    *("steps", "tokens", "resume", "device", "threads", "output_dir", "vllm", "eval", "checkpoint", "log"),
+    *("sampling.stall_seconds", "sampling.retries", "optimizer.max_nonfinite_steps", "data.allow_changed"),
+}
 
 
 def refuse_other_settings(config: TrainConfig, run: RunDirectory) -> None:
@@ -152,17 +159,40 @@ def refuse_other_settings(config: TrainConfig, run: RunDirectory) -> None:
     """
     # Settings that came into being since the run began are what they were then: the defaults.
     started = validate_config(TrainConfig, run.read_config(), source=f"output_dir {config.output_dir}: config.yaml")
-    before, now = started.model_dump(mode="json"), config.model_dump(mode="json")
+    before, now = _leaves(started.model_dump(mode="json")), _leaves(config.model_dump(mode="json"))
     changed = [
-        f"{key} {before.get(key)!r} -> {value!r}"
-        for key, value in now.items()
-        if key not in MAY_CHANGE and before.get(key) != value
+        f"{key} {before.get(key)!r} -> {now.get(key)!r}" for key in now | before if before.get(key) != now.get(key)
     ]
     if changed:
         raise UserError(
             f"output_dir {config.output_dir}: holds a run with other settings ({'; '.join(changed)}): "
             "choose another output_dir"
         )
+
+
+def _leaves(settings: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Settings by dotted path, without those that may change."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = f"{path}{key}"
+        if name not in MAY_CHANGE:
+            found |= _leaves(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return found
+
+
+def refuse_other_data(task: TaskData, checkpoint: Checkpoint) -> None:
+    """Refuse to continue a run on other problems than those it began with.
+
+    Raises:
+        UserError: naming the setting whose problems differ.
+    """
+    before = data_of(checkpoint)
+    for setting, fingerprint in task.fingerprints.items():
+        if before.get(setting, fingerprint) != fingerprint:
+            raise UserError(
+                f"{setting}: its problems are not those that the run began with (fingerprint {before[setting][:12]} -> "
+                f"{fingerprint[:12]}): data.allow_changed=true goes on all the same"
+            )
 
 
 @dataclass(frozen=True)
@@ -174,12 +204,14 @@ class TaskData:
         training_problems: how many there are; None for a procedural task, which has no end.
         held_out: evaluation problems.
         notes: what was left out of data files, and what is odd about them.
+        fingerprints: of the problems that came from data files, by the setting that names them.
     """
 
     source: ProblemSource
     training_problems: int | None
     held_out: tuple[Problem, ...]
     notes: tuple[str, ...] = ()
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_task(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> TaskData:
@@ -222,7 +254,18 @@ def _load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, held_out
     if config.grader in {None, "math"}:
         sets = [note_unusable(one, unusable_golds(one.problems)) for one in sets]
     notes = tuple(note for one in sets for note in one.notes)
-    return TaskData(ShuffledProblems(training.problems, config.seed), len(training.problems), chosen, notes)
+    prints = {"data.train": fingerprint(training.problems)}
+    if evaluation is not None:
+        prints["data.eval"] = fingerprint(evaluation.problems)
+    return TaskData(ShuffledProblems(training.problems, config.seed), len(training.problems), chosen, notes, prints)
+
+
+def fingerprint(problems: Sequence[Problem]) -> str:
+    """A SHA-256 of all that a run sees of problems: what they ask, what is accepted, and their order."""
+    digest = hashlib.sha256()
+    for problem in problems:
+        digest.update(json.dumps([problem.id, problem.prompt, problem.answers], default=dict).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def _fitted(data: ProblemSet, config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> ProblemSet:
@@ -279,136 +322,3 @@ def check_length(model: PreTrainedModel, tokens: int) -> None:
                 f"max_prompt_tokens + max_new_tokens = {tokens} is more than the {original} positions for which the "
                 f"model's rotary embedding ({kind}) is the same whatever else is in a batch"
             )
-
-
-def train(prepared: PreparedRun, display: Display) -> list[dict[str, float]]:
-    """Run to its end, or until interrupted, and return the rows of ``metrics.jsonl``.
-
-    The first Ctrl-C (or SIGTERM) finishes the step, saves a checkpoint and returns; a second one leaves at
-    once.
-    """
-    config, checkpoint = prepared.config, prepared.checkpoint
-    directory = checkpoint.directory if checkpoint else prepared.model_directory
-    with (
-        grader_for(config) as grader,
-        open_samplers(config, prepared.model, prepared.tokenizer, directory, display.sampled) as sampler_at,
-    ):
-        return _train(prepared, display, grader, sampler_at)
-
-
-def _train(
-    prepared: PreparedRun, display: Display, grader: Grader, sampler_at: SamplerFactory
-) -> list[dict[str, float]]:
-    config = prepared.config
-    run = RunDirectory(config.output_dir)
-    trackers = open_trackers(config)
-    reference = None
-    if config.loss.kl > 0:
-        reference = load_model(prepared.model_directory, device=prepared.device, dtype=config.dtype)
-        reference.requires_grad_(False)
-    policy = build_policy(config, prepared.model, reference)
-    state = load_checkpoint(prepared.checkpoint, policy) if prepared.checkpoint else None
-    trainer = Trainer(
-        config,
-        sampler=sampler_at(config.sampling.temperature, config.sampling.top_p),
-        grader=grader,
-        policy=policy,
-        tokenizer=prepared.tokenizer,
-        source=prepared.source,
-        state=state,
-        on_phase=display.phase,
-    )
-    run.open(dump_config(config), trainer.state.step if state else None)
-
-    def over() -> bool:
-        return config.is_over(trainer.state.step, trainer.state.sampled_tokens)
-
-    def report(metrics: dict[str, float], step: int) -> None:
-        if prepared.held_out and (step % config.eval.every == 0 or over()):
-            evaluation = _evaluate(prepared, display, grader, sampler_at)
-            metrics |= {f"eval/{name}": value for name, value in evaluation.metrics().items()}
-            run.append(SAMPLES, _sample_rows(evaluation, step, config.log.samples))
-        run.append(METRICS, [metrics])
-        if trackers is not None:
-            trackers.log({name: value for name, value in metrics.items() if name != "step"}, step)
-        display.step(metrics)
-
-    display.start(config, trainer.state.step, trainer.state.sampled_tokens)
-    with display, _interruption(display) as interrupted:
-        if state is None:
-            report({"step": 0}, 0)
-        while not over() and not interrupted.asked:
-            result = trainer.step()
-            step = trainer.state.step
-            report(result.metrics, step)
-            run.append(TIMELINE, [timeline_row(step, result.timeline)])
-            run.append(TREES, _tree_rows(result, prepared, step))
-            last = over() or interrupted.asked
-            if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
-                display.phase("save")
-                save_checkpoint(
-                    run.checkpoints,
-                    trainer.state,
-                    policy,
-                    prepared.tokenizer,
-                    keep_last=config.checkpoint.keep_last,
-                )
-    if trackers is not None:
-        trackers.end_training()
-    return run.read(METRICS)
-
-
-def _evaluate(prepared: PreparedRun, display: Display, grader: Grader, sampler_at: SamplerFactory) -> Evaluation:
-    display.phase("evaluate")
-    settings, limits = prepared.config.eval, prepared.config.sampling
-    return evaluate(
-        prepared.held_out,
-        sampler=sampler_at(settings.temperature, settings.top_p),
-        grader=grader,
-        tokenizer=prepared.tokenizer,
-        samples=settings.samples,
-        max_new_tokens=limits.max_new_tokens,
-        max_prompt_tokens=limits.max_prompt_tokens,
-        seed=EVALUATION_SEED,
-    )
-
-
-def _sample_rows(evaluation: Evaluation, step: int, count: int) -> list[dict[str, Any]]:
-    """The first response to each of ``count`` problems."""
-    firsts = evaluation.samples[:: evaluation.per_problem]
-    return [{"step": step, **sample.as_dict()} for sample in firsts[:count]]
-
-
-def _tree_rows(result: StepResult, prepared: PreparedRun, step: int) -> list[dict[str, Any]]:
-    every = prepared.config.log.trees_every
-    if not every or (step - 1) % every:
-        return []
-    return [forest_row(grown, prepared.tokenizer, step) for grown in result.problems]
-
-
-@dataclass
-class _Interruption:
-    asked: bool = False
-
-
-@contextmanager
-def _interruption(display: Display) -> Iterator[_Interruption]:
-    """Turn the first SIGINT or SIGTERM into a request to stop; the next one acts as it always does."""
-    interruption = _Interruption()
-    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-
-    def ask(number: int, frame: object) -> None:
-        interruption.asked = True
-        restore()
-        display.console.print("Stopping after this step. Again to leave at once.")
-
-    for number in former:
-        signal.signal(number, ask)
-    try:
-        yield interruption
-    finally:
-        restore()

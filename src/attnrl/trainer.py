@@ -13,6 +13,9 @@ score     sampled tokens, pi_m                                        old log-pr
 train     forests of batch m that have signal                         pi_{m+1}
 ========  ==========================================================  ====================================
 
+Up to the train phase nothing has changed that outlives the step: if sampling fails or is stopped, the state is put
+back, and the step can be taken again, to the same end. Problems with numbers that are not finite are left out.
+
 The two-phase pipeline samples batch m's initial responses at the start of step m instead, in a generation of
 its own, and leaves nothing pending. Grading goes on beside generating; the phase is what is left of it afterwards.
 With ``sampling.carry_over`` a generation does not wait for its last problems: they go on in the next step's.
@@ -59,6 +62,7 @@ class TrainerState:
         solved_fci: running mean FCI of all-correct problems (eq. 8).
         batch_size: the prompt batch size controller (eq. 10).
         sampled_tokens: tokens generated so far.
+        nonfinite_steps: steps in a row, up to the last one, in which numbers were not finite.
     """
 
     step: int
@@ -68,6 +72,7 @@ class TrainerState:
     solved_fci: RunningMean
     batch_size: BatchSizeController
     sampled_tokens: int
+    nonfinite_steps: int
 
 
 def initial_state(config: TrainConfig) -> TrainerState:
@@ -80,7 +85,7 @@ def initial_state(config: TrainConfig) -> TrainerState:
         maximum=round(config.prompts * growth),
         smoothing=config.method.adaptive.smoothing,
     )
-    return TrainerState(0, 0, (), (), RunningMean(), controller, 0)
+    return TrainerState(0, 0, (), (), RunningMean(), controller, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -134,17 +139,25 @@ class Trainer:
         self.clock = PhaseClock(on_phase)
 
     def step(self) -> StepResult:
-        """One training step; see the module's table."""
-        self.clock.restart()
-        method, tokens_before = self.config.method, self.state.sampled_tokens
-        self.state = replace(self.state, step=self.state.step + 1)
+        """One training step; see the module's table.
 
-        groups = self.state.pending or self._sample([], self._upcoming())[1]
-        plans = self._plan(groups)
-        grown, pending = self._sample(plans, self._upcoming() if method.pipeline == "one_step" else NO_PROBLEMS)
+        Raises:
+            BaseException: what sampler, grader or policy has raised. ``state`` is that of before the step, which can be
+                taken again, unless it came from the policy's update.
+        """
+        self.clock.restart()
+        method, before = self.config.method, self.state
+        try:
+            self.state = replace(self.state, step=self.state.step + 1)
+            groups = self.state.pending or self._sample([], self._upcoming())[1]
+            plans = self._plan(groups)
+            grown, pending = self._sample(plans, self._upcoming() if method.pipeline == "one_step" else NO_PROBLEMS)
+        except BaseException:
+            self.state = before
+            raise
 
         with self.clock.phase("train"):
-            trained = [problem for problem in grown if problem.plan.kept and problem.forest.has_signal]
+            trained = [p for p in grown if p.plan.kept and p.is_finite and p.forest.has_signal]
             self._rng("mini-batches").shuffle(trained)
             rows = [row for problem in trained for row in problem.training_rows(method.advantage)]
             updated = self.policy.update(rows) if rows else {}
@@ -156,16 +169,18 @@ class Trainer:
             trained,
             updated,
             prompt_batch_size=len(groups),
-            generated_tokens=self.state.sampled_tokens - tokens_before,
+            generated_tokens=self.state.sampled_tokens - before.sampled_tokens,
             sampled_tokens=self.state.sampled_tokens,
             carried_over=sum(len(group.unfinished) for group in self.state.carried),
             phases=self.clock.seconds,
         )
         controller = self.state.batch_size
+        nonfinite = metrics["nonfinite/problems"] or updated.get("nonfinite/mini_batches", 0)
         self.state = replace(
             self.state,
             pending=pending,
             batch_size=controller.update(len(rows)) if method.adaptive.batch_size else controller,
+            nonfinite_steps=self.state.nonfinite_steps + 1 if nonfinite else 0,
         )
         return StepResult({"step": self.state.step, **metrics}, tuple(grown), tuple(self.clock.spans))
 
@@ -184,6 +199,8 @@ class Trainer:
 
     def _plan_group(self, group: Group, rng: random.Random) -> Plan:
         branching, adaptive = self.config.method.branching, self.config.method.adaptive
+        if not group.is_finite:
+            return Plan(group, False, {}, branching.samples)
         rewards = [trunk.reward for trunk in group.trunks]
         if adaptive.filter:
             kept, solved_fci = keep_problem(rewards, group.mean_fci, self.state.solved_fci)

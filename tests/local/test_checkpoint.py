@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +15,13 @@ from helpers import fake_loop
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from attnrl.config import BranchingConfig, LossConfig, OptimizerConfig
+from attnrl.durable import MANIFEST
 from attnrl.errors import UserError
 from attnrl.local.checkpoint import (
     OPTIMIZER_FILE,
     STATE_FILE,
+    Checkpoint,
+    Keep,
     find_checkpoint,
     list_checkpoints,
     load_checkpoint,
@@ -83,14 +88,18 @@ def carrying(tokenizer) -> TrainerState:
 
 
 def save(root: Path, policy: LocalPolicy, state: TrainerState, tokenizer, *, step: int = 2, keep_last: int = 9) -> Path:
-    return save_checkpoint(root, replace(state, step=step), policy, tokenizer, keep_last=keep_last)
+    return save_checkpoint(root, replace(state, step=step), policy, tokenizer, keep=Keep(keep_last))
+
+
+def found(resume: str, root: Path) -> Checkpoint:
+    checkpoint = find_checkpoint(resume, root).checkpoint
+    assert checkpoint is not None
+    return checkpoint
 
 
 def load(directory: Path) -> tuple[LocalPolicy, TrainerState]:
     policy = build_policy(AutoModelForCausalLM.from_pretrained(directory))
-    found = find_checkpoint(str(directory), directory.parent)
-    assert found is not None
-    return policy, load_checkpoint(found, policy)
+    return policy, load_checkpoint(found(str(directory), directory.parent), policy)
 
 
 def test_a_16_bit_policy_goes_on_from_its_fp32_copies(tmp_path, state, tokenizer):
@@ -99,7 +108,7 @@ def test_a_16_bit_policy_goes_on_from_its_fp32_copies(tmp_path, state, tokenizer
     policy.update(ROWS)
     directory = save(tmp_path, policy, state, tokenizer)
     loaded = build_policy(AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16))
-    load_checkpoint(find_checkpoint(str(directory), tmp_path), loaded)
+    load_checkpoint(found(str(directory), tmp_path), loaded)
     for its in (policy, loaded):
         its.update(ROWS)
     for name, master in policy.masters.items():
@@ -119,7 +128,7 @@ def test_the_state_of_the_loop_comes_back_exactly(tmp_path, policy, state, token
 def test_problems_carried_over_come_back_exactly(tmp_path, policy, carrying, tokenizer):
     trunks = [trunk for group in carrying.carried for trunk in group.trunks]
     assert {type(trunk) for trunk in trunks} == {Trunk, SampledTokens}
-    _, loaded = load(save_checkpoint(tmp_path, carrying, policy, tokenizer, keep_last=1))
+    _, loaded = load(save_checkpoint(tmp_path, carrying, policy, tokenizer, keep=Keep(1)))
     assert loaded == carrying
     assert hash(loaded.carried) == hash(carrying.carried)
     assert [type(trunk) for group in loaded.carried for trunk in group.trunks] == list(map(type, trunks))
@@ -179,14 +188,13 @@ def test_only_the_newest_are_kept(tmp_path, policy, state, tokenizer):
 
 
 def test_auto_is_the_newest_and_never_is_none(tmp_path, policy, state, tokenizer):
-    assert find_checkpoint("auto", tmp_path) is None
-    assert find_checkpoint("auto", tmp_path / "not there") is None
+    assert find_checkpoint("auto", tmp_path).checkpoint is None
+    assert find_checkpoint("auto", tmp_path / "not there").checkpoint is None
     for step in (9, 10):
         save(tmp_path, policy, state, tokenizer, step=step)
-    newest = find_checkpoint("auto", tmp_path)
-    assert newest is not None
+    newest = found("auto", tmp_path)
     assert (newest.step, newest.directory) == (10, tmp_path / "step-000010")
-    assert find_checkpoint("never", tmp_path) is None
+    assert find_checkpoint("never", tmp_path).checkpoint is None
 
 
 def test_what_was_not_finished_is_no_checkpoint(tmp_path, policy, state, tokenizer):
@@ -194,10 +202,9 @@ def test_what_was_not_finished_is_no_checkpoint(tmp_path, policy, state, tokeniz
     whole = save(tmp_path, policy, state, tokenizer, step=2)
     aside = tmp_path / ".step-000004.partial"
     whole.rename(aside)
-    (tmp_path / "step-000005").mkdir()  # no state in it
     (tmp_path / "step-notes").mkdir()
     assert list_checkpoints(tmp_path) == []
-    assert find_checkpoint("auto", tmp_path) is None
+    assert find_checkpoint("auto", tmp_path).checkpoint is None
     (aside / "left-over").touch()
     directory = save(tmp_path, policy, state, tokenizer, step=4)
     assert not aside.exists()
@@ -220,9 +227,51 @@ def test_a_run_resumed_from_an_earlier_checkpoint_leaves_the_later_ones_behind(t
         save(tmp_path, policy, state, tokenizer, step=step, keep_last=3)
     directory = save(tmp_path, policy, state, tokenizer, step=3, keep_last=2)
     assert directory.is_dir()
-    newest = find_checkpoint("auto", tmp_path)
-    assert newest is not None
-    assert newest.step == 3
+    assert found("auto", tmp_path).step == 3
+
+
+def test_the_best_are_kept_beside_the_newest(tmp_path, policy, state, tokenizer):
+    accuracies = {2: 0.5, 4: 0.9, 6: None, 8: 0.9, 10: 0.7, 12: 0.6, 14: None}
+    for step, accuracy in accuracies.items():
+        keep = Keep(last=2, best=2)
+        save_checkpoint(tmp_path, replace(state, step=step), policy, tokenizer, keep=keep, accuracy=accuracy)
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [4, 8, 12, 14]
+    save_checkpoint(tmp_path, replace(state, step=16), policy, tokenizer, keep=Keep(last=1, best=1), accuracy=0.1)
+    assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [8, 16]  # of equal ones the newer
+
+
+# --- what a kill or a full disk leaves --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment", ["save_file", "seal", "os.rename", "_remove_others"])
+def test_a_save_that_is_cut_off_leaves_a_checkpoint_to_resume_from(
+    tmp_path, policy, state, tokenizer, monkeypatch, moment
+):
+    """A kill at any point of a save: here an exception stands for it, and nothing behind that point is done."""
+    save(tmp_path, policy, state, tokenizer, step=2, keep_last=1)
+
+    def killed(*arguments: object, **settings: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"attnrl.local.checkpoint.{moment}", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, policy, state, tokenizer, step=4, keep_last=1)
+    assert found("auto", tmp_path).step == (4 if moment == "_remove_others" else 2)
+    save(tmp_path, policy, state, tokenizer, step=4, keep_last=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000004"]
+
+
+def test_a_full_disk_gets_its_room_back(tmp_path, policy, state, tokenizer, monkeypatch):
+    save(tmp_path, policy, state, tokenizer, step=2)
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("attnrl.local.checkpoint.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(tmp_path, policy, state, tokenizer, step=4)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000002"]
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------
@@ -258,6 +307,50 @@ def absent(path: Path) -> None:
     path.unlink()
 
 
+def one_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGED = [
+    (STATE_FILE, cut_short, "has .* bytes, not the"),
+    (STATE_FILE, one_bit, "is not what was written"),
+    (STATE_FILE, without_pending, "has .* bytes, not the"),
+    (OPTIMIZER_FILE, one_bit, "is not what was written"),
+    (OPTIMIZER_FILE, absent, "is missing"),
+    ("model.safetensors", one_bit, "is not what was written"),
+    ("model.safetensors", cut_short, "has .* bytes, not the"),
+    ("config.json", absent, "is missing"),
+    ("tokenizer.json", no_object, "has .* bytes, not the"),
+    (MANIFEST, absent, "is missing"),
+    (MANIFEST, cut_short, "is not readable"),
+    (MANIFEST, no_object, "is not readable"),
+]
+
+
+@pytest.mark.parametrize(("file", "damage", "message"), DAMAGED)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
+    tmp_path, policy, state, tokenizer, file, damage, message
+):
+    save(tmp_path, policy, state, tokenizer, step=2)
+    newest = save(tmp_path, policy, state, tokenizer, step=4)
+    damage(newest / file)
+    result = find_checkpoint("auto", tmp_path)
+    assert result.checkpoint is not None and result.checkpoint.step == 2
+    (line,) = result.skipped
+    assert re.search(f"{newest}: skipped, damaged .{file} {message}", line) and "\n" not in line
+    with pytest.raises(UserError, match=f"resume={newest}: damaged"):
+        find_checkpoint(str(newest), tmp_path)
+
+
+def test_a_run_of_which_every_checkpoint_is_damaged_is_not_begun_anew(tmp_path, policy, state, tokenizer):
+    for step in (2, 4):
+        one_bit(save(tmp_path, policy, state, tokenizer, step=step) / OPTIMIZER_FILE)
+    with pytest.raises(UserError, match=r"step-000004: skipped, damaged .*step-000002: skipped, damaged .*none is left"):
+        find_checkpoint("auto", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("file", "damage"),
     [
@@ -272,8 +365,7 @@ def absent(path: Path) -> None:
 )
 def test_a_damaged_file_is_named(tmp_path, policy, state, tokenizer, file, damage):
     directory = save(tmp_path, policy, state, tokenizer)
-    checkpoint = find_checkpoint("auto", tmp_path)
-    assert checkpoint is not None
+    checkpoint = found("auto", tmp_path)
     damage(directory / file)
     with pytest.raises(UserError, match=str(directory / file)) as error:
         load_checkpoint(checkpoint, policy)

@@ -66,7 +66,7 @@ def test_plain_output_does_not_flood_a_log(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_skipped_update_is_said() -> None:
     text = show(plain(), {"step": 1, "update_skipped": 1.0})
-    assert "step 1: every problem was all correct or all wrong; update skipped" in " ".join(text.split())
+    assert "step 1: no problem had signal; update skipped" in " ".join(text.split())
 
 
 def test_a_terminal_gets_a_panel_with_the_newest_numbers() -> None:

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
 import attnrl.run
+import attnrl.session
 from attnrl.config import TrainConfig, load_config
 from attnrl.protocols import Grade
 from attnrl.report.display import Display
@@ -75,7 +76,7 @@ def run(model: Path, output: Path, steps: int) -> list[dict[str, Any]]:
     plan = attnrl.run.prepare(load_config(TrainConfig, "attnrl", settings(model, output, steps)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attnrl.run, "AnswerGrader", lambda flexible: HashGrader())
-        attnrl.run.train(plan, Display(Console(file=io.StringIO())))
+        attnrl.session.train(plan, Display(Console(file=io.StringIO())))
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
 

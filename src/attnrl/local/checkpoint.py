@@ -1,8 +1,8 @@
 """Checkpoints: a Hugging Face model directory with the optimizer and the loop's state beside it.
 
-``checkpoints/step-000050/`` loads with ``AutoModelForCausalLM.from_pretrained``. It is written aside and then
-renamed, so a directory of that name is always whole. Nothing in it is pickled: tensors are safetensors, the
-rest is JSON.
+``checkpoints/step-000050/`` loads with ``AutoModelForCausalLM.from_pretrained``. It is written aside, put on the disk
+with a manifest of sizes and hashes, and only then renamed, so a directory of that name is whole, and damage that comes
+later is found before anything is resumed from it. Nothing in it is pickled: tensors are safetensors, the rest is JSON.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
+from attnrl.durable import check_sealed, read_manifest, seal, sync
 from attnrl.errors import UserError
 from attnrl.local.policy import LocalPolicy, load_optimizer_tensors, optimizer_tensors
 from attnrl.method.adaptive import BatchSizeController, RunningMean
@@ -40,63 +41,164 @@ class Checkpoint:
     step: int
 
 
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay: the ``last`` newest ones, and the ``best`` ones by held-out accuracy."""
+
+    last: int
+    best: int = 0
+
+
 def save_checkpoint(
     root: Path,
     state: TrainerState,
     policy: LocalPolicy,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    keep_last: int,
+    keep: Keep,
+    data: Mapping[str, str] | None = None,
+    accuracy: float | None = None,
 ) -> Path:
-    """Write the checkpoint of ``state.step`` below ``root``, and keep only it and the ``keep_last - 1`` before it.
+    """Write the checkpoint of ``state.step`` below ``root``, and remove those that are not to be kept beside it.
 
     Later ones belong to a course that the run has left, when it was resumed from before them.
+
+    Args:
+        root: directory of the run's checkpoints.
+        state: of the loop.
+        policy: its weights and optimizer.
+        tokenizer: saved with them.
+        keep: which checkpoints stay.
+        data: a fingerprint of each data set that the run draws problems from.
+        accuracy: held-out accuracy of these weights, where it was measured.
+
+    Raises:
+        OSError, SafetensorError: it could not be written; nothing of it is left, and those before it are as they were.
     """
     directory = root / f"{PREFIX}{state.step:06d}"
-    aside = root / f".{directory.name}.partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    policy.model.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
-    save_file(optimizer_tensors(policy), aside / OPTIMIZER_FILE)
-    document = {"updates": policy.updates, "trainer": asdict(state)}
-    (aside / STATE_FILE).write_text(json.dumps(document), encoding="utf-8")
+    aside, replaced = (root / f".{directory.name}.{what}" for what in ("partial", "replaced"))
+    for left_over in (aside, replaced):
+        shutil.rmtree(left_over, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        policy.model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        save_file(optimizer_tensors(policy), aside / OPTIMIZER_FILE)
+        document = {
+            "updates": policy.updates,
+            "micro_batch_tokens": policy.micro_batch_tokens,
+            "data": dict(data or {}),
+            "trainer": asdict(state),
+        }
+        (aside / STATE_FILE).write_text(json.dumps(document), encoding="utf-8")
+        seal(aside, {"step": state.step, "accuracy": accuracy})
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)  # a full disk should have the room again
+        raise
     if directory.exists():  # an earlier run of the same step, resumed from before it
-        shutil.rmtree(directory)
+        os.rename(directory, replaced)
     os.rename(aside, directory)
-    checkpoints = list_checkpoints(root)
-    kept = [checkpoint for checkpoint in checkpoints if checkpoint.step <= state.step][-keep_last:]
-    for checkpoint in checkpoints:
-        if checkpoint not in kept:
-            shutil.rmtree(checkpoint.directory)
+    sync(root)
+    shutil.rmtree(replaced, ignore_errors=True)
+    _remove_others(root, state.step, keep)
     return directory
 
 
+def _remove_others(root: Path, step: int, keep: Keep) -> None:
+    """Remove all but the checkpoints to keep when that of ``step`` has just been written."""
+    checkpoints = list_checkpoints(root)
+    course = [checkpoint for checkpoint in checkpoints if checkpoint.step <= step]
+    kept = [*course[-keep.last :], *best_checkpoints(course, keep.best)]
+    for checkpoint in checkpoints:
+        if checkpoint not in kept:
+            shutil.rmtree(checkpoint.directory)
+
+
+def best_checkpoints(checkpoints: Sequence[Checkpoint], count: int) -> list[Checkpoint]:
+    """The ``count`` checkpoints of highest held-out accuracy, the newer of equal ones; those without one are none."""
+    measured = []
+    for checkpoint in checkpoints:
+        accuracy = accuracy_of(checkpoint)
+        if accuracy is not None:
+            measured.append((accuracy, checkpoint.step, checkpoint))
+    return [checkpoint for _, _, checkpoint in sorted(measured, key=lambda one: one[:2], reverse=True)[:count]]
+
+
+def accuracy_of(checkpoint: Checkpoint) -> float | None:
+    """The held-out accuracy that a checkpoint's manifest has; None where there is none, or no manifest."""
+    try:
+        accuracy = read_manifest(checkpoint.directory).get("accuracy")
+    except ValueError:
+        return None
+    return float(accuracy) if isinstance(accuracy, (int, float)) else None
+
+
 def list_checkpoints(root: Path) -> list[Checkpoint]:
-    """The checkpoints below ``root``, oldest first."""
+    """The checkpoints below ``root``, oldest first, whether they are undamaged or not."""
     found = []
     for directory in root.glob(f"{PREFIX}*"):
         number = directory.name.removeprefix(PREFIX)
-        if number.isdigit() and (directory / STATE_FILE).is_file():
+        if number.isdigit() and directory.is_dir():
             found.append(Checkpoint(directory, int(number)))
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
-def find_checkpoint(resume: str, root: Path) -> Checkpoint | None:
-    """The checkpoint that ``resume`` means: ``auto`` (newest below ``root``, if any), ``never``, or a directory.
+@dataclass(frozen=True)
+class Found:
+    """What there is to resume from.
+
+    Attributes:
+        checkpoint: the newest that is undamaged; None to start from the beginning.
+        skipped: a line for each newer one that is damaged.
+    """
+
+    checkpoint: Checkpoint | None
+    skipped: tuple[str, ...] = ()
+
+
+def find_checkpoint(resume: str, root: Path) -> Found:
+    """What ``resume`` means: ``auto`` (the newest undamaged one below ``root``, if any), ``never``, or a directory.
 
     Raises:
-        UserError: the directory named is no checkpoint of a run.
+        UserError: the directory named is no checkpoint of a run, or damaged; or all that ``auto`` finds are.
     """
     if resume == "never":
-        return None
-    if resume == "auto":
-        checkpoints = list_checkpoints(root)
-        return checkpoints[-1] if checkpoints else None
-    directory = Path(resume)
-    if not (directory / STATE_FILE).is_file():
-        raise UserError(f"resume={resume}: not a checkpoint directory (it has no {STATE_FILE})")
-    return Checkpoint(directory, int(_read_state(directory)["trainer"]["step"]))
+        return Found(None)
+    if resume != "auto":
+        directory = Path(resume)
+        if not (directory / STATE_FILE).is_file():
+            raise UserError(f"resume={resume}: not a checkpoint directory (it has no {STATE_FILE})")
+        damage = _damage(directory)
+        if damage is not None:
+            raise UserError(f"resume={resume}: damaged ({damage})")
+        return Found(Checkpoint(directory, int(_read_state(directory)["trainer"]["step"])))
+    skipped: list[str] = []
+    for checkpoint in reversed(list_checkpoints(root)):
+        damage = _damage(checkpoint.directory)
+        if damage is None:
+            return Found(checkpoint, tuple(skipped))
+        skipped.append(f"checkpoint {checkpoint.directory}: skipped, damaged ({damage})")
+    if skipped:
+        raise UserError(f"{'; '.join(skipped)}; none is left to resume from: repair one or choose another output_dir")
+    return Found(None)
+
+
+def _damage(directory: Path) -> str | None:
+    """What is wrong with a checkpoint directory."""
+    try:
+        check_sealed(directory)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def data_of(checkpoint: Checkpoint) -> dict[str, str]:
+    """The fingerprints of data sets that a checkpoint was saved with.
+
+    Raises:
+        UserError: its state is not readable.
+    """
+    return dict(_read_state(checkpoint.directory).get("data", {}))
 
 
 def load_checkpoint(checkpoint: Checkpoint, policy: LocalPolicy) -> TrainerState:
@@ -108,6 +210,7 @@ def load_checkpoint(checkpoint: Checkpoint, policy: LocalPolicy) -> TrainerState
     document = _read_state(checkpoint.directory)
     try:
         policy.updates = int(document["updates"])
+        policy.micro_batch_tokens = min(policy.micro_batch_tokens, int(document["micro_batch_tokens"]))
         state = _trainer_state(document["trainer"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"checkpoint file {checkpoint.directory / STATE_FILE}: damaged ({error})") from None
@@ -138,6 +241,7 @@ def _trainer_state(fields: Mapping[str, Any]) -> TrainerState:
         solved_fci=RunningMean(**fields["solved_fci"]),
         batch_size=BatchSizeController(**fields["batch_size"]),
         sampled_tokens=fields["sampled_tokens"],
+        nonfinite_steps=fields["nonfinite_steps"],
     )
 
 

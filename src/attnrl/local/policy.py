@@ -5,13 +5,18 @@ Shape letters: N response tokens of the sequences of a pack, one after another.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import gc
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from attnrl.config import BranchingConfig, LossConfig, OptimizerConfig
+from attnrl.errors import RunError
 from attnrl.fci import Capture
 from attnrl.local.logprobs import token_logprobs
 from attnrl.local.packing import Pack, pack_rows, pack_trees
@@ -21,6 +26,7 @@ from attnrl.method.steps import Steps
 from attnrl.protocols import Score, TrainingRow
 
 MASTER = "master"  # the name of a fp32 copy in a checkpoint
+T = TypeVar("T")
 
 
 def cut_mini_batches(lengths: Sequence[int], count: int) -> list[range]:
@@ -49,7 +55,12 @@ def disable_dropout(model: nn.Module) -> None:
 class LocalPolicy:
     """A causal language model with its AdamW optimizer and, when the KL is weighed, its frozen reference.
 
-    ``score`` and ``update`` are those of :class:`attnrl.protocols.Policy`.
+    ``score`` and ``update`` are those of :class:`attnrl.protocols.Policy`. Where memory runs out in one of them, it
+    starts over with packs of half as many tokens, and stays with those.
+
+    Attributes:
+        updates: optimizer steps taken.
+        micro_batch_tokens: tokens of a pack: as configured, or what memory allows.
     """
 
     def __init__(
@@ -69,6 +80,7 @@ class LocalPolicy:
         self.branching = branching
         self.temperature = temperature
         self.updates = 0
+        self.micro_batch_tokens = optimizer.micro_batch_tokens
         self.reference = reference
         disable_dropout(model)
         if optimizer.gradient_checkpointing:
@@ -104,7 +116,17 @@ class LocalPolicy:
 
         Raises:
             FciUnsupportedError: with ``steps``, if FCI cannot be taken from the model's attention.
+            RunError: memory does not suffice for a single one.
         """
+        longest = max((len(p) + len(r) for p, r in zip(prompts, responses, strict=True)), default=0)
+        return self._in_memory(longest, partial(self._score, prompts, responses, steps))
+
+    def _score(
+        self,
+        prompts: Sequence[Sequence[int]],
+        responses: Sequence[Sequence[int]],
+        steps: Sequence[Steps | None] | None,
+    ) -> list[Score]:
         self.model.eval()
         lookups = self.branching.influence == "lookups"
         wanted = steps or [None] * len(prompts)
@@ -135,32 +157,73 @@ class LocalPolicy:
 
     def _packs(self, sequences: Sequence[Sequence[int]], shareable: Sequence[int] | None = None) -> Iterator[Pack]:
         if self.settings.packing == "tree":
-            return pack_trees(sequences, self.settings.micro_batch_tokens, shareable)
-        return pack_rows(sequences, self.settings.micro_batch_tokens)
+            return pack_trees(sequences, self.micro_batch_tokens, shareable)
+        return pack_rows(sequences, self.micro_batch_tokens)
+
+    def _in_memory(self, longest: int, work: Callable[[], T]) -> T:
+        """The result of ``work``, begun again with smaller packs as often as memory runs out in it.
+
+        Raises:
+            RunError: it does with a single sequence of ``longest`` tokens.
+        """
+        while True:
+            try:
+                return work()
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.micro_batch_tokens <= longest:
+                    raise RunError(
+                        f"out of memory with a single response of {longest:,} tokens (prompt included): set "
+                        "optimizer.gradient_checkpointing=true or a smaller sampling.max_new_tokens"
+                    ) from error
+            # Only here are the tensors gone that the traceback held.
+            self.micro_batch_tokens = max(longest, self.micro_batch_tokens // 2)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.model.zero_grad(set_to_none=True)
+            gc.collect()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def update(self, rows: Sequence[TrainingRow]) -> dict[str, float]:
         """One optimizer step for each mini-batch of equal token counts; returns means over the batch.
 
         Every token weighs the same, whichever mini- or micro-batch it falls into: the denominator is the whole
         batch's token count, times the share of it that one optimizer step stands for.
+
+        A mini-batch whose loss or gradient is not finite is skipped: weights and moments stay as they are, and it
+        counts in ``nonfinite/mini_batches``. The means are of the others.
+
+        Raises:
+            RunError: memory does not suffice for a single row.
         """
         self.model.train()
         lengths = [len(row.response) for row in rows]
         mini_batches = cut_mini_batches(lengths, self.settings.mini_batches)
         denominator = sum(lengths) / len(mini_batches)
         sums: dict[str, float] = {}
+        taken = 0
         for mini_batch in mini_batches:
-            self._set_learning_rate()
-            for name, value in self._accumulate([rows[i] for i in mini_batch], denominator).items():
-                sums[name] = sums.get(name, 0.0) + value
-            norm = torch.nn.utils.clip_grad_norm_(self.masters.values(), self.settings.max_grad_norm)
-            sums["grad_norm"] = sums.get("grad_norm", 0.0) + float(norm)
-            self.optimizer.step()
+            its_rows = [rows[i] for i in mini_batch]
+            longest = max(len(row.prompt) + len(row.response) for row in its_rows)
+            values = self._in_memory(longest, partial(self._accumulate, its_rows, denominator))
+            norm = float(torch.nn.utils.clip_grad_norm_(self.masters.values(), self.settings.max_grad_norm))
+            if math.isfinite(norm) and all(map(math.isfinite, values.values())):
+                for name, value in {**values, "grad_norm": norm}.items():
+                    sums[name] = sums.get(name, 0.0) + value
+                self._set_learning_rate()
+                self.optimizer.step()
+                self._round_masters()
+                self.updates += 1
+                taken += 1
             self.optimizer.zero_grad(set_to_none=True)
-            self._round_masters()
-            self.updates += 1
-        means = {name: value / len(mini_batches) for name, value in sums.items()}
-        return {**means, "learning_rate": self.optimizer.param_groups[0]["lr"]}
+        means = {name: value / taken for name, value in sums.items()}
+        return {
+            **means,
+            "nonfinite/mini_batches": float(len(mini_batches) - taken),
+            "packing/micro_batch_tokens": float(self.micro_batch_tokens),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+        }
 
     def _set_learning_rate(self) -> None:
         warmup = min(1.0, (self.updates + 1) / self.settings.warmup_steps) if self.settings.warmup_steps else 1.0
@@ -242,6 +305,11 @@ class LocalPolicy:
             values["loss/kl"] = kl_k3(logprob_N, reference_N).sum() / denominator
             loss = loss + self.loss.kl * values["loss/kl"]
         return loss, values
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory has run out, on a GPU or on the CPU (where torch has no exception of its own for it)."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def influence_of_steps(captured: Capture, branching: BranchingConfig) -> list[Tensor]:

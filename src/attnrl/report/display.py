@@ -93,6 +93,10 @@ class Display:
         """The sampler has drawn so many tokens, and finished so many requests, of its present batch."""
         self._sampled = tokens
 
+    def say(self, line: str) -> None:
+        """Something happened that is to be read."""
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
     def step(self, metrics: Mapping[str, float]) -> None:
         """A step is done."""
         self._latest |= metrics
@@ -103,7 +107,8 @@ class Display:
         if "eval/accuracy" in metrics:
             self._accuracies.append(metrics["eval/accuracy"])
         if metrics.get("update_skipped"):
-            self.console.print(f"step {step}: every problem was all correct or all wrong; update skipped")
+            why = "numbers were not finite" if metrics.get("nonfinite/mini_batches") else "no problem had signal"
+            self.say(f"step {step}: {why}; update skipped")
         if not self.console.is_terminal:
             self._print_line(step, metrics)
 

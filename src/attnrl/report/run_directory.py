@@ -7,23 +7,29 @@
 ``trees.jsonl``           every forest of the steps chosen (``log.trees_every``)
 ``samples.jsonl``         some responses of every evaluation (``log.samples``)
 ``checkpoints/``          Hugging Face model directories, from which a run resumes
+``faults/``               all problems of steps in which numbers were not finite; absent where none were
+``.lock``                 names the process that is at work here; empty when none is
 ========================  =======================================================================
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from attnrl.durable import sync, write_whole
 from attnrl.errors import UserError
 
 METRICS, TIMELINE, TREES, SAMPLES = "metrics.jsonl", "timeline.jsonl", "trees.jsonl", "samples.jsonl"
-CONFIG = "config.yaml"
+CONFIG, LOCK, FAULTS = "config.yaml", ".lock", "faults"
 
 
 class RunDirectory:
@@ -67,6 +73,34 @@ class RunDirectory:
         if not nearest.is_dir() or not os.access(nearest, os.W_OK):
             raise UserError(f"output_dir {self.root}: {nearest} is no directory that can be written")
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training here; the system lets go of the lock when this one dies.
+
+        Raises:
+            UserError: one is at work here already, or the directory cannot be written.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            file = (self.root / LOCK).open("a+", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"output_dir {self.root}: cannot be written ({error.strerror})") from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                raise UserError(
+                    f"output_dir {self.root}: process {file.read().strip() or 'of another user'} is training here"
+                ) from None
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            try:
+                yield
+            finally:
+                file.truncate(0)  # not removed: whoever has it open already would then lock a file of no name
+
     def open(self, config: str, from_step: int | None) -> None:
         """Make the directory, write ``config.yaml``, and drop what was logged after step ``from_step``.
 
@@ -79,19 +113,31 @@ class RunDirectory:
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            (self.root / CONFIG).write_text(config, encoding="utf-8")
+            write_whole(self.root / CONFIG, config)
         except OSError as error:
             raise UserError(f"output_dir {self.root}: cannot be written ({error.strerror})") from None
         for name in (METRICS, TIMELINE, TREES, SAMPLES):
             rows = [] if from_step is None else [row for row in self.read(name) if row["step"] <= from_step]
-            aside = self.root / f".{name}.partial"
-            aside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-            os.replace(aside, self.root / name)
+            write_whole(self.root / name, "".join(json.dumps(row) + "\n" for row in rows))
 
     def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append one line per row to the file ``name``."""
+        """Append one line per row to the file ``name``; numbers that are not finite become null, which JSON has."""
         with (self.root / name).open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+            file.writelines(_json_line(row) for row in rows)
+
+    def dump_fault(self, step: int, rows: Iterable[Mapping[str, Any]]) -> Path:
+        """Write all there is to know of a step that went wrong; returns the file."""
+        path = self.root / FAULTS / f"{step:06d}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        write_whole(path, "".join(_json_line(row) for row in rows))
+        return path
+
+    def sync(self) -> None:
+        """Have what was appended outlive a loss of power: a checkpoint counts on the lines up to its step."""
+        for name in (METRICS, TIMELINE, TREES, SAMPLES):
+            if (self.root / name).exists():
+                sync(self.root / name)
+        sync(self.root)
 
     def read(self, name: str) -> list[dict[str, Any]]:
         """The rows of the file ``name``; none if it does not exist. A last line cut short by a kill is left out.
@@ -113,3 +159,19 @@ class RunDirectory:
                         break
                     raise UserError(f"{path}, line {number}: not JSON") from None
         return rows
+
+
+def _json_line(row: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(row, allow_nan=False) + "\n"
+    except ValueError:
+        return json.dumps(_finite(row), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """The value with None for every number in it that is not finite."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inside) for key, inside in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inside) for inside in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

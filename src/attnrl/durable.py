@@ -1,0 +1,86 @@
+"""Files that are whole or not there, whatever the moment a process or a machine dies."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+
+
+def sync(path: Path) -> None:
+    """Have what was written to a file, or the names in a directory, outlive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file aside and rename it: readers see the old text or the new one, never a part."""
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(text, encoding="utf-8")
+    sync(aside)
+    os.replace(aside, path)
+    sync(path.parent)
+
+
+def seal(directory: Path, notes: dict[str, Any]) -> None:
+    """Write a directory's manifest, size and SHA-256 of every file in it, and have all of it outlive a loss of power.
+
+    Args:
+        directory: written in full, but for the manifest.
+        notes: what else the manifest is to say.
+    """
+    files = {str(path.relative_to(directory)): path for path in sorted(directory.rglob("*")) if path.is_file()}
+    entries = {name: {"size": path.stat().st_size, "sha256": sha256(path)} for name, path in files.items()}
+    (directory / MANIFEST).write_text(json.dumps({**notes, "files": entries}, indent=1) + "\n", encoding="utf-8")
+    for path in [*files.values(), directory / MANIFEST, *(path for path in directory.rglob("*") if path.is_dir())]:
+        sync(path)
+    sync(directory)
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """What :func:`seal` has written.
+
+    Raises:
+        ValueError: the manifest is missing or is none; it is named.
+    """
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        files = dict(manifest["files"])
+        if not all(isinstance(entry["size"], int) and isinstance(entry["sha256"], str) for entry in files.values()):
+            raise TypeError("sizes and hashes expected")
+    except FileNotFoundError:
+        raise ValueError(f"{MANIFEST} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{MANIFEST} is not readable ({error})") from None
+    return dict(manifest)
+
+
+def check_sealed(directory: Path) -> None:
+    """Compare a directory with its manifest; files that the manifest does not name are no concern of it.
+
+    Raises:
+        ValueError: the manifest or a file is missing or not what it was; the first is named.
+    """
+    for name, entry in read_manifest(directory)["files"].items():
+        path = directory / name
+        if not path.is_file():
+            raise ValueError(f"{name} is missing")
+        size = path.stat().st_size
+        if size != entry["size"]:
+            raise ValueError(f"{name} has {size:,} bytes, not the {entry['size']:,} that were written")
+        if sha256(path) != entry["sha256"]:
+            raise ValueError(f"{name} is not what was written (its SHA-256 differs)")
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,277 @@
+"""One session of a training run: from where the run stands to its end, to a stop, or to a fault.
+
+Whatever ends it, nothing is lost that was done: the first Ctrl-C (or SIGTERM) finishes the phase in hand and saves, a
+fault of the sampler has the step taken again and then saves, and so does a fault of ours on its way out. Only a second
+Ctrl-C and a kill fall back to the last checkpoint. A run that goes on is the run that was never stopped.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from math import isfinite
+from typing import Any
+
+from safetensors import SafetensorError
+
+from attnrl.config import dump_config
+from attnrl.errors import RunError, one_line
+from attnrl.evaluate import Evaluation, evaluate
+from attnrl.local.checkpoint import (
+    Checkpoint,
+    Keep,
+    accuracy_of,
+    best_checkpoints,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
+from attnrl.local.engine import SamplerFactory, build_policy, load_model, open_samplers
+from attnrl.protocols import Grader
+from attnrl.report.display import Display
+from attnrl.report.run_directory import METRICS, SAMPLES, TIMELINE, TREES, RunDirectory
+from attnrl.report.timeline import timeline_row
+from attnrl.report.trackers import open_trackers
+from attnrl.report.trees import forest_row
+from attnrl.run import EVALUATION_SEED, PreparedRun, grader_for
+from attnrl.trainer import StepResult, Trainer
+from attnrl.watchdog import SamplerError, WatchedSampler
+
+UNDIVIDED = {"train", "sync"}  # from the first on the policy changes: a step that has come so far is finished
+
+
+def train(prepared: PreparedRun, display: Display) -> list[dict[str, float]]:
+    """Run to its end, or until interrupted, and return the rows of ``metrics.jsonl``.
+
+    Raises:
+        UserError: another process is training in the same directory; or as :func:`attnrl.run.prepare`.
+        RunError: the run cannot go on; the message says why, and from where it can be continued.
+    """
+    config, checkpoint = prepared.config, prepared.checkpoint
+    directory = checkpoint.directory if checkpoint else prepared.model_directory
+    with (
+        RunDirectory(config.output_dir).locked(),
+        grader_for(config) as grader,
+        open_samplers(config, prepared.model, prepared.tokenizer, directory, display.sampled) as sampler_at,
+    ):
+        return _Session(prepared, display, grader, sampler_at).run()
+
+
+class _StoppedError(Exception):
+    """The step was given up before it changed anything."""
+
+
+class _Session:
+    """The loop's steps, and what is written of them."""
+
+    def __init__(self, prepared: PreparedRun, display: Display, grader: Grader, sampler_at: SamplerFactory) -> None:
+        self.prepared, self.config, self.display, self.grader = prepared, prepared.config, display, grader
+        self.sampler_at = sampler_at
+        self.directory = RunDirectory(self.config.output_dir)
+        self.trackers = open_trackers(self.config)
+        reference = None
+        if self.config.loss.kl > 0:
+            reference = load_model(prepared.model_directory, device=prepared.device, dtype=self.config.dtype)
+            reference.requires_grad_(False)
+        self.policy = build_policy(self.config, prepared.model, reference)
+        state = load_checkpoint(prepared.checkpoint, self.policy) if prepared.checkpoint else None
+        sampling = self.config.sampling
+        self.trainer = Trainer(
+            self.config,
+            sampler=self._sampler(sampling.temperature, sampling.top_p),
+            grader=grader,
+            policy=self.policy,
+            tokenizer=prepared.tokenizer,
+            source=prepared.source,
+            state=state,
+            on_phase=self._enter,
+        )
+        self.directory.open(dump_config(self.config), state.step if state else None)
+        self.interruption = _Interruption()
+        # Of which steps all lines are written, and of which there is a checkpoint.
+        self.recorded = self.saved = state.step if state else None
+        self.accuracy = accuracy_of(prepared.checkpoint) if prepared.checkpoint else None  # of the present weights
+
+    def run(self) -> list[dict[str, float]]:
+        self.display.start(self.config, self.trainer.state.step, self.trainer.state.sampled_tokens)
+        with self.display, _interruption(self.display) as self.interruption:
+            try:
+                self._steps()
+            except (RunError, SamplerError, OSError, SafetensorError) as error:
+                what = f"output_dir {self.config.output_dir}, after step {self.trainer.state.step}: {one_line(error)}"
+                raise RunError(f"{what}; {self._rescue()}") from error
+            except Exception:
+                self.display.say(f"The run has failed; {self._rescue()}")
+                raise
+        if self.trackers is not None:
+            self.trackers.end_training()
+        return self.directory.read(METRICS)
+
+    def _steps(self) -> None:
+        if self.recorded is None:
+            self._report({"step": 0}, 0)
+            self.recorded = 0
+        while not self._over() and not self.interruption.asked:
+            try:
+                result = self._step()
+            except _StoppedError:
+                break
+            self._record(result)
+            if self._is_due():
+                self._save()
+        if self.saved != self.trainer.state.step:
+            self._save()
+
+    def _over(self) -> bool:
+        return self.config.is_over(self.trainer.state.step, self.trainer.state.sampled_tokens)
+
+    def _enter(self, phase: str) -> None:
+        """A phase of a step begins, unless the run is to stop."""
+        if self.interruption.asked and phase not in UNDIVIDED:
+            raise _StoppedError
+        self.display.phase(phase)
+
+    def _step(self) -> StepResult:
+        """A training step, begun again if the sampler fails; that changes nothing in what comes of it."""
+        for _ in range(self.config.sampling.retries):
+            try:
+                return self.trainer.step()
+            except SamplerError as error:
+                self.display.say(f"step {self.trainer.state.step + 1}: {error}; it is begun again")
+        return self.trainer.step()
+
+    def _record(self, result: StepResult) -> None:
+        """Write all lines of a step.
+
+        Raises:
+            RunError: too many steps in a row had numbers that are not finite.
+        """
+        step = self.trainer.state.step
+        self._report(result.metrics, step)
+        self.directory.append(TIMELINE, [timeline_row(step, result.timeline)])
+        every = self.config.log.trees_every
+        if every and (step - 1) % every == 0:
+            rows = (forest_row(grown, self.prepared.tokenizer, step) for grown in result.problems)
+            self.directory.append(TREES, rows)
+        self.recorded = step
+        in_a_row = self.trainer.state.nonfinite_steps
+        if in_a_row:
+            whole = result.metrics.get("nonfinite/mini_batches", 0)
+            problems = [problem for problem in result.problems if whole or not problem.is_finite]
+            dump = self.directory.dump_fault(step, ({"step": step, **asdict(problem)} for problem in problems))
+            skipped = f"step {step}: numbers that are not finite ({len(problems)} problems) were left out, see {dump}"
+            self.display.say(skipped)
+            if in_a_row >= self.config.optimizer.max_nonfinite_steps:
+                raise RunError(f"{skipped}, and so in {in_a_row} steps in a row (optimizer.max_nonfinite_steps)")
+
+    def _report(self, metrics: dict[str, float], step: int) -> None:
+        """Evaluate if it is time to, and write and show the metrics of a step."""
+        self.accuracy = None
+        if self.prepared.held_out and (step % self.config.eval.every == 0 or self._over()):
+            evaluation = self._evaluate()
+            metrics |= {f"eval/{name}": value for name, value in evaluation.metrics().items()}
+            self.accuracy = metrics["eval/accuracy"]
+            self.directory.append(SAMPLES, _sample_rows(evaluation, step, self.config.log.samples))
+        metrics = {name: value for name, value in metrics.items() if isfinite(value)}
+        self.directory.append(METRICS, [metrics])
+        if self.trackers is not None:
+            self.trackers.log({name: value for name, value in metrics.items() if name != "step"}, step)
+        self.display.step(metrics)
+
+    def _evaluate(self) -> Evaluation:
+        self.display.phase("evaluate")
+        settings, limits = self.config.eval, self.config.sampling
+        return evaluate(
+            self.prepared.held_out,
+            sampler=self._sampler(settings.temperature, settings.top_p),
+            grader=self.grader,
+            tokenizer=self.prepared.tokenizer,
+            samples=settings.samples,
+            max_new_tokens=limits.max_new_tokens,
+            max_prompt_tokens=limits.max_prompt_tokens,
+            seed=EVALUATION_SEED,
+        )
+
+    def _sampler(self, temperature: float, top_p: float) -> WatchedSampler:
+        return WatchedSampler(self.sampler_at(temperature, top_p), self.config.sampling.stall_seconds)
+
+    def _is_due(self) -> bool:
+        """Whether a checkpoint is to be saved now: by the calendar, or as one of the best."""
+        step, settings = self.trainer.state.step, self.config.checkpoint
+        if settings.every and step % settings.every == 0:
+            return True
+        if self.accuracy is None or not settings.keep_best:
+            return False
+        best = best_checkpoints(list_checkpoints(self.directory.checkpoints), settings.keep_best)
+        worst = accuracy_of(best[-1]) if len(best) == settings.keep_best else None
+        return worst is None or self.accuracy >= worst
+
+    def _save(self) -> None:
+        self.display.phase("save")
+        step, settings = self.trainer.state.step, self.config.checkpoint
+        self.directory.sync()
+        try:
+            save_checkpoint(
+                self.directory.checkpoints,
+                self.trainer.state,
+                self.policy,
+                self.prepared.tokenizer,
+                keep=Keep(settings.keep_last, settings.keep_best),
+                data=self.prepared.data,
+                accuracy=self.accuracy,
+            )
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"checkpoint of step {step}: cannot be written ({one_line(error)})") from error
+        self.saved = step
+
+    def _rescue(self) -> str:
+        """Save what can be, after a fault; returns from where the run can be continued, in words."""
+        step = self.trainer.state.step
+        if step == self.recorded and step != self.saved:
+            try:
+                self._save()
+            except RunError as error:
+                return f"{error}; {self._last_checkpoint()}"
+        return self._last_checkpoint()
+
+    def _last_checkpoint(self) -> str:
+        checkpoints: list[Checkpoint] = list_checkpoints(self.directory.checkpoints)
+        if not checkpoints:
+            return "there is no checkpoint yet: the same command begins anew"
+        return f"the same command continues from {checkpoints[-1].directory}"
+
+
+def _sample_rows(evaluation: Evaluation, step: int, count: int) -> list[dict[str, Any]]:
+    """The first response to each of ``count`` problems."""
+    firsts = evaluation.samples[:: evaluation.per_problem]
+    return [{"step": step, **sample.as_dict()} for sample in firsts[:count]]
+
+
+@dataclass
+class _Interruption:
+    asked: bool = False
+
+
+@contextmanager
+def _interruption(display: Display) -> Iterator[_Interruption]:
+    """Turn the first SIGINT or SIGTERM into a request to stop; the next one acts as it always does."""
+    interruption = _Interruption()
+    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+    def ask(number: int, frame: object) -> None:
+        interruption.asked = True
+        restore()
+        display.console.print("Stopping after this phase. Again to leave at once.")
+
+    for number in former:
+        signal.signal(number, ask)
+    try:
+        yield interruption
+    finally:
+        restore()
