@@ -4,6 +4,7 @@ from pathlib import Path
 
 import helpers
 import pytest
+import tiny_runs
 from hypothesis import settings
 from transformers import PreTrainedTokenizerBase
 
@@ -26,3 +27,11 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrai
     helpers.tiny_model(vocab_size=len(tokenizer)).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def whole(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a tiny run that was never stopped; not to be written to."""
+    output = tmp_path_factory.mktemp("whole")
+    tiny_runs.run(tiny_checkpoint, output)
+    return output

@@ -2,81 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
-import zlib
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import pytest
-from rich.console import Console
 from safetensors.torch import load_file
+from tiny_runs import read, run, weights
 
-import attnrl.run
-import attnrl.session
-from attnrl.config import TrainConfig, load_config
 from attnrl.errors import UserError
-from attnrl.protocols import Grade
-from attnrl.report.display import Display
-from attnrl.tasks.problem import Problem
-
-STEPS = 4
-
-
-class HashGrader:
-    """A random model solves nothing; this one is right by chance, so that there is something to learn from."""
-
-    overlaps = True
-
-    def grade(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Grade]:
-        right = [zlib.crc32(response.encode()) % 3 == 0 for response in responses]
-        return [Grade(1.0, "correct") if yes else Grade(0.0, "wrong") for yes in right]
-
-
-@pytest.fixture(autouse=True)
-def _rewards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attnrl.run, "AnswerGrader", lambda flexible: HashGrader())
-
-
-def run(model: Path, output: Path, *overrides: str, steps: int = STEPS, recipe: str = "attnrl") -> None:
-    settings = [
-        f"model={model}",
-        f"output_dir={output}",
-        f"steps={steps}",
-        "prompts=2",
-        "threads=1",
-        "device=cpu",
-        "sampling.max_new_tokens=48",
-        "eval.every=2",
-        "eval.problems=4",
-        "eval.samples=2",
-        "checkpoint.every=2",
-        "log.trees_every=1",
-        "loss.kl=0.01",  # resuming must not take the trained weights for the reference
-    ]
-    plan = attnrl.run.prepare(load_config(TrainConfig, recipe, [*settings, *overrides]))
-    attnrl.session.train(plan, Display(Console(file=io.StringIO())))
-
-
-def read(output: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
-    """The rows of a run, without what the clock says."""
-    rows = [json.loads(line) for line in (output / name).read_text().splitlines()]
-    return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
-
-
-def weights(directory: Path) -> bytes:
-    return (directory / "model.safetensors").read_bytes()
-
-
-@pytest.fixture(scope="module")
-def whole(tiny_checkpoint, tmp_path_factory) -> Path:
-    """A run that was never stopped."""
-    output = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attnrl.run, "AnswerGrader", lambda flexible: HashGrader())
-        run(tiny_checkpoint, output)
-    return output
 
 
 def test_a_run_trains(whole, tiny_checkpoint):

@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-import io
-import json
 import signal
 import subprocess
 import sys
 import time
-import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import tiny_runs
 
 pytest.importorskip("vllm", reason="needs vLLM, in an environment of its own: make test-vllm")
 
 from engines import llama
-from rich.console import Console
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
-
-import attnrl.run
-import attnrl.session
-from attnrl.config import TrainConfig, load_config
-from attnrl.protocols import Grade
-from attnrl.report.display import Display
-from attnrl.tasks.problem import Problem
-
-
-class HashGrader:
-    """A random model solves nothing; this one is right by chance, so that there is something to learn from."""
-
-    overlaps = True
-
-    def grade(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Grade]:
-        right = [zlib.crc32(response.encode()) % 3 == 0 for response in responses]
-        return [Grade(1.0, "correct") if yes else Grade(0.0, "wrong") for yes in right]
 
 
 @pytest.fixture(scope="module")
@@ -49,36 +28,20 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTo
     return directory
 
 
-def settings(model: Path, output: Path, steps: int) -> list[str]:
-    return [
-        "sampler=vllm",
-        "vllm.kv_cache_gib=0.05",
-        f"model={model}",
-        f"output_dir={output}",
-        f"steps={steps}",
-        "prompts=2",
-        "threads=1",
-        "device=cpu",
-        "sampling.temperature=0.9",
-        "sampling.max_new_tokens=48",
-        "optimizer.learning_rate=0.003",
-        "eval.every=2",
-        "eval.problems=4",
-        "eval.samples=2",
-        "eval.temperature=0.6",
-        "eval.top_p=0.95",
-        "checkpoint.every=2",
-    ]
+VLLM = [
+    "sampler=vllm",
+    "vllm.kv_cache_gib=0.05",
+    "sampling.temperature=0.9",
+    "optimizer.learning_rate=0.003",
+    "eval.temperature=0.6",
+    "eval.top_p=0.95",
+]
 
 
 def run(model: Path, output: Path, steps: int) -> list[dict[str, Any]]:
     """Run to the given step; the metrics of all steps, without what the clock says."""
-    plan = attnrl.run.prepare(load_config(TrainConfig, "attnrl", settings(model, output, steps)))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attnrl.run, "AnswerGrader", lambda flexible: HashGrader())
-        attnrl.session.train(plan, Display(Console(file=io.StringIO())))
-    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
+    tiny_runs.run(model, output, *VLLM, steps=steps)
+    return tiny_runs.read(output)
 
 
 def test_a_run_learns_and_samples_from_what_it_has_learned(checkpoint: Path, tmp_path: Path) -> None:
@@ -96,11 +59,13 @@ def test_a_run_learns_and_samples_from_what_it_has_learned(checkpoint: Path, tmp
     assert run(checkpoint, tmp_path / "resumed", 3)[-1]["mismatch/max"] < 1e-4
 
 
-def test_ctrl_c_finishes_the_step_and_ends_everything(checkpoint: Path, tmp_path: Path) -> None:
+def test_ctrl_c_finishes_the_phase_and_ends_everything(checkpoint: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from attnrl.cli import main; main()", "train", "attnrl"]
     metrics = tmp_path / "run/metrics.jsonl"
     process = subprocess.Popen(
-        [*command, *settings(checkpoint, tmp_path / "run", 1000)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [*command, *tiny_runs.settings(checkpoint, tmp_path / "run", 1000), *VLLM],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     try:
         while not (metrics.exists() and len(metrics.read_text().splitlines()) > 1):
