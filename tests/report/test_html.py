@@ -4,16 +4,15 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import helpers
 import pytest
 import yaml
 from transformers import PreTrainedTokenizerBase
 
-from attnrl import cli
 from attnrl.errors import UserError
 from attnrl.report.html import inline_json, keep_forests, write_report
 from attnrl.report.html_data import MAX_POINTS, Forests, columns, pieces, read_run, run_names, thinned
@@ -288,13 +287,7 @@ def test_damage_is_named(tmp_path: Path, name: str, line: str, message: str) -> 
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["attnrl", "report", *arguments])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        assert isinstance(stop.code, int)
-        return stop.code
-    return 0
+    return helpers.command(monkeypatch, "report", *arguments)
 
 
 def test_the_command_writes_a_page_of_several_runs(
