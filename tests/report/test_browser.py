@@ -18,12 +18,12 @@ from attnrl.report.html import _hash, write_report
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 TITLE = "<title>run - attnrl report</title>"
-# Clicks and points at all that can be, once it is drawn, and leaves what that showed at the end of the page: details
-# and tips replace one another.
+# Clicks and points at all rows of a forest, once they are drawn, and leaves what that showed at the end of the page:
+# details and tips replace one another.
 VISITS = """
 setTimeout(() => {
   const seen = document.createElement("pre");
-  for (const one of document.querySelectorAll("button, [role=button], rect")) {
+  for (const one of document.querySelectorAll("[role=button], rect")) {
     for (const kind of ["pointermove", "click"]) one.dispatchEvent(new MouseEvent(kind, { bubbles: true }));
     seen.append(...[...document.querySelectorAll(".detail, #tip")].map((it) => it.cloneNode(true)));
   }
