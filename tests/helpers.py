@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+import sys
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from attnrl import cli
 from attnrl.config import TrainConfig, load_config
 from attnrl.method.steps import Steps
 from attnrl.protocols import Completion, Grade, Request, Score, TrainingRow
@@ -196,3 +199,14 @@ def fake_loop(
         state=state,
     )
     return Loop(trainer, sampler, grader, policy, config)
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit code of ``attnrl ARGUMENTS``, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["attnrl", *arguments])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        assert isinstance(stop.code, int)
+        return stop.code
+    return 0

@@ -49,6 +49,9 @@ FlexibleAnswersOption = Annotated[
     bool, typer.Option("--flexible-answers", help="Grade the last number of a response that boxes nothing.")
 ]
 DtypeOption = Annotated[str, typer.Option(help="float32 or bfloat16")]
+TrustRemoteCodeOption = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the code that the model's directory brings (auto_map).")
+]
 MaxBatchOption = Annotated[
     int | None, typer.Option(min=1, help="Responses decoded at the same time. \\[default: what memory allows]")
 ]
@@ -175,6 +178,7 @@ def evaluate_models(
     device: Annotated[str, typer.Option()] = "auto",
     dtype: DtypeOption = "float32",
     max_batch: MaxBatchOption = None,
+    trust_remote_code: TrustRemoteCodeOption = False,
     chunk: Annotated[
         int | None, typer.Option(min=1, help="Responses between two writes. \\[default: about a minute's work]")
     ] = None,
@@ -221,7 +225,15 @@ def evaluate_models(
         prompt_suffix=settings.prompt_suffix,
     )
     report = run_evaluation(
-        models, suites, settings, console=console, device=device, output=output, chunk=chunk, max_batch=max_batch
+        models,
+        suites,
+        settings,
+        console=console,
+        device=device,
+        output=output,
+        chunk=chunk,
+        max_batch=max_batch,
+        trust_remote_code=trust_remote_code,
     )
     report.print(console, protocol_deviations(suites, settings))
     if output is not None:
@@ -257,6 +269,7 @@ def disrupt(
     device: Annotated[str, typer.Option()] = "auto",
     dtype: DtypeOption = "float32",
     max_batch: MaxBatchOption = None,
+    trust_remote_code: TrustRemoteCodeOption = False,
     output: Annotated[
         Path | None, typer.Option(help="Write results.json, results.md, steps.jsonl and a picture to this directory.")
     ] = None,
@@ -295,7 +308,16 @@ def disrupt(
         prompt_suffix=evaluation.prompt_suffix,
     )
     settings = DisruptSettings(evaluation, lag, delta, rho, bins, continuations, hide_from)
-    run_disruption(model, suite, settings, console=console, device=device, output=output, max_batch=max_batch)
+    run_disruption(
+        model,
+        suite,
+        settings,
+        console=console,
+        device=device,
+        output=output,
+        max_batch=max_batch,
+        trust_remote_code=trust_remote_code,
+    )
 
 
 @app.command()

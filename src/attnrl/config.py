@@ -7,13 +7,14 @@ and values out of range end in one line that names the key. GRPO, TreeRL and Att
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -26,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 
-from attnrl.errors import UserError
+from attnrl.errors import CREDENTIALS, UserError
 from attnrl.tasks.rows import PROMPT_SUFFIX
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -36,6 +37,16 @@ class Strict(BaseModel):
     """Frozen; unknown keys and values out of range are errors that name the key."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _plain_name(value: str) -> str:
+    """A name that becomes a directory's: it stays where it is put."""
+    if value in {"", ".", ".."} or any(mark in value for mark in "/\\:"):
+        raise ValueError("becomes the name of a directory: without / \\ : and not . or ..")
+    return value
+
+
+PlainName = Annotated[str, AfterValidator(_plain_name)]
 
 
 class BranchingConfig(Strict):
@@ -233,13 +244,14 @@ class LogConfig(Strict):
     trees_every: NonNegativeInt = Field(10, description="steps between forests written to trees.jsonl; 0 = never")
     samples: NonNegativeInt = Field(4, description="responses per evaluation written to samples.jsonl")
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    project: str = "attnrl"
+    project: PlainName = "attnrl"
 
 
 class TrainConfig(Strict):
     """A training run (``attnrl train``)."""
 
     model: str = Field(description="a Hugging Face checkpoint directory, or the name of a shipped model")
+    trust_remote_code: bool = Field(False, description="run the code that the model's directory brings (auto_map)")
     output_dir: Path
     task: str | None = Field(
         None, description="a procedural task, or reasoning_gym:NAME?KEY=VALUE&... of reasoning-gym; or give data.train"
@@ -298,7 +310,7 @@ class SftStage(Strict):
     task: str
     steps: PositiveInt
     learning_rate: tuple[PositiveFloat, PositiveFloat] = Field(description="at the start and at the end")
-    save: str | None = None
+    save: PlainName | None = None
 
 
 class SftConfig(Strict):
@@ -423,12 +435,35 @@ def load_config(kind: type[ConfigT], recipe: str, overrides: Sequence[str] = ())
 
 
 def validate_config(kind: type[ConfigT], settings: Mapping[str, Any], source: str) -> ConfigT:
-    """Validate settings; a fault ends in a :class:`UserError` that names ``source`` and every faulty key."""
+    """Validate settings; a fault ends in a :class:`UserError` that names ``source`` and every faulty key.
+
+    Settings that hold credentials are such a fault: they would be written to ``config.yaml`` and to trackers.
+    """
+    for path, text in _texts(settings, ""):
+        if CREDENTIALS.search(text):
+            raise UserError(
+                f"{source}: {path}: holds credentials, which would be written down: leave them to the environment "
+                "(HF_TOKEN, WANDB_API_KEY) or to the tool that they are for"
+            )
+        if "\0" in text:
+            raise UserError(f"{source}: {path}: holds a NUL character, which is in no name of a file")
     try:
         return kind.model_validate(settings)
     except ValidationError as error:
         faults = [_describe(fault, kind) for fault in error.errors()]
         raise UserError(f"{source}: {'; '.join(faults)}") from None
+
+
+def _texts(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """The settings that are text, or have some, with their dotted names."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _texts(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _texts(inner, path)
+    elif isinstance(value, (str, Path)):
+        yield path, str(value)
 
 
 def _describe(fault: Mapping[str, Any], kind: type[BaseModel]) -> str:

@@ -21,11 +21,19 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attnrl.errors import UserError
 from attnrl.evaluate import Draw, Outcome, Summary, respond, summarize
-from attnrl.local.engine import build_sampler, choose_device, load_model, load_tokenizer, model_directory
+from attnrl.local.engine import (
+    build_sampler,
+    choose_device,
+    load_model,
+    load_model_config,
+    load_tokenizer,
+    model_directory,
+)
+from attnrl.local.model_files import check_model_files
 from attnrl.protocols import Grader, Request
 from attnrl.report.eval_directory import EvalDirectory
 from attnrl.report.evaluation import EvalProgress, Report
@@ -151,6 +159,7 @@ class Candidate:
     Attributes:
         name: as the user gave it.
         fingerprint: tells its weights from others under the same name.
+        trust_remote_code: whether code in its directory may run.
     """
 
     name: str
@@ -159,6 +168,7 @@ class Candidate:
     positions: int | None
     tokenizer: PreTrainedTokenizerBase
     work: tuple[Work, ...]
+    trust_remote_code: bool = False
 
 
 TASK_SAMPLES, TASK_TOKENS, TASK_PROBLEMS = 8, 512, 200  # of --task and --data
@@ -223,6 +233,7 @@ def run_evaluation(
     output: Path | None = None,
     chunk: int | None = None,
     max_batch: int | None = None,
+    trust_remote_code: bool = False,
 ) -> Report:
     """Sample what is not there yet, grade it and sum up.
 
@@ -235,6 +246,7 @@ def run_evaluation(
         output: the directory to write to, and to continue from; None writes nothing.
         chunk: responses between two writes; by default about a minute of a CPU, or four full batches of a GPU.
         max_batch: responses decoded at the same time, at most; by default as many as the memory is good for.
+        trust_remote_code: run the code that a model's directory brings.
 
     Raises:
         UserError: something will not do; all that can be known before sampling is told before anything is written.
@@ -242,7 +254,7 @@ def run_evaluation(
     if len(set(models)) < len(models):
         raise UserError("the same model is given more than once")
     where = choose_device(device)
-    candidates = [_candidate(model, suites, settings) for model in models]
+    candidates = [_candidate(model, suites, settings, trust_remote_code) for model in models]
     directory = EvalDirectory(output) if output is not None else None
     before = directory.read_results() if directory is not None else None
     record = _record(before, candidates, suites, settings, where)
@@ -308,24 +320,19 @@ def protocol_deviations(suites: Sequence[Suite], settings: EvalSettings) -> list
 # --- Before sampling ------------------------------------------------------------------------------------------------
 
 
-def _candidate(model: str, suites: Sequence[Suite], settings: EvalSettings) -> Candidate:
+def _candidate(model: str, suites: Sequence[Suite], settings: EvalSettings, trust_remote_code: bool) -> Candidate:
     directory = model_directory(model)
-    tokenizer = load_tokenizer(directory)
-    positions = _positions(directory)
+    check_model_files(directory, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
+    config = load_model_config(directory, trust_remote_code=trust_remote_code)
+    limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    positions = int(limit) if limit else None
     work = tuple(_work(suite, settings, tokenizer, positions) for suite in suites)
     for its in work:
         if not its.draws:
             raise UserError(f"model {model}: every prompt of {its.suite.name} is too long for it")
-    return Candidate(model, directory, _fingerprint(model, directory), positions, tokenizer, work)
-
-
-def _positions(directory: Path) -> int | None:
-    try:
-        config: Any = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"model {directory}: cannot be loaded ({' '.join(str(error).split())})") from None
-    limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return int(limit) if limit else None
+    fingerprint = _fingerprint(model, directory, with_code=trust_remote_code)
+    return Candidate(model, directory, fingerprint, positions, tokenizer, work, trust_remote_code)
 
 
 def _work(suite: Suite, settings: EvalSettings, tokenizer: PreTrainedTokenizerBase, positions: int | None) -> Work:
@@ -357,8 +364,10 @@ def sample_seed(seed: int, benchmark: str, problem: str, sample: int) -> int:
 _FINGERPRINT_BLOCKS, _FINGERPRINT_BLOCK = 64, 1 << 14
 
 
-def _fingerprint(model: str, directory: Path) -> str:
+def _fingerprint(model: str, directory: Path, *, with_code: bool) -> str:
     """Tells weights from others: config, and of each weight file its size, its head and blocks all over it.
+
+    Code that the directory brings is part of it where it runs.
 
     Training changes all weights, so a part of them is enough; reading all would take minutes for a large model.
     """
@@ -367,6 +376,8 @@ def _fingerprint(model: str, directory: Path) -> str:
     if not files:
         raise UserError(f"model {model}: no .safetensors weights in {directory}")
     try:
+        for path in sorted(directory.glob("*.py")) if with_code else ():
+            digest.update(f"{path.name}:".encode() + path.read_bytes())
         for path in files:
             size = path.stat().st_size
             digest.update(f"{path.name}:{size}".encode())
@@ -532,7 +543,12 @@ def _sampled(
         progress.begin(f"{candidate.name} · {work.suite.title}")
         if len(done) < len(work.draws):
             if model is None:
-                model = load_model(candidate.directory, device=device, dtype=settings.dtype)
+                model = load_model(
+                    candidate.directory,
+                    device=device,
+                    dtype=settings.dtype,
+                    trust_remote_code=candidate.trust_remote_code,
+                )
             batch = min(rows_that_fit(model, work.draws), max_batch or MAX_BATCH)
             size = chunk or chunk_size(model, work.draws, batch)
             sampler = build_sampler(

@@ -3,17 +3,15 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import helpers
 import pytest
 import yaml
 from transformers import PreTrainedTokenizerBase
 
-from attnrl import cli
 from attnrl.errors import UserError
 from attnrl.report.html import inline_json, keep_forests, write_report
 from attnrl.report.html_data import MAX_POINTS, Forests, columns, pieces, read_run, run_names, thinned
@@ -21,6 +19,9 @@ from attnrl.report.run_directory import METRICS, TREES, RunDirectory
 
 HOSTILE = (
     "</script><script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\">\u2028\u2029&lt;"
+    "<svg onload=\"document.title='owned'\"></svg><a href=\"javascript:document.title='owned'\">link</a>"
+    "<iframe srcdoc=\"<script>parent.document.title='owned'</script>\"></iframe>"
+    "[link](javascript:document.title='owned')--><!--<script>\u202e{{script}}${document.title='owned'}"
 )
 TEXT = "so 1\n\nso 2\n\nso 3\n\nso 4"
 METRIC_ROWS = [
@@ -194,6 +195,7 @@ def test_json_in_a_page_has_no_character_that_html_looks_at() -> None:
 def hostile_run(directory: Path) -> Path:
     """A run in which everything that can be text is an attack."""
     row = forest(text=f"{HOSTILE}\n\nso\n\nso\n\nso", problem=HOSTILE) | {"answers": [HOSTILE]}
+    row["trees"][0]["nodes"][1]["text"] = f"in the branch {HOSTILE}"
     row["trees"][0]["nodes"][1]["finish_reason"] = HOSTILE
     return run(directory, [*METRIC_ROWS, {"step": 3, HOSTILE: 1.0, "time/step": 1.0}], [row], task=HOSTILE)
 
@@ -288,13 +290,7 @@ def test_damage_is_named(tmp_path: Path, name: str, line: str, message: str) -> 
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["attnrl", "report", *arguments])
-    try:
-        cli.main()
-    except SystemExit as stop:
-        assert isinstance(stop.code, int)
-        return stop.code
-    return 0
+    return helpers.command(monkeypatch, "report", *arguments)
 
 
 def test_the_command_writes_a_page_of_several_runs(
@@ -369,22 +365,3 @@ def test_attention_that_cannot_be_had_is_said_and_the_page_is_written(tmp_path: 
     write_report([root], tmp_path / "report.html")
     attention = page_data(tmp_path / "report.html")["data"]["runs"][0]["attention"]
     assert attention["maps"] == [] and "a token that the checkpoint's model has not" in attention["note"]
-
-
-@pytest.mark.parametrize("state", STATES)
-def test_a_browser_draws_any_run_and_runs_nothing_a_model_wrote(tmp_path: Path, state: str) -> None:
-    browser = next((path for name in ("chromium", "google-chrome", "chrome") if (path := shutil.which(name))), None)
-    if browser is None:
-        pytest.skip("no Chromium to open the page in")
-    root = hostile_run(tmp_path / "run") if state == "hostile" else run(tmp_path / "run", *STATES[state])
-    write_report([root], tmp_path / "report.html")
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    command += ["--virtual-time-budget=3000", "--dump-dom", (tmp_path / "report.html").as_uri()]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    if "<html" not in found.stdout:
-        pytest.skip(f"the browser does not start here: {found.stderr[-200:]}")
-    assert "<title>run - attnrl report</title>" in found.stdout  # an attack would have changed it
-    assert re.search(r'<footer id="footer">attnrl \d', found.stdout)  # the script came to its end
-    assert "<img" not in found.stdout
-    if state == "hostile":
-        assert "&lt;/script&gt;&lt;script&gt;document.title" in found.stdout  # shown, as text

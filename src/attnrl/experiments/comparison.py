@@ -117,8 +117,8 @@ def _read(what: str) -> dict[str, Any]:
 
 
 def slug(name: str) -> str:
-    """A directory name for an arm: ``TreeRL + ATB`` is ``treerl-atb``."""
-    return "-".join(re.findall(r"[a-z0-9.]+", name.lower()))
+    """A directory name for an arm: ``TreeRL + ATB`` is ``treerl-atb``, and ``..`` is none."""
+    return "-".join(re.findall(r"[a-z0-9][a-z0-9.]*", name.lower()))
 
 
 def plan_runs(comparison: Comparison) -> list[PlannedRun]:

@@ -122,8 +122,11 @@ def run_disruption(
     device: str = "auto",
     output: Path | None = None,
     max_batch: int | None = None,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """The whole experiment; returns what goes into ``results.json``.
+
+    ``trust_remote_code`` runs the code that the model's directory brings.
 
     Raises:
         UserError: something will not do. All but responses with too few steps is told before anything is sampled.
@@ -132,10 +135,10 @@ def run_disruption(
         _require_new(output)
     where = choose_device(device)
     directory = model_directory(model_name)
-    tokenizer = load_tokenizer(directory)
+    tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
     with open_grader(settings.evaluation):
         pass  # there is one
-    model = load_model(directory, device=where, dtype=settings.evaluation.dtype)
+    model = load_model(directory, device=where, dtype=settings.evaluation.dtype, trust_remote_code=trust_remote_code)
     require_influence(model)
     draws = _draws(suite, settings.evaluation, tokenizer, model)
     batch = min(rows_that_fit(model, draws), max_batch or MAX_BATCH)

@@ -23,6 +23,7 @@ from attnrl.config import TrainConfig
 from attnrl.errors import UserError, one_line
 from attnrl.fci import FciUnsupportedError, check
 from attnrl.local.logprobs import TreesUnsupportedError, check_trees
+from attnrl.local.model_files import TRUST, check_model_files
 from attnrl.local.policy import LocalPolicy
 from attnrl.local.sampler import LocalSampler, ProgressHook, UnsupportedModelError
 from attnrl.local.vllm_sampler import VllmSampler, open_engine, require_vllm
@@ -73,42 +74,71 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
-def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a checkpoint directory; code in the directory is never run.
+LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError, SafetensorError)
+
+
+def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a checkpoint directory; code in the directory runs only if it is trusted.
 
     Raises:
         UserError: there is none, or it cannot be read.
     """
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"model {directory}: its tokenizer cannot be loaded ({one_line(error)})") from None
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            directory, trust_remote_code=trust_remote_code
+        )
+    except LOADING_ERRORS as error:
+        raise _not_loaded(directory, "its tokenizer cannot be loaded", error) from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"model {directory}: its tokenizer has no end-of-sequence token")
     return tokenizer
 
 
-def load_model(directory: Path, *, device: torch.device, dtype: str) -> PreTrainedModel:
-    """Load the weights of a checkpoint directory; code in the directory is never run.
+def load_model_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
+    """Load the transformers config of a checkpoint directory; code in the directory runs only if it is trusted.
+
+    Raises:
+        UserError: it cannot be read, or transformers does not know the kind of model.
+    """
+    try:
+        return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except LOADING_ERRORS as error:
+        raise _not_loaded(directory, "cannot be loaded", error) from None
+
+
+def load_model(
+    directory: Path, *, device: torch.device, dtype: str, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Load the weights of a checkpoint directory, from safetensors only.
+
+    Code in the directory runs only if it is trusted; see :mod:`attnrl.local.model_files` for what is refused.
 
     Raises:
         UserError: they cannot be read, or are not a causal language model that transformers knows.
     """
     transformers_logging.disable_progress_bar()
+    check_model_files(directory, trust_remote_code=trust_remote_code)
+    config = load_model_config(directory, trust_remote_code=trust_remote_code)
     try:
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
             directory,
             config=config,
             dtype=getattr(torch, dtype),
-            trust_remote_code=False,
+            trust_remote_code=trust_remote_code,
             use_safetensors=True,
+            weights_only=True,
         )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"model {directory}: cannot be loaded ({one_line(error)})") from None
+    except LOADING_ERRORS as error:
+        raise _not_loaded(directory, "cannot be loaded", error) from None
     moved: Any = model.to(device)
     loaded: PreTrainedModel = moved.eval()
     return loaded
+
+
+def _not_loaded(directory: Path, problem: str, error: Exception) -> UserError:
+    if "trust_remote_code" in str(error):  # transformers' way to say that there is code that it was not to run
+        return UserError(f"model {directory}: brings code of its own (auto_map), which runs only with {TRUST}")
+    return UserError(f"model {directory}: {problem} ({one_line(error)})")
 
 
 def end_of_sequence_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -185,6 +215,7 @@ def open_samplers(
             max_length=limits.max_prompt_tokens + limits.max_new_tokens,
             max_batch=limits.max_batch,
             settings=config.vllm,
+            trust_remote_code=config.trust_remote_code,
         ) as engine:
             yield lambda temperature, top_p: VllmSampler(
                 engine,

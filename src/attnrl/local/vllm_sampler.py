@@ -79,6 +79,7 @@ def open_engine(
     max_length: int,
     max_batch: int,
     settings: VllmConfig,
+    trust_remote_code: bool = False,
 ) -> Iterator[VllmEngine]:
     """A vLLM engine with the weights of ``model``, which is shut down on leaving.
 
@@ -88,6 +89,7 @@ def open_engine(
         max_length: tokens of prompt and response together, at most.
         max_batch: sequences decoded at once.
         settings: see there.
+        trust_remote_code: whether code in the directory may run.
 
     Raises:
         UserError: vLLM is missing, or does not take this model, this device or these settings.
@@ -104,7 +106,7 @@ def open_engine(
             dtype=str(model.dtype).removeprefix("torch."),
             skip_tokenizer_init=True,  # token ids in, token ids out
             generation_config="vllm",  # no sampling defaults from the directory
-            trust_remote_code=False,
+            trust_remote_code=trust_remote_code,
             distributed_executor_backend="uni",
             max_model_len=max_length,
             max_num_seqs=max_batch,
