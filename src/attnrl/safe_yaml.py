@@ -16,6 +16,17 @@ _MERGE = "tag:yaml.org,2002:merge"  # of the key <<
 class _Loader(yaml.SafeLoader):
     """Refuses what PyYAML takes silently (the second of two values of a key) or without end (merges of merges)."""
 
+    depth = 0
+    values = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.values += 1
+        _require_bounds(self.depth, self.values)  # not only of the whole: parsing it takes long
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen = set()
@@ -45,21 +56,29 @@ def load_yaml(text: str) -> Any:
         value = yaml.load(text, _Loader)  # a safe loader
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
-    except RecursionError:
-        raise ValueError("nested too deep") from None
+    except _OutOfBoundsError:
+        raise
     except Exception as error:  # whatever datetime, dict and the like raise on 2020-13-45, !!bool maybe
         raise ValueError(f"a value that cannot be read: {' '.join(str(error).split())[:200]}") from None
-    _check(value, MAX_DEPTH, MAX_VALUES)
+    _check(value, 0, 0)
     return value
 
 
-def _check(value: Any, depth: int, left: int) -> int:
-    """Refuse what no settings hold; returns how many more values there may be."""
-    if depth == 0:
-        raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
-    if left == 0:
-        raise ValueError(f"more than {MAX_VALUES:,} values")
-    left -= 1
+class _OutOfBoundsError(ValueError):
+    """Larger or deeper than settings are."""
+
+
+def _require_bounds(depth: int, values: int) -> None:
+    if depth > MAX_DEPTH:
+        raise _OutOfBoundsError(f"nested deeper than {MAX_DEPTH} levels")
+    if values > MAX_VALUES:
+        raise _OutOfBoundsError(f"more than {MAX_VALUES:,} values")
+
+
+def _check(value: Any, depth: int, values: int) -> int:
+    """Refuse what no settings hold; returns how many values there are, ``values`` before this one included."""
+    values += 1
+    _require_bounds(depth, values)
     if isinstance(value, str):
         if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
             raise ValueError("text with NUL or half of a surrogate pair")
@@ -70,8 +89,8 @@ def _check(value: Any, depth: int, left: int) -> int:
             raise ValueError("a number of hundreds of digits")
     elif isinstance(value, dict):
         for key, item in value.items():
-            left = _check(item, depth - 1, _check(key, depth - 1, left))
+            values = _check(item, depth + 1, _check(key, depth + 1, values))
     elif isinstance(value, (list, tuple, set)):
         for one in value:
-            left = _check(one, depth - 1, left)
-    return left
+            values = _check(one, depth + 1, values)
+    return values
