@@ -1,13 +1,18 @@
 """Fixtures of every test. Being here also puts ``tests/`` on the path, so that tests can ``import helpers``."""
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import helpers
 import pytest
 import tiny_runs
+import torch
+from command_line import Attnrl, Outcome
 from hypothesis import settings
 from transformers import PreTrainedTokenizerBase
 
+from attnrl import cli
 from attnrl.tasks.ledger import build_tokenizer
 
 # The first torch operation of a process takes longer than the default deadline of an example.
@@ -35,3 +40,23 @@ def whole(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     output = tmp_path_factory.mktemp("whole")
     tiny_runs.run(tiny_checkpoint, output)
     return output
+
+
+@pytest.fixture
+def attnrl(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Attnrl]:
+    """Run a command in this process."""
+
+    def call(*arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["attnrl", *arguments])
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            assert isinstance(stop.code, int)
+            code = stop.code
+        return Outcome(code, *capfd.readouterr())
+
+    threads = torch.get_num_threads()
+    yield call
+    torch.set_num_threads(threads)

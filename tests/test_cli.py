@@ -4,99 +4,26 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from command_line import EVAL, FILE, ROWS, SMALL, Attnrl, Outcome, jsonl, stages, train, tree
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from attnrl import cli
 from attnrl.config import TrainConfig, load_config
 from attnrl.tasks.datasets import load_problems
 
-ROWS = [{"prompt": f"A={digit}; B+1; C+2?", "answer": str((digit + 3) % 10)} for digit in range(6)]
-# A run that takes a second at most.
-SMALL = [
-    "output_dir=out",
-    "model=tiny",
-    "steps=2",
-    "prompts=2",
-    "method.trunks=3",
-    "sampling.max_new_tokens=96",
-    "eval.problems=3",
-    "eval.samples=2",
-    "eval.every=1",
-    "log.samples=2",
-    "log.trees_every=1",
-    "checkpoint.every=1",
-    "threads=1",
-]
-FILE = ["task=null", "data.train=rows.jsonl", "data.prompt_suffix=''"]
-EVAL = ["eval", "tiny", "--samples", "2", "--max-new-tokens", "16", "--max-prompt-tokens", "64", "--problems", "3"]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
-Attnrl = Callable[..., Outcome]
-
 
 @pytest.fixture
 def folder(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder the commands run in: a model, problems, and things that are not quite either."""
+    """The folder the commands run in: a model and problems."""
     (tmp_path / "tiny").symlink_to(tiny_checkpoint)
-    files = {
-        "rows.jsonl": "".join(json.dumps(row) + "\n" for row in ROWS),
-        "empty.jsonl": "",
-        "malformed.jsonl": json.dumps(ROWS[0]) + '\n{"prompt": "A=1?", "answer"\n',
-        "unanswered.jsonl": json.dumps(ROWS[0]) + "\n" + json.dumps({"prompt": "A=1?"}) + "\n",
-        "long.jsonl": json.dumps(ROWS[0]) + "\n" + json.dumps({"prompt": "A=1; " * 200, "answer": "1"}) + "\n",
-        "chat.jsonl": json.dumps({"prompt": [{"role": "user", "content": "A=1?"}], "answer": "1"}) + "\n",
-        "list.yaml": "- steps\n",
-        "broken.yaml": "steps: [1\n",
-        "file": "mine",
-    }
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    (tmp_path / "bare").mkdir()
-    (tmp_path / "weightless").mkdir()
-    LlamaConfig().save_pretrained(tmp_path / "weightless")
-    AutoTokenizer.from_pretrained(tiny_checkpoint).save_pretrained(tmp_path / "weightless")
-    (tmp_path / "wordless").mkdir()
-    LlamaConfig().save_pretrained(tmp_path / "wordless")
+    (tmp_path / "rows.jsonl").write_text(jsonl(*ROWS))
+    (tmp_path / "long.jsonl").write_text(jsonl(ROWS[0], {"prompt": "A=1; " * 200, "answer": "1"}))
+    (tmp_path / "malformed.jsonl").write_text(jsonl(ROWS[0]) + '{"prompt": "A=1?", "answer"\n')
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def attnrl(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Attnrl]:
-    """Run a command in this process."""
-
-    def call(*arguments: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["attnrl", *arguments])
-        capfd.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            assert isinstance(stop.code, int)
-            code = stop.code
-        return Outcome(code, *capfd.readouterr())
-
-    threads = torch.get_num_threads()
-    yield call
-    torch.set_num_threads(threads)
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, and every folder."""
-    return {str(path): path.read_bytes() if path.is_file() else b"" for path in sorted(folder.rglob("*"))}
 
 
 def a_subprocess(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -107,119 +34,6 @@ def a_subprocess(*arguments: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=False,
     )
-
-
-def train(*changes: str, recipe: str = "attnrl") -> list[str]:
-    return ["train", recipe, *SMALL, *changes]
-
-
-def stages(task: str) -> str:
-    return f"stages=[{{task: {task}, steps: 1, learning_rate: [1e-3, 1e-3], save: it}}]"
-
-
-# Arguments, and what the one line has to name.
-BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
-    "wrong key": (train("stpes=3"), ["recipe attnrl", "unknown key stpes", "steps"]),
-    "wrong key deep down": (train("method.branching.rh=0.1"), ["unknown key method.branching.rh", "rho"]),
-    "value out of range": (train("method.branching.rho=2"), ["method.branching.rho", "2"]),
-    "value of another type": (train("steps=many"), ["steps", "'many'"]),
-    "override without =": (train("steps"), ["override 'steps'", "key.path=value"]),
-    "override through a value": (train("steps.more=1"), ["'steps.more=1'", "steps is a value"]),
-    "grpo with branches": (train("method.branching.points=2", recipe="grpo"), ["method", "branching.points=0"]),
-    "unknown recipe": (train(recipe="atnrl"), ["'atnrl'", "attnrl, attnrl_plus, grpo"]),
-    "recipe file that is not there": (train(recipe="mine.yaml"), ["mine.yaml", "no such file"]),
-    "recipe that is a list": (train(recipe="list.yaml"), ["list.yaml", "list"]),
-    "recipe that is not YAML": (train(recipe="broken.yaml"), ["broken.yaml", "not valid YAML"]),
-    "recipe of another command": (train(recipe="sft_ledger"), ["recipe sft_ledger", "unknown key stages"]),
-    "missing model": (train("model=nowhere"), ["model nowhere", "no such directory"]),
-    "model directory without config": (train("model=bare"), ["model bare", "config.json"]),
-    "model directory without weights": (train("model=weightless"), ["model weightless", "cannot be loaded"]),
-    "model directory without tokenizer": (train("model=wordless"), ["model wordless", "tokenizer"]),
-    "unknown task": (train("task=leger"), ["task 'leger'", "ledger_long"]),
-    "both task and file": (train("data.train=rows.jsonl"), ["either task or data.train"]),
-    "neither task nor file": (train("task=null"), ["either task or data.train"]),
-    "missing data file": (train("task=null", "data.train=no.jsonl"), ["data file no.jsonl", "no such file"]),
-    "empty data file": (train("task=null", "data.train=empty.jsonl"), ["data file empty.jsonl", "no rows"]),
-    "malformed data file": (train("task=null", "data.train=malformed.jsonl"), ["malformed.jsonl, line 2", "not JSON"]),
-    "row without answer": (train("task=null", "data.train=unanswered.jsonl"), ["unanswered.jsonl, line 2", "answer"]),
-    "faulty evaluation file": (train(*FILE, "data.eval=empty.jsonl"), ["data file empty.jsonl", "no rows"]),
-    "data file of an unknown kind": (train("task=null", "data.train=file"), ["data file file", ".parquet"]),
-    "prompts too long": (train(*FILE, "sampling.max_prompt_tokens=3"), ["data rows.jsonl", "max_prompt_tokens", "3"]),
-    "trained and evaluated on the same": (
-        train(*FILE, "data.eval=rows.jsonl"),
-        ["data rows.jsonl", "data.overlap=warn"],
-    ),
-    "unknown data set of reasoning-gym": (
-        train("task=reasoning_gym:chain_sun"),
-        ["reasoning_gym:chain_sun", "chain_sum"],
-    ),
-    "oracle without a true graph": (
-        train(*FILE, "method.branching.criterion=oracle"),
-        ["task rows", "dependency graph", "ledger"],
-    ),
-    "unknown grader": (train("grader=exact"), ["grader exact", "module:function"]),
-    "prompts of the task too long": (train("sampling.max_prompt_tokens=5"), ["problem ledger:", "max_prompt_tokens"]),
-    "chat without a template": (train("task=null", "data.train=chat.jsonl"), ["problem chat:", "chat template"]),
-    "more positions than the model has": (
-        train("sampling.max_new_tokens=1000"),
-        ["max_prompt_tokens + max_new_tokens = 1128", "512"],
-    ),
-    "device nonsense": (train("device=banana"), ["device", "'banana'"]),
-    "device that is not here": (train("device=cuda:99"), ["device", "cuda:99"]),
-    "output_dir that is a file": (train("output_dir=file"), ["output_dir file", "no directory"]),
-    "output_dir below a file": (train("output_dir=file/out"), ["output_dir file/out", "no directory"]),
-    "resume from nowhere": (train("resume=nowhere"), ["resume=nowhere", "not a checkpoint"]),
-    "eval without a task or data": (EVAL, ["--benchmark", "--task", "--data"]),
-    "eval of an unknown benchmark": (
-        [*EVAL, "--benchmark", "aime26", "--data-dir", "."],
-        ["'aime26'", "rows.jsonl", "aime24, aime25", "--data-dir ."],
-    ),
-    "eval of a benchmark from nowhere": ([*EVAL, "--benchmark", "x=no.jsonl"], ["no.jsonl", "no such file"]),
-    "eval of one model twice": (["eval", "tiny", *EVAL[1:], "--task", "ledger"], ["the same model", "more than once"]),
-    "eval with an unknown grader": ([*EVAL, "--task", "ledger", "--grader", "exact"], ["exact", "module:function"]),
-    "eval with both": ([*EVAL, "--task", "ledger", "--data", "rows.jsonl"], ["--task", "--data"]),
-    "eval of no model": (["eval", "nowhere", "--task", "ledger"], ["model nowhere", "no such directory"]),
-    "eval of an unknown task": ([*EVAL, "--task", "leger"], ["task 'leger'", "ledger_long"]),
-    "eval with a faulty file": (
-        [*EVAL, "--data", "malformed.jsonl", "--output", "new/x.jsonl"],
-        ["malformed.jsonl, line 2"],
-    ),
-    "eval with prompts too long": (
-        [*EVAL, "--data", "rows.jsonl", "--max-prompt-tokens", "3"],
-        ["model tiny", "every prompt of rows is too long"],
-    ),
-    "eval in an unknown dtype": ([*EVAL, "--task", "ledger", "--dtype", "int8"], ["--dtype int8"]),
-    "eval with an impossible top-p": ([*EVAL, "--task", "ledger", "--top-p", "0"], ["--top-p 0"]),
-    "eval to a file below a file": ([*EVAL, "--task", "ledger", "--output", "file/x.jsonl"], ["file/x.jsonl"]),
-    "eval to a file": ([*EVAL, "--task", "ledger", "--output", "file"], ["--output file", "no directory"]),
-    "sft of an unknown task": (["sft", "sft_ledger", "output_dir=out", stages("leger")], ["stages.0.task", "leger"]),
-    "sft of a task with a wrong key": (["sft", "sft_ledger", stages("x, rate: 1")], ["unknown key stages.0.rate"]),
-    "sft of an unknown architecture": (
-        ["sft", "sft_ledger", "output_dir=out", "architecture.model_type=lama"],
-        ["architecture", "lama"],
-    ),
-    "sft to a file": (["sft", "sft_ledger", "output_dir=file/out", stages("ledger")], ["output_dir file/out"]),
-    "compare of unknown recipes": (["compare", "grpo,atnrl", "tokens=1000"], ["arm atnrl", "recipe 'atnrl'"]),
-    "compare without a budget": (["compare", "grpo,attnrl"], ["comparison grpo,attnrl", "tokens is required"]),
-    "compare of a file that is none": (["compare", "list.yaml"], ["comparison list.yaml", "expected a mapping"]),
-    "point of an unknown task": (["point", "tiny", "--task", "leger"], ["task 'leger'", "ledger_long"]),
-    "point of no model": (["point", "nowhere", "--task", "ledger"], ["model nowhere", "no such directory"]),
-    "plot of no run": (["plot", "bare"], ["bare", "no evaluations"]),
-    "timeline of nothing": (["timeline", "nowhere"], ["nowhere", "no such run directory"]),
-    "plot of nothing": (["plot", "nowhere"], ["nowhere", "no evaluations"]),
-}
-
-
-@pytest.mark.parametrize("name", BAD_INPUT)
-def test_bad_input_ends_in_one_line_that_names_it(name: str, folder: Path, attnrl: Attnrl) -> None:
-    arguments, named = BAD_INPUT[name]
-    before = tree(folder)
-    outcome = attnrl(*arguments)
-    assert outcome.code == 2
-    assert outcome.err.startswith("attnrl: ") and outcome.err.count("\n") == 1 and outcome.err.endswith("\n")
-    assert [part for part in named if part not in outcome.err] == []
-    assert "Traceback" not in outcome.err + outcome.out
-    assert tree(folder) == before
 
 
 def test_a_tracker_that_is_not_installed(folder: Path, attnrl: Attnrl, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +74,7 @@ def test_in_a_process_of_its_own_bad_input_is_one_line_too(device: str, folder: 
 
 
 def test_ctrl_c_outside_of_training(attnrl: Attnrl, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted() -> None:
+    def interrupted(**_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "app", interrupted)

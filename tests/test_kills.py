@@ -1,4 +1,4 @@
-"""A run that is killed in the middle of things, and resumed, is the run that was never killed (`make soak` kills more)."""
+"""A run that is killed in the middle of things, and resumed, is the run that was never killed."""
 
 from __future__ import annotations
 

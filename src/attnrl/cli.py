@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -16,16 +16,20 @@ from rich.console import Console
 from attnrl.config import SftConfig, TrainConfig, dump_config, load_config, recipe_names
 from attnrl.errors import RunError, UserError
 from attnrl.experiments.comparison import comparison_names, load_comparison, plan_runs
+from attnrl.outputs import require_writable
 from attnrl.tasks.benchmarks import DATA_DIR_VARIABLE, KNOWN, TEMPERATURE
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="Train reasoning language models with attention-guided process-supervised RL (AttnRL).",
 )
 console = Console()
+
+INTERRUPTED = 130  # exit code of a command that Ctrl-C ended
+# Raised on wrong flags and arguments. typer does not export it, and has moved it from one package to another.
+UsageFault: Any = typer.BadParameter.__base__
 
 RECIPES = f"A .yaml file, or one of: {', '.join(recipe_names())}."
 COMPARISON = f"A .yaml file, recipes separated by commas, or one of: {', '.join(comparison_names())}."
@@ -127,6 +131,7 @@ def compare(
     """
     loaded = load_comparison(comparison, overrides or ())
     runs = plan_runs(loaded)
+    require_writable(loaded.output_dir, f"output_dir {loaded.output_dir}")
     if dry_run:
         console.print(dump_config(loaded), highlight=False, markup=False, soft_wrap=True)
         for run in runs:
@@ -485,7 +490,10 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="Run directories, finished or not.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .html file to write.")] = Path("report.html"),
     max_mb: Annotated[
-        float, typer.Option("--max-mb", min=0.0, help="Megabytes of forests to keep; the page says what is left out.")
+        float,
+        typer.Option(
+            "--max-mb", min=0.0, max=100_000.0, help="Megabytes of forests to keep; the page says what is left out."
+        ),
     ] = 10.0,
     attention: Annotated[
         bool | None,
@@ -511,13 +519,22 @@ def report(
 def main() -> None:
     """Run the command line; bad input ends in one line and exit code 2, a run that cannot go on in one and code 1."""
     try:
-        app()
+        code = app(args=["--help"] if len(sys.argv) < 2 else None, standalone_mode=False)
     except RunError as error:
-        print(f"attnrl: {error}", file=sys.stderr)
-        sys.exit(1)
+        _end(str(error), 1)
+    except UsageFault as error:
+        command = error.ctx.command_path if error.ctx is not None else "attnrl"
+        _end(f"{error.format_message().rstrip('.')}; see {command} --help", 2)
     except UserError as error:
-        print(f"attnrl: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(str(error), 2)
     except KeyboardInterrupt:
+        code = INTERRUPTED
+    if code == INTERRUPTED:
         print("attnrl: interrupted", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(code or 0)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    # A path or a key may hold line ends, and what they said would look like another message.
+    print(f"attnrl: {' '.join(message.splitlines())}", file=sys.stderr)
+    sys.exit(code)

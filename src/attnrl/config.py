@@ -8,6 +8,7 @@ and values out of range end in one line that names the key. GRPO, TreeRL and Att
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -28,15 +29,20 @@ from pydantic import (
 )
 
 from attnrl.errors import CREDENTIALS, UserError
+from attnrl.safe_yaml import load_yaml
 from attnrl.tasks.rows import PROMPT_SUFFIX
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what torch takes
+Threads = Annotated[int, Field(ge=0, le=1024)]
+
+MAX_SHOWN = 200  # characters of a faulty value or key in a message
 
 
 class Strict(BaseModel):
     """Frozen; unknown keys and values out of range are errors that name the key."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _plain_name(value: str) -> str:
@@ -266,12 +272,12 @@ class TrainConfig(Strict):
         None, description="end the run earlier, with the step in which so many tokens have been sampled in all"
     )
     prompts: PositiveInt = Field(64, description="problems per step, before the batch size adapts")
-    seed: int = 0
+    seed: Seed = 0
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="of weights and forwards; bfloat16 weights are updated through fp32 copies"
     )
-    threads: NonNegativeInt = Field(0, description="CPU threads of torch; 0 = as torch chooses")
+    threads: Threads = Field(0, description="CPU threads of torch; 0 = as torch chooses")
     resume: str = Field("auto", description="auto: continue the newest checkpoint of output_dir; never; or a path")
     method: MethodConfig = MethodConfig()
     loss: LossConfig = LossConfig()
@@ -324,8 +330,8 @@ class SftConfig(Strict):
     warmup_steps: NonNegativeInt = Field(100, description="at the very start")
     weight_decay: NonNegativeFloat = 0.01
     max_grad_norm: PositiveFloat = 1.0
-    threads: NonNegativeInt = 0
-    seed: int = 0
+    threads: Threads = 0
+    seed: Seed = 0
 
     @field_validator("stages")
     @classmethod
@@ -377,14 +383,16 @@ def read_settings(name: str, *, kind: str, package: str) -> dict[str, Any]:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             raise UserError(f"{kind} {name}: not UTF-8 text") from None
+        except OSError as error:
+            raise UserError(f"{kind} {name}: not readable ({error.strerror})") from None
     elif name in shipped_names(package):
         text = resources.files(package).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     else:
         raise UserError(f"{kind} {name!r} is neither a .yaml file nor one of: {', '.join(shipped_names(package))}")
     try:
-        settings = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{kind} {name}: not valid YAML ({' '.join(str(error).split())})") from None
+        settings = load_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{kind} {name}: not valid YAML ({error})") from None
     if not isinstance(settings, dict):
         raise UserError(f"{kind} {name}: expected a mapping of settings, found {type(settings).__name__}")
     return settings
@@ -396,7 +404,7 @@ def apply_overrides(settings: dict[str, Any], overrides: Sequence[str]) -> dict[
     Raises:
         UserError: an override is not of that form, or its path runs through a value that has no keys.
     """
-    merged: dict[str, Any] = yaml.safe_load(yaml.safe_dump(settings, sort_keys=False))
+    merged = deepcopy(settings)
     for override in overrides:
         path, equals, value = override.partition("=")
         keys = path.split(".")
@@ -409,13 +417,13 @@ def apply_overrides(settings: dict[str, Any], overrides: Sequence[str]) -> dict[
                 raise UserError(f"override {override!r}: {key} is a value, not a group of settings")
         try:
             target[keys[-1]] = _parse_value(value)
-        except yaml.YAMLError:
+        except ValueError:
             raise UserError(f"override {override!r}: the value is not valid YAML") from None
     return merged
 
 
 def _parse_value(value: str) -> Any:
-    parsed = yaml.safe_load(value)
+    parsed = load_yaml(value)
     if isinstance(parsed, str):
         # YAML 1.1 reads 3e-4 as text; everyone who types it means a number.
         try:
@@ -467,7 +475,7 @@ def _texts(value: Any, path: str) -> Iterator[tuple[str, str]]:
 
 
 def _describe(fault: Mapping[str, Any], kind: type[BaseModel]) -> str:
-    path = ".".join(str(part) for part in fault["loc"])
+    path = _shown(".".join(str(part) for part in fault["loc"]))
     if fault["type"] == "extra_forbidden":
         known = ", ".join(_keys_beside(kind, fault["loc"]))
         return f"unknown key {path} (known here: {known})"
@@ -476,9 +484,14 @@ def _describe(fault: Mapping[str, Any], kind: type[BaseModel]) -> str:
     message = str(fault["msg"]).removeprefix("Value error, ")
     if not path:
         return message
-    return (
-        f"{path}: {message} (got {fault['input']!r})" if not isinstance(fault["input"], dict) else f"{path}: {message}"
-    )
+    value = "" if isinstance(fault["input"], dict) else f" (got {_shown(repr(fault['input']))})"
+    return f"{path}: {message}{value}"
+
+
+def _shown(text: str) -> str:
+    """What a file says, fit for one line of a message."""
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _keys_beside(kind: type[BaseModel], location: Sequence[str | int]) -> list[str]:
@@ -487,7 +500,8 @@ def _keys_beside(kind: type[BaseModel], location: Sequence[str | int]) -> list[s
         if part in here.model_fields:  # else a place in a list or mapping, whose entries are found with it
             declared = here.model_fields[str(part)].annotation
             inside = (declared, *get_args(declared))
-            here = next(found for found in inside if isinstance(found, type) and issubclass(found, BaseModel))
+            models = (found for found in inside if isinstance(found, type) and issubclass(found, BaseModel))
+            here = next(models, here)  # else it is an entry's name that is also the name of a field
     return sorted(here.model_fields)
 
 

@@ -26,6 +26,6 @@ class RunError(Exception):
     """
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """What an error says, in one line of a few hundred characters at most."""
     return " ".join(str(error).split())[:500]

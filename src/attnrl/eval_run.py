@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import math
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,9 +22,10 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from attnrl.errors import UserError
+from attnrl.errors import UserError, one_line
 from attnrl.evaluate import Draw, Outcome, Summary, respond, summarize
 from attnrl.local.engine import (
     build_sampler,
@@ -119,6 +121,8 @@ def read_settings(
     """
     if dtype not in {"float32", "bfloat16"}:
         raise UserError(f"--dtype {dtype}: expected float32 or bfloat16")
+    if not math.isfinite(temperature):
+        raise UserError(f"--temperature {temperature}: expected a finite number")
     if top_p <= 0:
         raise UserError(f"--top-p {top_p}: expected more than 0")
     if prompt_suffix is None:
@@ -266,6 +270,7 @@ def run_evaluation(
     for note in _notes(candidates, suites, settings, output, done):
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     report = Report([candidate.name for candidate in candidates], [(s.name, s.title) for s in suites])
+    loaded = _load_first(candidates, outcomes, settings, where)
     try:
         if directory is not None:
             directory.open()
@@ -275,7 +280,7 @@ def run_evaluation(
                 if candidate is not candidates[0]:
                     _free(where)
                 for work in _sampled(
-                    candidate, settings, where, grader, outcomes, directory, progress, chunk, max_batch
+                    candidate, loaded, settings, where, grader, outcomes, directory, progress, chunk, max_batch
                 ):
                     summary = _summary(work, outcomes[candidate.name, work.suite.name], settings.seed)
                     report.add(candidate.name, work.suite.name, summary)
@@ -361,6 +366,20 @@ def sample_seed(seed: int, benchmark: str, problem: str, sample: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 2
 
 
+def require_positions(model: PreTrainedModel, problem: Problem, prompt: Sequence[int], max_new_tokens: int) -> None:
+    """Make sure that the model has positions for a response of ``max_new_tokens`` tokens.
+
+    Raises:
+        UserError: it has not; the problem is named.
+    """
+    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if limit is not None and len(prompt) + max_new_tokens > limit:
+        raise UserError(
+            f"--max-new-tokens {max_new_tokens}: problem {problem.id} has a prompt of {len(prompt)} tokens, "
+            f"and the model {limit} positions"
+        )
+
+
 _FINGERPRINT_BLOCKS, _FINGERPRINT_BLOCK = 64, 1 << 14
 
 
@@ -379,14 +398,16 @@ def _fingerprint(model: str, directory: Path, *, with_code: bool) -> str:
         for path in sorted(directory.glob("*.py")) if with_code else ():
             digest.update(f"{path.name}:".encode() + path.read_bytes())
         for path in files:
+            with safe_open(path, framework="pt"):
+                pass  # its header is sound, and says as many bytes as there are
             size = path.stat().st_size
             digest.update(f"{path.name}:{size}".encode())
             with path.open("rb") as file:
                 for block in range(_FINGERPRINT_BLOCKS):
                     file.seek(block * size // _FINGERPRINT_BLOCKS)
                     digest.update(file.read(_FINGERPRINT_BLOCK))
-    except OSError as error:
-        raise UserError(f"model {model}: {path} cannot be read ({error.strerror})") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"model {model}: {path} cannot be read ({one_line(error)})") from None
     return digest.hexdigest()[:16]
 
 
@@ -525,8 +546,19 @@ def open_grader(settings: EvalSettings) -> AbstractContextManager[Grader]:
     return build_grader(settings.grader, flexible=settings.flexible_answers)
 
 
+def _load_first(
+    candidates: Sequence[Candidate], outcomes: Finished, settings: EvalSettings, device: torch.device
+) -> dict[str, PreTrainedModel]:
+    """The first model that is needed, by its name: faulty weights are told before anything is written."""
+    for candidate in candidates:
+        if any(len(work.draws) > len(outcomes.get((candidate.name, work.suite.name), ())) for work in candidate.work):
+            return {candidate.name: load_model(candidate.directory, device=device, dtype=settings.dtype)}
+    return {}
+
+
 def _sampled(
     candidate: Candidate,
+    loaded: dict[str, PreTrainedModel],
     settings: EvalSettings,
     device: torch.device,
     grader: Grader,
@@ -536,8 +568,11 @@ def _sampled(
     chunk: int | None,
     max_batch: int | None,
 ) -> Iterator[Work]:
-    """Each work of a model as soon as all its responses are there; they are added to ``outcomes``."""
-    model: PreTrainedModel | None = None
+    """Each work of a model as soon as all its responses are there; they are added to ``outcomes``.
+
+    The model is taken out of ``loaded`` if it is there.
+    """
+    model = loaded.pop(candidate.name, None)
     for work in candidate.work:
         done = outcomes.setdefault((candidate.name, work.suite.name), {})
         progress.begin(f"{candidate.name} · {work.suite.title}")

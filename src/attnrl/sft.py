@@ -19,7 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from attnrl.config import SftConfig, SftStage
 from attnrl.errors import UserError
-from attnrl.local.engine import load_model, model_directory
+from attnrl.local.engine import load_model, load_tokenizer, model_directory
+from attnrl.outputs import require_writable
 from attnrl.tasks.procedural import ProceduralTask, find_demonstrated_task
 
 IGNORED = -100  # cross_entropy's label for positions without a target
@@ -41,10 +42,14 @@ def build_model(config: SftConfig, tokenizer: PreTrainedTokenizerBase) -> PreTra
     """The model of ``config.start``, or a randomly initialised one of ``config.architecture``.
 
     Raises:
-        UserError: there is no such checkpoint, or transformers makes no causal language model of it.
+        UserError: there is no such checkpoint, it has another vocabulary, or transformers makes no causal language
+            model of it.
     """
     if config.start is not None:
-        return load_model(model_directory(config.start), device=torch.device("cpu"), dtype="float32")
+        directory = model_directory(config.start)
+        if load_tokenizer(directory).get_vocab() != tokenizer.get_vocab():
+            raise UserError(f"start {config.start}: has another vocabulary than the task")
+        return load_model(directory, device=torch.device("cpu"), dtype="float32")
     torch.manual_seed(config.seed)
     try:
         architecture = AutoConfig.for_model(
@@ -106,6 +111,12 @@ def train_sft(config: SftConfig, on_step: Callable[[SftProgress], None] | None =
         except UserError as error:
             raise UserError(f"stages.{number}.{error}") from None
     tokenizer = tasks[0].build_tokenizer()
+    require_writable(config.output_dir, f"output_dir {config.output_dir}")
+    for number, (stage, task) in enumerate(zip(config.stages, tasks, strict=True)):
+        if task.build_tokenizer().get_vocab() != tokenizer.get_vocab():
+            raise UserError(f"stages.{number}.task {stage.task}: has another vocabulary than {config.stages[0].task}")
+        if stage.save is not None:
+            require_writable(config.output_dir / stage.save, f"stages.{number}.save {config.output_dir / stage.save}")
     model = build_model(config, tokenizer)
     try:  # before an hour of training rather than after it
         config.output_dir.mkdir(parents=True, exist_ok=True)

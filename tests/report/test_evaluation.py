@@ -110,7 +110,8 @@ def test_progress_of_a_log_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatc
 
 # --- The directory --------------------------------------------------------------------------------------------------
 
-ROW = {"model": "m", "benchmark": "b", "problem": "p", "sample": 0}
+ROW = {"model": "m", "benchmark": "b", "problem": "p", "sample": 0, "prompt": "?", "answers": ["1"], "seed": 7}
+ROW |= {"reward": 1.0, "verdict": "correct", "tokens": 3, "finish_reason": "stop"}
 
 
 def test_a_directory_of_something_else_is_refused(tmp_path: Path) -> None:
@@ -126,9 +127,10 @@ def test_a_directory_of_something_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_line_that_is_no_sample_is_named(tmp_path: Path) -> None:
-    (tmp_path / "samples.jsonl").write_text(f"{json.dumps(ROW)}\n{json.dumps(ROW)}\n[1]\n")
-    with pytest.raises(UserError, match=r"samples\.jsonl, line 3: not a sample"):
-        list(EvalDirectory(tmp_path).rows())
+    for faulty in ([1], {}, {**ROW, "reward": "high"}, {**ROW, "model": ["m"]}):
+        (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (ROW, ROW, faulty)))
+        with pytest.raises(UserError, match=r"samples\.jsonl, line 3: not a sample"):
+            list(EvalDirectory(tmp_path).rows())
 
 
 @pytest.mark.parametrize("left", [0, 1, 70_000, 200_000])

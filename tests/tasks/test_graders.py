@@ -340,9 +340,12 @@ def test_a_bad_custom_grader_is_named(name: str, message: str) -> None:
 
 
 @pytest.mark.usefixtures("custom")
-def test_what_a_custom_grader_raises_is_its_own() -> None:
-    with build_grader("my_rewards:raises") as mine, pytest.raises(KeyError, match="mine"):
+def test_what_a_custom_grader_raises_is_named_with_its_place_and_kept_as_the_cause() -> None:
+    line = next(n for n, text in enumerate(CUSTOM.splitlines(), start=1) if text.startswith("def raises"))
+    with build_grader("my_rewards:raises") as mine, pytest.raises(UserError) as caught:
         mine.grade([Problem("0", "?", ("1",))], ["1"])
+    assert str(caught.value) == f"grader my_rewards:raises: raised KeyError: 'mine' (my_rewards.py, line {line})"
+    assert isinstance(caught.value.__cause__, KeyError)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ from attnrl.errors import UserError
 from attnrl.experiments.comparison import Comparison, PlannedRun
 from attnrl.experiments.comparison_results import as_document, complete_seeds, read_run, recorded_runs, summarize_arms
 from attnrl.report.comparison import ablation_table, draw_comparison, draw_dynamics, efficiency_table
-from attnrl.report.run_directory import METRICS, RunDirectory
+from attnrl.report.metrics_file import read_metrics
+from attnrl.report.run_directory import RunDirectory
 
 POLL_SECONDS = 0.5
 RESULTS = "results.json"
@@ -55,7 +56,7 @@ def run_comparison(comparison: Comparison, runs: Sequence[PlannedRun], console: 
 
 def is_finished(run: PlannedRun) -> bool:
     """Whether a run has come to its end, its last evaluation included."""
-    rows = RunDirectory(run.directory).read(METRICS)
+    rows = read_metrics(RunDirectory(run.directory), numbers=("tokens/total",))
     return bool(rows) and run.config.is_over(rows[-1]["step"], rows[-1].get("tokens/total", 0.0))
 
 
@@ -132,7 +133,7 @@ def _start(run: PlannedRun) -> subprocess.Popen[bytes]:
 
 
 def _sampled(run: PlannedRun) -> float:
-    rows = RunDirectory(run.directory).read(METRICS)
+    rows = read_metrics(RunDirectory(run.directory), numbers=("tokens/total",))
     return float(rows[-1].get("tokens/total", 0.0)) if rows else 0.0
 
 

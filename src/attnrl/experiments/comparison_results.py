@@ -17,6 +17,7 @@ from typing import Any
 
 from attnrl.errors import UserError, one_line
 from attnrl.experiments.comparison import Comparison, PlannedRun
+from attnrl.report.metrics_file import read_metrics
 from attnrl.report.run_directory import METRICS, RunDirectory
 
 # The curves that the paper watches (its figures 6, 7 and 8), in its order.
@@ -101,9 +102,15 @@ def read_run(run: PlannedRun) -> RunResult:
     """The result of one finished run, from its ``metrics.jsonl``.
 
     Raises:
-        UserError: it has no evaluation.
+        UserError: it has no evaluation, or is damaged.
     """
-    rows = RunDirectory(run.directory).read(METRICS)
+    try:
+        return _result(run, read_metrics(RunDirectory(run.directory)))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{run.directory / METRICS}: not the metrics of a run ({one_line(error)})") from None
+
+
+def _result(run: PlannedRun, rows: Sequence[Mapping[str, Any]]) -> RunResult:
     seconds = list(accumulate(row.get("time/step", 0.0) for row in rows))
     evaluated = [index for index, row in enumerate(rows) if "eval/accuracy" in row]
     if not evaluated:
@@ -137,7 +144,7 @@ def recorded_runs(file: Path, comparison: Comparison) -> dict[tuple[str, int], R
         document = json.loads(file.read_text(encoding="utf-8"))
         before = Comparison.model_validate(document["comparison"])
         runs = [_recorded(fields) for fields in document["runs"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file}: not readable ({one_line(error)})") from None
     if (before.tokens, before.settings) != (comparison.tokens, comparison.settings):
         return {}

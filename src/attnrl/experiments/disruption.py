@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +24,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attnrl.config import BranchingConfig, LossConfig, OptimizerConfig
 from attnrl.errors import UserError
-from attnrl.eval_run import MAX_BATCH, EvalSettings, Suite, open_grader, rows_that_fit, sample_seed
+from attnrl.eval_run import (
+    MAX_BATCH,
+    EvalSettings,
+    Suite,
+    open_grader,
+    require_positions,
+    rows_that_fit,
+    sample_seed,
+)
 from attnrl.evaluate import Draw
 from attnrl.experiments.disruption_choice import Choice, choose_steps, hideable
 from attnrl.experiments.disruption_summary import HiddenStep, summarize
@@ -41,6 +48,7 @@ from attnrl.local.engine import (
 )
 from attnrl.local.policy import LocalPolicy
 from attnrl.method.steps import Steps
+from attnrl.outputs import require_writable
 from attnrl.protocols import Completion, Grader, Request
 from attnrl.report.display import counting
 from attnrl.report.disruption import draw_disruption, markdown
@@ -348,15 +356,10 @@ def _draws(
     suite: Suite, settings: EvalSettings, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
 ) -> list[Draw]:
     """The responses to sample; each has to fit the model's positions."""
-    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     prompts: list[tuple[Problem, tuple[int, ...]]] = []
     for problem in suite.problems:
         prompt = encode_prompt(tokenizer, as_chat(problem, tokenizer), settings.max_prompt_tokens or 1 << 62)
-        if limit is not None and len(prompt) + suite.max_new_tokens > limit:
-            raise UserError(
-                f"--max-new-tokens {suite.max_new_tokens}: problem {problem.id} has a prompt of {len(prompt)} tokens, "
-                f"and the model {limit} positions"
-            )
+        require_positions(model, problem, prompt, suite.max_new_tokens)
         prompts.append((problem, prompt))
     return [
         Draw(problem, k, Request(prompt, suite.max_new_tokens, sample_seed(settings.seed, suite.name, problem.id, k)))
@@ -377,9 +380,7 @@ def _too_few_steps(responses: Sequence[Response], settings: DisruptSettings) -> 
 def _require_new(output: Path) -> None:
     if (output / "results.json").exists():
         raise UserError(f"--output {output}: holds results already, choose another directory")
-    nearest = next(path for path in (output, *output.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise UserError(f"--output {output}: {nearest} is no directory that can be written")
+    require_writable(output, f"--output {output}")
     pyplot_for("disrupt --output")
 
 

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attnrl.config import BranchingConfig
 from attnrl.errors import UserError
+from attnrl.eval_run import require_positions
 from attnrl.experiments.disruption_choice import position_bins
 from attnrl.experiments.disruption_summary import estimate
 from attnrl.fci import CaptureSpec, capture
@@ -40,6 +41,7 @@ from attnrl.local.policy import influence_of_steps
 from attnrl.method.branching import RolloutSignals, branch_points
 from attnrl.method.influence import eligible_steps, mask_influence
 from attnrl.method.steps import Steps
+from attnrl.outputs import require_writable
 from attnrl.protocols import Request
 from attnrl.report.display import counting
 from attnrl.run import held_out_problems
@@ -154,12 +156,14 @@ def study_responses(
     """Sample responses at temperature 1 and look at their attention; those of fewer than three steps are left out.
 
     Raises:
-        UserError: the task does not know its graph, or a prompt is too long.
+        UserError: the task does not know its graph, or the model has too few positions for a response.
     """
     require_dependencies(problems[0])
     rng = random.Random(f"{seed}/point")
     limit = 1 << 20
     draws = [(problem, encode_prompt(tokenizer, problem, limit)) for problem in problems for _ in range(samples)]
+    for problem, prompt in draws:
+        require_positions(model, problem, prompt, max_new_tokens)
     requests = [Request(prompt, max_new_tokens, rng.getrandbits(62)) for _, prompt in draws]
     bar = progress.add_task("responses", total=2 * len(requests))
     sampler = build_sampler(
@@ -222,6 +226,8 @@ def run_pointing(
     Raises:
         UserError: something will not do; all but responses without pivotal steps is told before anything is sampled.
     """
+    if output is not None:
+        require_writable(output, f"--output {output}")
     held_out = held_out_problems(task, problems)
     require_dependencies(held_out[0])
     directory = model_directory(model_name)

@@ -7,6 +7,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from attnrl.errors import UserError
+from attnrl.report.metrics_file import read_metrics
 from attnrl.report.pictures import pyplot_for, save_picture
 from attnrl.report.run_directory import METRICS, RunDirectory
 
@@ -39,7 +40,7 @@ def draw_curves(runs: Sequence[Path], output: Path) -> None:
 
 def _series(run: Path) -> tuple[list[float], list[float], list[float]]:
     """Tokens sampled, seconds of training and accuracy at each evaluation of a run."""
-    rows = RunDirectory(run).read(METRICS)
+    rows = read_metrics(RunDirectory(run), numbers=("time/step", "tokens/total", "eval/accuracy"))
     seconds = list(accumulate(row.get("time/step", 0.0) for row in rows))
     evaluated = [
         (row.get("tokens/total", 0.0), elapsed, row["eval/accuracy"])

@@ -16,10 +16,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from attnrl.errors import UserError
+from attnrl.errors import UserError, one_line
+from attnrl.outputs import require_writable
 
 SAMPLES, RESULTS = "samples.jsonl", "results.json"
 KEY = ("model", "benchmark", "problem", "sample")
+TEXTS = ("model", "benchmark", "problem", "prompt", "verdict", "finish_reason")
+SAMPLE: dict[str, tuple[type, ...]] = {name: (str,) for name in TEXTS}
+SAMPLE |= {"sample": (int,), "answers": (list,), "seed": (int,), "reward": (int, float), "tokens": (int,)}
 
 
 class EvalDirectory:
@@ -36,9 +40,7 @@ class EvalDirectory:
         Raises:
             UserError: the directory cannot be written, or holds something that is not an evaluation.
         """
-        nearest = next(path for path in (self.root, *self.root.absolute().parents) if path.exists())
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-            raise UserError(f"--output {self.root}: {nearest} is no directory that can be written")
+        require_writable(self.root, f"--output {self.root}")
         path = self.root / RESULTS
         if not path.exists():
             samples = self.root / SAMPLES
@@ -47,12 +49,11 @@ class EvalDirectory:
             return None
         try:
             results = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: not readable ({error})") from None
-        parts = ("settings", "models", "benchmarks", "results")
-        if not isinstance(results, dict) or any(part not in results for part in parts):
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{path}: not readable ({one_line(error)})") from None
+        if not _are_results(results):
             raise UserError(f"{path}: not the results of an evaluation")
-        return results
+        return dict(results)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The finished samples, each once. A last line cut short by a kill is left out.
@@ -70,8 +71,10 @@ class EvalDirectory:
                     return
                 try:
                     row = json.loads(line)
+                    if not all(isinstance(row[name], kind) for name, kind in SAMPLE.items()):
+                        raise TypeError
                     key = tuple(row[name] for name in KEY)
-                except (ValueError, TypeError, KeyError):
+                except (ValueError, TypeError, KeyError, RecursionError):
                     raise UserError(f"{path}, line {number}: not a sample") from None
                 if key not in seen:
                     seen.add(key)
@@ -108,6 +111,22 @@ class EvalDirectory:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def _are_results(document: Any) -> bool:
+    """Whether a document has what a later command looks at."""
+    entries = {"models": "fingerprint", "benchmarks": "max_new_tokens"}
+    return (
+        isinstance(document, dict)
+        and isinstance(document.get("settings"), dict)
+        and all(
+            isinstance(document.get(part), dict)
+            and all(isinstance(entry, dict) and key in entry for entry in document[part].values())
+            for part, key in entries.items()
+        )
+        and isinstance(document.get("results"), list)
+        and all(isinstance(row, dict) and {"model", "benchmark"} <= row.keys() for row in document["results"])
+    )
 
 
 def _lock(file: Any, root: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 
 from attnrl.errors import UserError
 from attnrl.method.steps import split_steps
+from attnrl.report.metrics_file import read_metrics
 from attnrl.report.run_directory import CONFIG, METRICS, TREES, RunDirectory
 
 MAX_POINTS = 600  # of a curve: more than a chart has pixels for
@@ -120,18 +122,14 @@ def rounded(value: float | None) -> float | None:
 
 def _number(value: object) -> float | None:
     """A finite number, or None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    # Not math.isfinite(), which fails on an integer that is larger than any float.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         return None
     return value
 
 
 def _metrics(run: RunDirectory) -> list[dict[str, Any]]:
-    rows = []
-    for number, row in enumerate(run.read(METRICS), start=1):
-        if not isinstance(row, dict) or _number(row.get("step")) is None:
-            raise UserError(f"{run.root / METRICS}, row {number}: not the metrics of a step")
-        rows.append({name: _number(value) for name, value in row.items()})
-    return rows
+    return [{name: _number(value) for name, value in row.items()} for row in read_metrics(run)]
 
 
 def _settings(run: RunDirectory) -> dict[str, Json]:

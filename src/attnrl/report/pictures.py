@@ -33,6 +33,8 @@ def save_picture(figure: Any, output: Path) -> None:
     from matplotlib import pyplot
 
     try:
+        if not output.suffix:  # matplotlib would add one
+            raise ValueError("expected a name that ends in .png, .svg or the like")
         output.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(output, dpi=150)
     except (ValueError, OSError) as error:

@@ -66,7 +66,11 @@ def _spans(run: Path, step: int | None) -> tuple[int, list[Span]]:
     """The step asked for, or the last one, and its spans."""
     if not run.is_dir():
         raise UserError(f"{run}: no such run directory")
-    rows = {row["step"]: row["spans"] for row in RunDirectory(run).read(TIMELINE)}
+    rows = {}
+    for number, row in enumerate(RunDirectory(run).read(TIMELINE), start=1):
+        if not _is_timeline(row):
+            raise UserError(f"{run / TIMELINE}, row {number}: not the timeline of a step")
+        rows[row["step"]] = row["spans"]
     if not rows:
         raise UserError(f"{run}: no steps in {TIMELINE}")
     if step is None:
@@ -74,3 +78,12 @@ def _spans(run: Path, step: int | None) -> tuple[int, list[Span]]:
     if step not in rows:
         raise UserError(f"{run}: no step {step} in {TIMELINE}, which has {min(rows)} to {max(rows)}")
     return step, [(name, start, end) for name, start, end in rows[step]]
+
+
+def _is_timeline(row: Any) -> bool:
+    """Whether a row is one of :func:`timeline_row`, of phases that take time."""
+    try:
+        spans = [(name in PHASES, float(start), float(end)) for name, start, end in row["spans"]]
+        return isinstance(row["step"], int) and all(known for known, _, _ in spans) and max(s[2] for s in spans) > 0
+    except (TypeError, ValueError, KeyError):
+        return False

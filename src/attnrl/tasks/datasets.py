@@ -91,13 +91,16 @@ def load_problem_set(source: str | Path | Sequence[str], *, prompt_suffix: str =
 def _to_problem(row: Row, default_source: str) -> Problem:
     if not isinstance(row.fields, Mapping):
         raise UserError(f"{row.where}: expected an object, found {type(row.fields).__name__}")
-    return Problem(
-        id="",
-        prompt=read_prompt(row.fields, row.where),
-        answers=read_answers(row.fields, row.where),
-        source=read_source_name(row.fields, default_source),
-        info=other_columns(row.fields),
-    )
+    try:
+        return Problem(
+            id="",
+            prompt=read_prompt(row.fields, row.where),
+            answers=read_answers(row.fields, row.where),
+            source=read_source_name(row.fields, default_source, row.where),
+            info=other_columns(row.fields),
+        )
+    except RecursionError:
+        raise UserError(f"{row.where}: nested too deep") from None
 
 
 def problem_ids(problems: Sequence[Problem]) -> list[str]:

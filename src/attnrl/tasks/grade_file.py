@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from attnrl.errors import UserError
+from attnrl.outputs import require_writable_file
 from attnrl.protocols import Grader
 from attnrl.tasks.problem import Problem
 from attnrl.tasks.rows import final_answer
@@ -44,6 +45,8 @@ def grade_file(
         raise UserError(f"{source}: no such file")
     if output.exists() and output.samefile(source):
         raise UserError(f"--output {output}: is the file to be graded")
+    require_writable_file(output, f"--output {output}")
+    made = [folder for folder in (output.parent, *output.parent.parents) if not folder.exists()]
     aside = output.with_name(f".{output.name}.{os.getpid()}.part")
     verdicts: Counter[str] = Counter()
     done = 0
@@ -69,6 +72,8 @@ def grade_file(
     finally:
         with suppress(OSError):
             aside.unlink()
+            for folder in made:  # where the output was not written: those with something in them stay
+                folder.rmdir()
     return verdicts
 
 

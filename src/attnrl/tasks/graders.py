@@ -10,13 +10,15 @@ import os
 import re
 import sys
 import threading
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, Protocol
 
-from attnrl.errors import UserError
+from attnrl.errors import UserError, one_line
 from attnrl.protocols import Grade, Verdict
 from attnrl.tasks.grading import (
     MAX_ANSWER_CHARS,
@@ -333,7 +335,7 @@ class CustomGrader(_Closing):
     ones it names; a ``solution`` or ``ground_truth`` it names is the answer where the problems hold no other.
 
     A reward is in [0, 1]; 1 is correct. None says that the function does not judge this response: no reward,
-    verdict ``error``. What the function raises is not caught.
+    verdict ``error``. What the function raises ends the run, with a :class:`UserError` that names it.
 
     Many such functions may be called from the main thread only (math-verify's own deadline is a signal, a database's
     connection belongs to the thread that opened it), so all responses of a generation are handed over after it. One
@@ -366,17 +368,34 @@ class CustomGrader(_Closing):
             raise ValueError(f"{len(problems)} problems but {len(responses)} responses")
         if not problems:
             return []
-        rewards = self._function(**self._arguments(problems, responses))
-        if inspect.iscoroutine(rewards):
-            rewards = _run_to_end(rewards)
-        if isinstance(rewards, (str, bytes)) or not hasattr(rewards, "__len__") or not hasattr(rewards, "__iter__"):
-            raise UserError(f"grader {self.name}: returned {type(rewards).__name__}, expected a list of numbers")
+        rewards = self._call(self._arguments(problems, responses))
         if len(rewards) != len(responses):
             raise UserError(f"grader {self.name}: returned {len(rewards)} rewards for {len(responses)} responses")
         return [
             self._grade(reward, response, row)
             for row, (reward, response) in enumerate(zip(rewards, responses, strict=True))
         ]
+
+    def _call(self, arguments: dict[str, Any]) -> list[Any]:
+        """What the function returns, as a list.
+
+        Raises:
+            UserError: it raised something, or returned no list.
+        """
+        try:
+            rewards = self._function(**arguments)
+            if inspect.iscoroutine(rewards):
+                rewards = _run_to_end(rewards)
+        except Exception as error:  # a caller in Python finds the whole of it in the cause
+            message = f"grader {self.name}: raised {type(error).__name__}: {one_line(error)}"
+            raise UserError(f"{message} ({_place_of(error, self._function)})") from error
+        try:
+            if isinstance(rewards, (str, bytes)) or not hasattr(rewards, "__len__"):
+                raise TypeError
+            return list(rewards)
+        except TypeError:  # an array without dimensions has a length that cannot be taken
+            kind = type(rewards).__name__
+            raise UserError(f"grader {self.name}: returned {kind}, expected a list of numbers") from None
 
     def _arguments(self, problems: Sequence[Problem], responses: Sequence[str]) -> dict[str, Any]:
         chats = [not isinstance(problem.prompt, str) for problem in problems]
@@ -438,9 +457,10 @@ def _load_function(name: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise UserError(f"grader {name}: module {module_name} cannot be imported ({error})") from None
-    except Exception as error:
-        raise UserError(f"grader {name}: importing {module_name} raised {type(error).__name__}: {error}") from error
+        raise UserError(f"grader {name}: module {module_name} cannot be imported ({one_line(error)})") from None
+    except (Exception, SystemExit) as error:  # SystemExit: a script that runs whenever it is imported
+        said = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"grader {name}: importing {module_name} raised {said}") from error
     finally:
         if added:
             sys.path.remove(working)
@@ -450,6 +470,15 @@ def _load_function(name: str) -> Callable[..., Any]:
     if not callable(function):
         raise UserError(f"grader {name}: {function_name} is a {type(function).__name__}, not a function")
     return function  # type: ignore[no-any-return]
+
+
+def _place_of(error: Exception, function: Callable[..., Any]) -> str:
+    """File and line where an error came up: the innermost in the function's own module, if it passed through that."""
+    frames = traceback.extract_tb(error.__traceback__)
+    module = sys.modules.get(getattr(function, "__module__", type(function).__module__))
+    own = [frame for frame in frames if frame.filename == getattr(module, "__file__", None)]
+    place = (own or frames)[-1]
+    return f"{Path(place.filename).name}, line {place.lineno}"
 
 
 def _run_to_end(coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -30,6 +30,7 @@ from attnrl.errors import UserError
 from attnrl.protocols import Verdict
 
 DEADLINE = 5.0  # seconds for one answer
+MAX_DEADLINE = 86_400.0
 MEMORY_MB = 1024  # address space of one worker
 LEAST_MEMORY_MB = 256  # math-verify and sympy take 100 of it
 CHUNK = 16  # jobs sent to a worker at once, at most
@@ -112,8 +113,10 @@ class WorkerPool:
         """Check the settings; nothing starts yet."""
         if workers is not None and workers < 1:
             raise UserError(f"grading workers {workers}: expected at least 1")
-        if not deadline > 0:
-            raise UserError(f"grading deadline {deadline}: expected more than 0 seconds")
+        if not 0 < deadline <= MAX_DEADLINE:
+            raise UserError(
+                f"grading deadline {deadline}: expected more than 0 seconds and at most {MAX_DEADLINE:,.0f}"
+            )
         if memory_mb < LEAST_MEMORY_MB:
             raise UserError(f"grading memory {memory_mb} MB a worker: expected at least {LEAST_MEMORY_MB}")
         self.size = min(_usable_cores(), 8) if workers is None else workers

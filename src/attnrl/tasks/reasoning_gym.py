@@ -21,10 +21,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import yaml
-
 from attnrl.errors import UserError
 from attnrl.protocols import Grade
+from attnrl.safe_yaml import load_yaml
 from attnrl.tasks.grading import extract_boxed, last_number
 from attnrl.tasks.problem import Problem
 from attnrl.tasks.procedural import REASONING_GYM
@@ -157,9 +156,9 @@ def find_reasoning_gym_task(name: str) -> ReasoningGymTask:
         if key in {"seed", "size"}:
             raise UserError(f"task {name}: {key} is not a parameter here, the run decides it")
         try:
-            parameters[key] = _hashable(yaml.safe_load(value))
-        except yaml.YAMLError:
-            raise UserError(f"task {name}: the value of {key} is not valid YAML") from None
+            parameters[key] = _hashable(load_yaml(value))
+        except ValueError as error:
+            raise UserError(f"task {name}: the value of {key} is not valid YAML ({error})") from None
     known = _package().factory.DATASETS
     if data_set not in known:
         near = difflib.get_close_matches(data_set, known, n=3)
@@ -174,6 +173,8 @@ def find_reasoning_gym_task(name: str) -> ReasoningGymTask:
 
 
 def _hashable(value: Any) -> Any:
+    if isinstance(value, (dict, set)):
+        raise ValueError("a mapping, expected text, a number or a list of them")
     return tuple(_hashable(item) for item in value) if isinstance(value, list) else value
 
 

@@ -59,7 +59,8 @@ def read_answers(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
         raise UserError(f"{where}: no true answer in {', '.join(ANSWER_FIELDS[:-1])} or {ANSWER_FIELDS[-1]}")
     texts = []
     for answer in found if isinstance(found, list) else [found]:
-        number = isinstance(answer, (int, float)) and not isinstance(answer, bool) and math.isfinite(answer)
+        number = isinstance(answer, int) and not isinstance(answer, bool)
+        number = number or (isinstance(answer, float) and math.isfinite(answer))
         if not number and not isinstance(answer, str):
             raise UserError(f"{where}: {field} is no true answer (text, a number or a list of those)")
         text = _sound(str(answer), where, field)
@@ -114,9 +115,13 @@ def last_box(text: str) -> str | None:
     return None
 
 
-def read_source_name(row: Mapping[str, Any], default: str) -> str:
-    """Where the row says that it is from (``data_source``), or else ``default``."""
-    return " ".join(str(row.get("data_source") or default).split())
+def read_source_name(row: Mapping[str, Any], default: str, where: str) -> str:
+    """Where the row says that it is from (``data_source``), or else ``default``.
+
+    Raises:
+        UserError: no file can hold what it says; ``where`` is named.
+    """
+    return _sound(" ".join(str(row.get("data_source") or default).split()), where, "data_source")
 
 
 def other_columns(row: Mapping[str, Any]) -> dict[str, Any]:
