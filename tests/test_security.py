@@ -28,7 +28,8 @@ from attnrl.local.engine import load_model, load_tokenizer
 from attnrl.local.model_files import check_model_files, is_pickled, refuse_pickles
 from attnrl.report.display import Display
 from attnrl.report.html import write_report
-from attnrl.run import prepare, train
+from attnrl.run import prepare
+from attnrl.session import train
 from attnrl.tasks.datasets import load_problem_set
 from attnrl.tasks.problem import Problem
 
@@ -302,6 +303,21 @@ def test_code_of_a_model_runs_only_when_it_is_trusted(
     # A model this random has responses with too few steps, which is said after it has sampled.
     command(monkeypatch, "disrupt", str(model), *asked, "--trust-remote-code")
     assert "brings code" not in capsys.readouterr().err
+
+
+def test_a_trusted_model_is_trained_and_its_run_goes_on(
+    model: Path, brings: Callable[[str], Path], tmp_path: Path
+) -> None:
+    ran = brings("marked_trained")
+    trusted = ["trust_remote_code=true", "loss.kl=0.01"]
+    run(config(model, tmp_path / "run", *trusted))
+    assert ran.exists()
+    run(config(model, tmp_path / "run", *trusted, "steps=2"))
+    saved = checkpoint.list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
+    assert saved.step == 2 and (saved.directory / "marked.py").is_file()
+    with pytest.raises(UserError, match="brings code of its own"):
+        evaluate(saved.directory)
+    evaluate(saved.directory, trust_remote_code=True)
 
 
 def test_a_trusted_model_is_the_one_that_its_code_makes(model: Path, brings: Callable[[str], Path]) -> None:

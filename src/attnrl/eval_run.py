@@ -552,8 +552,13 @@ def _load_first(
     """The first model that is needed, by its name: faulty weights are told before anything is written."""
     for candidate in candidates:
         if any(len(work.draws) > len(outcomes.get((candidate.name, work.suite.name), ())) for work in candidate.work):
-            return {candidate.name: load_model(candidate.directory, device=device, dtype=settings.dtype)}
+            return {candidate.name: _load(candidate, settings, device)}
     return {}
+
+
+def _load(candidate: Candidate, settings: EvalSettings, device: torch.device) -> PreTrainedModel:
+    trusted = candidate.trust_remote_code
+    return load_model(candidate.directory, device=device, dtype=settings.dtype, trust_remote_code=trusted)
 
 
 def _sampled(
@@ -578,12 +583,7 @@ def _sampled(
         progress.begin(f"{candidate.name} · {work.suite.title}")
         if len(done) < len(work.draws):
             if model is None:
-                model = load_model(
-                    candidate.directory,
-                    device=device,
-                    dtype=settings.dtype,
-                    trust_remote_code=candidate.trust_remote_code,
-                )
+                model = _load(candidate, settings, device)
             batch = min(rows_that_fit(model, work.draws), max_batch or MAX_BATCH)
             size = chunk or chunk_size(model, work.draws, batch)
             sampler = build_sampler(

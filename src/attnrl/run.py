@@ -112,7 +112,7 @@ def prepare(config: TrainConfig) -> PreparedRun:
                 f"from {config.resume}, choose another output_dir"
             )
         refuse_other_settings(config, run)
-    tokenizer = load_tokenizer(directory)
+    tokenizer = load_tokenizer(directory, trust_remote_code=config.trust_remote_code)
     with grader_for(config):
         pass  # there is one
     task = load_task(config, tokenizer)
@@ -122,7 +122,12 @@ def prepare(config: TrainConfig) -> PreparedRun:
         require_dependencies(task.source.at(0))
     for problem in task.held_out:
         encode_prompt(tokenizer, problem, config.sampling.max_prompt_tokens)
-    model = load_model(checkpoint.directory if checkpoint else directory, device=device, dtype=config.dtype)
+    model = load_model(
+        checkpoint.directory if checkpoint else directory,
+        device=device,
+        dtype=config.dtype,
+        trust_remote_code=config.trust_remote_code,
+    )
     check_length(model, config.sampling.max_prompt_tokens + config.sampling.max_new_tokens)
     if config.sampler == "transformers":
         build_sampler(model, tokenizer, temperature=1.0, top_p=1.0, max_batch=1)  # it takes the model

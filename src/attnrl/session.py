@@ -73,7 +73,12 @@ class _Session:
         self.trackers = open_trackers(self.config)
         reference = None
         if self.config.loss.kl > 0:
-            reference = load_model(prepared.model_directory, device=prepared.device, dtype=self.config.dtype)
+            reference = load_model(
+                prepared.model_directory,
+                device=prepared.device,
+                dtype=self.config.dtype,
+                trust_remote_code=self.config.trust_remote_code,
+            )
             reference.requires_grad_(False)
         self.policy = build_policy(self.config, prepared.model, reference)
         state = load_checkpoint(prepared.checkpoint, self.policy) if prepared.checkpoint else None

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from attnrl.durable import check_sealed, read_manifest, seal, sync
 from attnrl.errors import UserError
+from attnrl.local.model_files import refuse_pickles
 from attnrl.local.policy import LocalPolicy, load_optimizer_tensors, optimizer_tensors
 from attnrl.method.adaptive import BatchSizeController, RunningMean
 from attnrl.method.steps import Steps
@@ -160,7 +161,8 @@ def find_checkpoint(resume: str, root: Path) -> Found:
     """What ``resume`` means: ``auto`` (the newest undamaged one below ``root``, if any), ``never``, or a directory.
 
     Raises:
-        UserError: the directory named is no checkpoint of a run, or damaged; or all that ``auto`` finds are.
+        UserError: the directory named is no checkpoint of a run, or damaged; or all that ``auto`` finds are; or one holds
+            a pickled file.
     """
     if resume == "never":
         return Found(None)
@@ -168,12 +170,14 @@ def find_checkpoint(resume: str, root: Path) -> Found:
         directory = Path(resume)
         if not (directory / STATE_FILE).is_file():
             raise UserError(f"resume={resume}: not a checkpoint directory (it has no {STATE_FILE})")
+        refuse_pickles(directory)
         damage = _damage(directory)
         if damage is not None:
             raise UserError(f"resume={resume}: damaged ({damage})")
         return Found(Checkpoint(directory, int(_read_state(directory)["trainer"]["step"])))
     skipped: list[str] = []
     for checkpoint in reversed(list_checkpoints(root)):
+        refuse_pickles(checkpoint.directory)
         damage = _damage(checkpoint.directory)
         if damage is None:
             return Found(checkpoint, tuple(skipped))
