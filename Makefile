@@ -9,7 +9,7 @@ VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_INSTALLED := $(VLLM_VENV)/.installed
 
-.PHONY: demo test test-vllm lint smollm2 results results-quick clean
+.PHONY: demo test test-vllm lint smollm2 results results-quick soak clean
 
 demo: $(INSTALLED)
 	$(BIN)/attnrl train attnrl output_dir=runs/demo
@@ -58,6 +58,13 @@ results-quick: $(INSTALLED)
 	$(BIN)/attnrl point ledger --task ledger --problems 50 --samples 2 --output results/quick/point
 	rm -rf results/quick/disruption
 	$(BIN)/attnrl disrupt ledger --task ledger --problems 40 --samples 1 --max-new-tokens 256 --output results/quick/disruption
+
+# The long half of what docs/reliability.md says: kills, a long run, fuzzing.
+soak: $(INSTALLED)
+	$(BIN)/python tools/kills.py --kills 50 --output results/kills
+	$(BIN)/python tools/soak.py --steps 2000 --output results/soak
+	$(BIN)/python tools/fuzz.py all --seconds 600 --output results/fuzz
+	$(BIN)/python tools/results_page.py
 
 results/point-%: | $(INSTALLED)
 	$(BIN)/attnrl point $* --task $* --output $@
