@@ -39,6 +39,14 @@ from attnrl.tasks.problem import Problem
 from attnrl.tokens import decode, response_steps, step_texts
 
 Strategy = st.SearchStrategy[Any]
+PLAIN = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(-(10**400), 10**400),
+    st.floats(),
+    st.text(max_size=12),
+)
 
 
 @dataclass(frozen=True)
@@ -122,12 +130,7 @@ def key_paths(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 PATHS = sorted({path for kind in (TrainConfig, SftConfig, Comparison) for path in key_paths(kind)})
 SCALARS = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.integers(-(10**400), 10**400),
-    st.floats(),
-    st.text(max_size=12),
+    PLAIN,
     st.dates(),
     st.sampled_from(["ledger", "tiny", "fci", "rows.jsonl", "auto", "steps=3", "grpo", "tree", "nan"]),
 )
@@ -212,12 +215,7 @@ HALVES = st.sampled_from(["\ud800", "a\udc00b"])
 JSON_VALUES = nested(
     st.one_of(st.sampled_from(FIELDS), st.text(max_size=5)),
     st.one_of(
-        st.none(),
-        st.booleans(),
-        st.integers(),
-        st.integers(-(10**400), 10**400),
-        st.floats(),
-        st.text(max_size=12),
+        PLAIN,
         st.sampled_from(["\\boxed{", "#### ", "user", "system", " ", "\u2028"]),
         HALVES,
     ),
