@@ -135,9 +135,17 @@ FOLDERS: dict[str, dict[str, str | bytes]] = {
     "run_of_pairs": {"timeline.jsonl": jsonl({"step": 1, "spans": [["train", 1]]})},
     "run_trees_not_json": {"metrics.jsonl": jsonl(METRICS), "trees.jsonl": "{}\n"},
     "run_trees_of_others": {"metrics.jsonl": jsonl(METRICS), "trees.jsonl": jsonl({"step": 1, "trees": 3})},
-    "run_lost": {"config.yaml": "steps: [1\n", "checkpoints/step-000001/trainer_state.json": "{}"},
-    "checkpoint_not_json": {"trainer_state.json": "{"},
+    "run_lost": {"config.yaml": "steps: [1\n"},
+    "run_damaged": {"config.yaml": RECIPE, "checkpoints/step-000001/trainer_state.json": "{}"},
+    "checkpoint_not_json": {
+        "trainer_state.json": "{",
+        "manifest.json": json.dumps({"files": {"trainer_state.json": {"size": 2, "sha256": "0"}}}),
+    },
     "checkpoint_of_nothing": {"trainer_state.json": "{}"},
+    "checkpoint_of_words": {
+        "trainer_state.json": json.dumps({"updates": 1, "trainer": {"step": "three"}}),
+        "manifest.json": json.dumps({"files": {}}),
+    },
     "eval_not_json": {"results.json": "{"},
     "eval_of_others": {"results.json": "{}"},
     "eval_of_lists": {"results.json": json.dumps({key: [] for key in ("settings", "models", "benchmarks", "results")})},
@@ -185,7 +193,7 @@ def write_models(folder: Path, tiny_checkpoint: Path) -> None:
     AutoTokenizer.from_pretrained(tiny_checkpoint).save_pretrained(folder / "weightless")
     (folder / "wordless").mkdir()
     LlamaConfig().save_pretrained(folder / "wordless")
-    for name in ("cut", "garbled", "not_json", "of_a_list", "unheard_of", "misspoken", "endless"):
+    for name in ("cut", "garbled", "not_json", "of_a_list", "unheard_of", "misspoken", "endless", "misshapen"):
         shutil.copytree(tiny_checkpoint, folder / name)
     weights = (tiny_checkpoint / "model.safetensors").read_bytes()
     (folder / "cut" / "model.safetensors").write_bytes(weights[: len(weights) // 2])
@@ -194,6 +202,7 @@ def write_models(folder: Path, tiny_checkpoint: Path) -> None:
     (folder / "not_json" / "config.json").write_text("{")
     (folder / "of_a_list" / "config.json").write_text("[]")
     (folder / "unheard_of" / "config.json").write_text(json.dumps({**config, "model_type": "unheard_of"}))
+    (folder / "misshapen" / "config.json").write_text(json.dumps({**config, "intermediate_size": 40}))
     (folder / "misspoken" / "tokenizer.json").write_text("{}")
     settings = json.loads((tiny_checkpoint / "tokenizer_config.json").read_text())
     (folder / "endless" / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": None}))
@@ -419,12 +428,21 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     "resume from a model": (train("resume=tiny"), ["resume=tiny", "trainer_state.json"]),
     "resume from a state that is not JSON": (
         train("resume=checkpoint_not_json"),
-        ["checkpoint_not_json/trainer_state.json", "not readable"],
+        ["resume=checkpoint_not_json", "damaged", "trainer_state.json has 1 bytes"],
     ),
     "resume from a state of nothing": (
         train("resume=checkpoint_of_nothing"),
-        ["checkpoint_of_nothing/trainer_state.json", "not readable"],
+        ["resume=checkpoint_of_nothing", "damaged", "manifest.json is missing"],
     ),
+    "resume from a state of words": (
+        train("resume=checkpoint_of_words"),
+        ["checkpoint_of_words/trainer_state.json", "not readable"],
+    ),
+    "run of which every checkpoint is damaged": (
+        train("output_dir=run_damaged"),
+        ["run_damaged/checkpoints/step-000001", "damaged", "none is left to resume from"],
+    ),
+    "weights of another shape": (train("model=misshapen"), ["model misshapen", "cannot be loaded"]),
     "run whose settings are lost": (train("output_dir=run_lost"), ["run_lost/config.yaml", "not readable"]),
     # --- Graders ---
     "grader without a function": (train("grader='graders:'"), ["grader graders:", "module:function"]),

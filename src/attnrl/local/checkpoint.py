@@ -161,8 +161,8 @@ def find_checkpoint(resume: str, root: Path) -> Found:
     """What ``resume`` means: ``auto`` (the newest undamaged one below ``root``, if any), ``never``, or a directory.
 
     Raises:
-        UserError: the directory named is no checkpoint of a run, or damaged; or all that ``auto`` finds are; or one holds
-            a pickled file.
+        UserError: the directory named is no checkpoint of a run, or damaged; or all that ``auto`` finds are; or one
+            holds a pickled file.
     """
     if resume == "never":
         return Found(None)
@@ -230,8 +230,8 @@ def _read_state(directory: Path) -> dict[str, Any]:
     path = directory / STATE_FILE
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        document["trainer"]["step"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        int(document["trainer"]["step"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"checkpoint file {path}: not readable ({error})") from None
     return dict(document)
 

@@ -74,7 +74,7 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
-LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError, SafetensorError)
+LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError)
 
 
 def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

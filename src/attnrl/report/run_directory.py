@@ -23,10 +23,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from attnrl.durable import sync, write_whole
-from attnrl.errors import UserError
+from attnrl.errors import UserError, one_line
+from attnrl.outputs import require_writable
+from attnrl.safe_yaml import load_yaml
 
 METRICS, TIMELINE, TREES, SAMPLES = "metrics.jsonl", "timeline.jsonl", "trees.jsonl", "samples.jsonl"
 CONFIG, LOCK, FAULTS = "config.yaml", ".lock", "faults"
@@ -56,8 +56,8 @@ class RunDirectory:
         """
         path = self.root / CONFIG
         try:
-            settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):
+            settings = load_yaml(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
             settings = None
         if not isinstance(settings, dict):
             raise UserError(f"{path}: not readable, so the run cannot be continued")
@@ -69,9 +69,7 @@ class RunDirectory:
         Raises:
             UserError: it cannot.
         """
-        nearest = next(path for path in (self.root, *self.root.absolute().parents) if path.exists())
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-            raise UserError(f"output_dir {self.root}: {nearest} is no directory that can be written")
+        require_writable(self.root, f"output_dir {self.root}")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -117,8 +115,9 @@ class RunDirectory:
         except OSError as error:
             raise UserError(f"output_dir {self.root}: cannot be written ({error.strerror})") from None
         for name in (METRICS, TIMELINE, TREES, SAMPLES):
-            rows = [] if from_step is None else [row for row in self.read(name) if row["step"] <= from_step]
-            write_whole(self.root / name, "".join(json.dumps(row) + "\n" for row in rows))
+            path = self.root / name
+            rows = [] if from_step is None else [row for row in self.read(name) if _step(row, path) <= from_step]
+            write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append one line per row to the file ``name``; numbers that are not finite become null, which JSON has."""
@@ -143,22 +142,37 @@ class RunDirectory:
         """The rows of the file ``name``; none if it does not exist. A last line cut short by a kill is left out.
 
         Raises:
-            UserError: any other line is not JSON.
+            UserError: the file cannot be read, or any other line is not JSON.
         """
         path = self.root / name
         if not path.exists():
             return []
-        lines = path.read_text(encoding="utf-8").split("\n")
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not readable ({one_line(error)})") from None
         rows = []
         for number, line in enumerate(lines, start=1):
             if line:
                 try:
                     rows.append(json.loads(line))
-                except json.JSONDecodeError:
+                except (ValueError, RecursionError):
                     if number == len(lines):  # no newline behind it: the write was cut short
                         break
                     raise UserError(f"{path}, line {number}: not JSON") from None
         return rows
+
+
+def _step(row: Any, path: Path) -> float:
+    """The step that a row is of.
+
+    Raises:
+        UserError: it is of none.
+    """
+    step = row.get("step") if isinstance(row, dict) else None
+    if not isinstance(step, (int, float)):
+        raise UserError(f"{path}: not readable (a row without a step)")
+    return step
 
 
 def _json_line(row: Mapping[str, Any]) -> str:
