@@ -133,21 +133,36 @@ def watch(name: str, seconds: float) -> dict[str, Any]:
         return {"target": name, "seconds": round(time.monotonic() - started), **found}
 
 
+def table(results: list[dict[str, Any]]) -> str:
+    """The results for docs/reliability.md."""
+    rows = [
+        f"| {found['target']} | {found['seconds']} | {found['tried'] or 0:,} | {len(found['faults'])} | "
+        f"{found.get('slowest', 'killed')} |"
+        for found in results
+    ]
+    header = ["| target | seconds | inputs tried | faults | slowest input, s |", "|---|---|---|---|---|"]
+    return "\n".join([*header, *rows]) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("target", choices=[*TARGETS, "all"])
     parser.add_argument("--seconds", type=float, default=600.0, help="for each target")
+    parser.add_argument("--output", type=Path, help="where to write results.json and results.md")
     parser.add_argument("--current", type=Path, help=argparse.SUPPRESS)  # what watch() tells its process
     options = parser.parse_args()
     if options.current is not None:
         print(json.dumps(search(TARGETS[options.target], options.seconds, options.current)))
         return
-    faulty = False
+    results = []
     for name in TARGETS if options.target == "all" else [options.target]:
-        found = watch(name, options.seconds)
-        print(json.dumps(found), flush=True)
-        faulty |= bool(found["faults"])
-    sys.exit(1 if faulty else 0)
+        results.append(watch(name, options.seconds))
+        print(json.dumps(results[-1]), flush=True)
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / "results.json").write_text(json.dumps(results) + "\n", encoding="utf-8")
+        (options.output / "results.md").write_text(table(results), encoding="utf-8")
+    sys.exit(1 if any(found["faults"] for found in results) else 0)
 
 
 if __name__ == "__main__":
