@@ -64,7 +64,6 @@ soak: $(INSTALLED)
 	$(BIN)/python tools/kills.py --kills 50 --output results/kills
 	$(BIN)/python tools/soak.py --steps 2000 --output results/soak
 	$(BIN)/python tools/fuzz.py all --seconds 600 --output results/fuzz
-	$(BIN)/python tools/results_page.py
 
 results/point-%: | $(INSTALLED)
 	$(BIN)/attnrl point $* --task $* --output $@

@@ -1,8 +1,7 @@
-"""Bring the newest results into the documentation: ``make results`` and ``make soak`` end with it.
+"""Bring the newest results into the documentation: ``make results`` ends with it.
 
 Copies tables, numbers and pictures from ``results/NAME`` to ``docs/results/NAME``, and puts each table into the pages
-(``docs/results.md``, ``docs/disruption.md``, ``docs/reliability.md``) between its markers, ``<!-- NAME -->`` and
-``<!-- /NAME -->``. What stands around them is written by hand, and has to be read again when numbers change.
+(``docs/results.md``, ``docs/disruption.md``) between its markers, ``<!-- NAME -->`` and ``<!-- /NAME -->``. What stands around them is written by hand, and has to be read again when numbers change.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 KEPT = ("results.json", "results.md", "curves.png", "dynamics.png", "disruption.png")
-PAGES = ("results.md", "disruption.md", "reliability.md")
+PAGES = ("results.md", "disruption.md")
 TABLE = re.compile(r"<!-- (?P<name>[\w-]+) -->.*?<!-- /(?P=name) -->", re.DOTALL)
 
 
