@@ -1,7 +1,8 @@
 """Bring the newest results into the documentation: ``make results`` ends with it.
 
 Copies tables, numbers and pictures from ``results/NAME`` to ``docs/results/NAME``, and puts each table into the pages
-(``docs/results.md``, ``docs/disruption.md``) between its markers, ``<!-- NAME -->`` and ``<!-- /NAME -->``. What stands around them is written by hand, and has to be read again when numbers change.
+(``docs/results.md``, ``docs/disruption.md``) between its markers, ``<!-- NAME -->`` and ``<!-- /NAME -->``. What stands
+around them is written by hand, and has to be read again when numbers change.
 """
 
 from __future__ import annotations
