@@ -45,7 +45,7 @@ from attnrl.local.packing import pack_rows, pack_trees
 from attnrl.local.policy import LocalPolicy
 from attnrl.method.steps import Steps
 from attnrl.protocols import TrainingRow
-from attnrl.run import grader_for, load_task
+from attnrl.task_data import grader_for, load_task
 from attnrl.trainer import Trainer
 
 WAYS = {"tree": "tree", "paths": "none"}

@@ -47,7 +47,7 @@ from attnrl.local.engine import (
 )
 from attnrl.protocols import Grader, Policy, Sampler
 from attnrl.rollout import Grown
-from attnrl.run import grader_for, load_task
+from attnrl.task_data import grader_for, load_task
 from attnrl.trainer import StepResult, Trainer, TrainerState
 
 SIDES = ("attnrl", "plain")

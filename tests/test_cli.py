@@ -286,7 +286,7 @@ def test_eval_of_two_models_on_the_papers_benchmarks(folder: Path, attnrl: Attnr
 
 
 def test_eval_of_a_task_takes_its_held_out_problems(folder: Path, attnrl: Attnrl) -> None:
-    from attnrl.run import held_out_problems
+    from attnrl.task_data import held_out_problems
 
     assert attnrl(*EVAL, "--task", "ledger_single", "--output", "x").code == 0
     asked = {row["problem"] for row in read_jsonl(folder / "x" / "samples.jsonl")}

@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from attnrl.config import TrainConfig, load_config
 from attnrl.errors import UserError
-from attnrl.run import check_length, grader_for, held_out_problems, load_task
+from attnrl.run import check_length
+from attnrl.task_data import grader_for, held_out_problems, load_task
 from attnrl.tasks.graders import MathGrader, RulesGrader
 from attnrl.tasks.grading import AnswerGrader
 from attnrl.tasks.ledger import build_tokenizer

@@ -14,6 +14,7 @@ from rich.console import Console
 
 import attnrl.run
 import attnrl.session
+import attnrl.task_data
 from attnrl.config import TrainConfig, load_config
 from attnrl.protocols import Grade
 from attnrl.report.display import Display
@@ -55,7 +56,7 @@ def run(model: Path, output: Path, *overrides: str, steps: int = STEPS, recipe: 
     """Train with :class:`HashGrader` as far as the run goes; returns what it has printed."""
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attnrl.run, "AnswerGrader", lambda flexible: HashGrader())
+        patch.setattr(attnrl.task_data, "AnswerGrader", lambda flexible: HashGrader())
         config = load_config(TrainConfig, recipe, [*settings(model, output, steps), *overrides])
         attnrl.session.train(attnrl.run.prepare(config), Display(Console(file=printed, width=1000)))
     return printed.getvalue()

@@ -109,6 +109,17 @@ class MethodConfig(Strict):
         """Leaves of a fully expanded problem: n * (1 + N * T)."""
         return self.trunks * (1 + self.branching.points * self.branching.samples)
 
+    @property
+    def weighs_steps(self) -> bool:
+        """Whether advantages count more in some steps than in others."""
+        return self.credit.rest < 1
+
+    @property
+    def needs_fci(self) -> bool:
+        """Whether anything looks at the influence of steps."""
+        branches = self.branching.points > 0 and self.branching.criterion == "fci"
+        return self.adaptive.filter or branches or self.weighs_steps
+
     @model_validator(mode="after")
     def _grpo_has_no_branches(self) -> MethodConfig:
         if self.advantage != "tree" and self.branching.points:
@@ -195,6 +206,30 @@ class VllmConfig(Strict):
     enforce_eager: bool = Field(False, description="no CUDA graphs: starts sooner, samples slower; always so on CPU")
 
 
+class VerlConfig(Strict):
+    """The cluster of ``engine=verl`` (docs/verl.md)."""
+
+    nodes: PositiveInt = 1
+    gpus_per_node: PositiveInt = Field(8, description="processes per node, on a CPU too")
+    rollout: Literal["vllm", "sglang", "transformers"] = Field(
+        "vllm", description="what draws responses; transformers is slow, and for machines that have neither engine"
+    )
+    tensor_parallel: PositiveInt = Field(1, description="GPUs that one rollout engine is spread over")
+    gpu_memory_utilization: float = Field(
+        0.6, gt=0, le=1, description="share of a GPU's memory for the rollout engine, while it samples"
+    )
+    enforce_eager: bool = Field(False, description="no CUDA graphs in the rollout engine")
+    offload: bool = Field(False, description="keep weights and optimizer in the host's memory while others work")
+    sequence_parallel: PositiveInt = Field(
+        1, description="GPUs that one sequence is spread over (Ulysses); more than 1 only where FCI is not looked at"
+    )
+    remove_padding: bool = Field(True, description="end to end in one row, for flash attention; false: padded rows")
+    set: tuple[str, ...] = Field((), description="settings of verl's own, as verl.key.path=value, put on top of ours")
+    architecture: dict[str, Any] = Field(
+        {}, description="a transformers config that --dry-run estimates memory with where the model is not at hand"
+    )
+
+
 class DataConfig(Strict):
     """Problems from files and Hugging Face data sets (docs/data.md); a procedural ``task`` needs none."""
 
@@ -267,6 +302,9 @@ class TrainConfig(Strict):
         None, description="rules, math or module:function; none: the task's own, math for data files"
     )
     flexible_answers: bool = Field(False, description="grade the last number of a response that boxes nothing")
+    engine: Literal["local", "verl"] = Field(
+        "local", description="local: this process, one device; verl: a Ray cluster of many GPUs"
+    )
     steps: PositiveInt
     tokens: PositiveInt | None = Field(
         None, description="end the run earlier, with the step in which so many tokens have been sampled in all"
@@ -287,6 +325,7 @@ class TrainConfig(Strict):
         "transformers", description="what draws responses: the model that is trained, or a vLLM engine beside it"
     )
     vllm: VllmConfig = VllmConfig()
+    verl: VerlConfig = VerlConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
@@ -299,6 +338,18 @@ class TrainConfig(Strict):
     def _one_source_of_problems(self) -> TrainConfig:
         if (self.task is None) == (self.data.train is None):
             raise ValueError("give either task or data.train (task=null drops a recipe's task)")
+        return self
+
+    @model_validator(mode="after")
+    def _verl_can_do_it(self) -> TrainConfig:
+        if self.engine == "verl":
+            if self.verl.sequence_parallel > 1 and self.method.needs_fci:
+                raise ValueError(
+                    f"verl.sequence_parallel={self.verl.sequence_parallel} spreads a sequence over GPUs, and FCI needs "
+                    "it whole on one: set it to 1, or use a method that does not look at FCI"
+                )
+            if self.sampling.carry_over:
+                raise ValueError("sampling.carry_over: the verl engine waits for all responses; set it to 0")
         return self
 
     @model_validator(mode="after")

@@ -39,7 +39,7 @@ from attnrl.local.model_files import check_model_files
 from attnrl.protocols import Grader, Request
 from attnrl.report.eval_directory import EvalDirectory
 from attnrl.report.evaluation import EvalProgress, Report
-from attnrl.run import held_out_problems
+from attnrl.task_data import held_out_problems
 from attnrl.tasks.benchmarks import KNOWN, MAX_NEW_TOKENS, deviations, find_benchmarks
 from attnrl.tasks.datasets import load_problem_set
 from attnrl.tasks.fitting import as_chat

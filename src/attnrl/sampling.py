@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
-from attnrl.config import MethodConfig, TrainConfig
+from attnrl.config import TrainConfig
 from attnrl.method.advantage import influence_weights
 from attnrl.method.influence import mask_influence
 from attnrl.method.steps import Steps
@@ -122,7 +122,7 @@ class Generation:
                     ended=completions[index].finish_reason == "stop",
                 )
                 for index in grades
-                if index >= len(branches) or weighs_steps(self.config.method)
+                if index >= len(branches) or self.config.method.weighs_steps
             }
             scores = self._score(openings, completions, steps, continuations=len(branches))
 
@@ -196,7 +196,7 @@ class Generation:
         continuations: int,
     ) -> list[Score]:
         """Score the samples' own tokens in one call, with the FCI of those in ``steps`` where it is looked at."""
-        scores_all = self.config.sampling.score_continuations or weighs_steps(self.config.method)
+        scores_all = self.config.sampling.score_continuations or self.config.method.weighs_steps
         own = [opening.own(completion) for opening, completion in zip(openings, completions, strict=True)]
         asked = [
             index
@@ -206,7 +206,7 @@ class Generation:
         scored = self.policy.score(
             [openings[index].prompt + openings[index].kept for index in asked],
             [own[index] for index in asked],
-            [steps.get(index) for index in asked] if needs_fci(self.config.method) else None,
+            [steps.get(index) for index in asked] if self.config.method.needs_fci else None,
         )
         scores = dict(zip(asked, scored, strict=True))
         return [scores.get(index, Score(completion.logprobs, (), ())) for index, completion in enumerate(completions)]
@@ -215,7 +215,7 @@ class Generation:
         self, tokens: SampledTokens, grade: Grade, completion: Completion, steps: Steps | None, score: Score
     ) -> Sample:
         weights: tuple[float, ...] = ()
-        if steps is not None and weighs_steps(self.config.method):
+        if steps is not None and self.config.method.weighs_steps:
             credit = self.config.method.credit
             weights = influence_weights(score.fci, steps, credit.share, credit.rest)
         return Sample(
@@ -225,17 +225,6 @@ class Generation:
             finish_reason=completion.finish_reason,
             weights=weights,
         )
-
-
-def weighs_steps(method: MethodConfig) -> bool:
-    """Whether advantages count more in some steps than in others."""
-    return method.credit.rest < 1
-
-
-def needs_fci(method: MethodConfig) -> bool:
-    """Whether anything in the method looks at the influence of steps."""
-    branches = method.branching.points > 0 and method.branching.criterion == "fci"
-    return method.adaptive.filter or branches or weighs_steps(method)
 
 
 def _tokens(opening: Opening, completion: Completion, score: Score) -> SampledTokens:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import isfinite
-from typing import Any
 
 from safetensors import SafetensorError
 
@@ -31,11 +30,11 @@ from attnrl.local.checkpoint import (
 from attnrl.local.engine import SamplerFactory, build_policy, load_model, open_samplers
 from attnrl.protocols import Grader
 from attnrl.report.display import Display
-from attnrl.report.run_directory import METRICS, SAMPLES, TIMELINE, TREES, RunDirectory
-from attnrl.report.timeline import timeline_row
+from attnrl.report.recording import record_evaluation, record_step
+from attnrl.report.run_directory import METRICS, RunDirectory
 from attnrl.report.trackers import open_trackers
-from attnrl.report.trees import forest_row
-from attnrl.run import EVALUATION_SEED, PreparedRun, grader_for
+from attnrl.run import PreparedRun
+from attnrl.task_data import EVALUATION_SEED, grader_for
 from attnrl.trainer import StepResult, Trainer
 from attnrl.watchdog import SamplerError, WatchedSampler
 
@@ -155,11 +154,7 @@ class _Session:
         """
         step = self.trainer.state.step
         self._report(result.metrics, step)
-        self.directory.append(TIMELINE, [timeline_row(step, result.timeline)])
-        every = self.config.log.trees_every
-        if every and (step - 1) % every == 0:
-            rows = (forest_row(grown, self.prepared.tokenizer, step) for grown in result.problems)
-            self.directory.append(TREES, rows)
+        record_step(self.directory, step, result, self.prepared.tokenizer, self.config.log)
         self.recorded = step
         in_a_row = self.trainer.state.nonfinite_steps
         if in_a_row:
@@ -175,10 +170,8 @@ class _Session:
         """Evaluate if it is time to, and write and show the metrics of a step."""
         self.accuracy = None
         if self.prepared.held_out and (step % self.config.eval.every == 0 or self._over()):
-            evaluation = self._evaluate()
-            metrics |= {f"eval/{name}": value for name, value in evaluation.metrics().items()}
+            metrics |= record_evaluation(self.directory, step, self._evaluate(), self.config.log)
             self.accuracy = metrics["eval/accuracy"]
-            self.directory.append(SAMPLES, _sample_rows(evaluation, step, self.config.log.samples))
         metrics = {name: value for name, value in metrics.items() if isfinite(value)}
         self.directory.append(METRICS, [metrics])
         if self.trackers is not None:
@@ -246,12 +239,6 @@ class _Session:
         if not checkpoints:
             return "there is no checkpoint yet: the same command begins anew"
         return f"the same command continues from {checkpoints[-1].directory}"
-
-
-def _sample_rows(evaluation: Evaluation, step: int, count: int) -> list[dict[str, Any]]:
-    """The first response to each of ``count`` problems."""
-    firsts = evaluation.samples[:: evaluation.per_problem]
-    return [{"step": step, **sample.as_dict()} for sample in firsts[:count]]
 
 
 @dataclass

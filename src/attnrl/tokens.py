@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from attnrl.errors import UserError
 from attnrl.method.steps import Steps, split_steps
@@ -81,3 +81,10 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem, max_toke
     if len(ids) > max_tokens:
         raise UserError(f"problem {problem.id}: its prompt has {len(ids)} tokens, max_prompt_tokens is {max_tokens}")
     return tuple(ids)
+
+
+def end_of_sequence_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token that ends a response, by the tokenizer and by the model's generation config."""
+    declared = generation.eos_token_id if generation is not None else None
+    more = declared if isinstance(declared, list) else [declared]
+    return sorted({token for token in (tokenizer.eos_token_id, *more) if token is not None})

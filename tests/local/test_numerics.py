@@ -25,8 +25,9 @@ from attnrl.local.engine import build_sampler, load_model, load_tokenizer, model
 from attnrl.local.policy import LocalPolicy
 from attnrl.protocols import Request, TrainingRow
 from attnrl.report.display import Display
-from attnrl.run import held_out_problems, prepare
+from attnrl.run import prepare
 from attnrl.session import train
+from attnrl.task_data import held_out_problems
 from attnrl.tasks.grading import AnswerGrader
 from attnrl.tokens import decode, encode_prompt
 

@@ -10,14 +10,12 @@ from dataclasses import replace
 import helpers
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig, PreTrainedModel
 
 from attnrl.config import BranchingConfig, LossConfig, OptimizerConfig
 from attnrl.fci import forward_context_influence
-from attnrl.local.policy import LocalPolicy, cut_mini_batches
+from attnrl.local.policy import LocalPolicy
 from attnrl.method.influence import lookups
 from attnrl.method.steps import Steps
 from attnrl.protocols import TrainingRow
@@ -425,34 +423,3 @@ def test_the_learning_rate_warms_up_over_optimizer_steps(model, rows):
 
 def test_without_warm_up_the_first_step_has_the_full_rate(model, rows):
     assert build_policy(model, learning_rate=1e-3).update(rows)["learning_rate"] == 1e-3
-
-
-# --- how batches are cut ------------------------------------------------------------------------------------------
-
-row_lengths = st.lists(st.integers(1, 50), min_size=1, max_size=30)
-
-
-@given(row_lengths, st.integers(1, 8))
-def test_mini_batches_hold_every_row_once_in_order(lengths, count):
-    runs = cut_mini_batches(lengths, count)
-    assert [row for run in runs for row in run] == list(range(len(lengths)))
-    assert 1 <= len(runs) <= count
-    assert all(len(run) > 0 for run in runs)
-
-
-@given(row_lengths, st.integers(1, 8))
-def test_mini_batches_end_within_a_row_of_their_share(lengths, count):
-    runs = cut_mini_batches(lengths, count)
-    for number, run in enumerate(runs[:-1], start=1):
-        done, share = sum(lengths[: run.stop]), sum(lengths) * number / count
-        assert share <= done
-        # Without its last row the run would have stayed below, unless an earlier run took this share as well.
-        assert done - lengths[run.stop - 1] < share or len(run) == 1
-
-
-def test_equal_rows_make_equal_mini_batches():
-    assert cut_mini_batches([7] * 12, 3) == [range(0, 4), range(4, 8), range(8, 12)]
-
-
-def test_no_rows_make_no_batches():
-    assert cut_mini_batches([], 2) == []

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attnrl.method.loss import PolicyLoss, kl_k3, policy_loss
+from attnrl.method.loss import PolicyLoss, cut_mini_batches, kl_k3, policy_loss
 
 
 def random_batch(seed: int, rows: int = 4, tokens: int = 6) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -170,3 +170,34 @@ def test_bad_arguments_are_refused() -> None:
         policy_loss(new, old, advantages[0], mask, denominator=1)
     with pytest.raises(ValueError, match="one shape"):
         kl_k3(new, old[0])
+
+
+# --- how batches are cut ------------------------------------------------------------------------------------------
+
+row_lengths = st.lists(st.integers(1, 50), min_size=1, max_size=30)
+
+
+@given(row_lengths, st.integers(1, 8))
+def test_mini_batches_hold_every_row_once_in_order(lengths, count):
+    runs = cut_mini_batches(lengths, count)
+    assert [row for run in runs for row in run] == list(range(len(lengths)))
+    assert 1 <= len(runs) <= count
+    assert all(len(run) > 0 for run in runs)
+
+
+@given(row_lengths, st.integers(1, 8))
+def test_mini_batches_end_within_a_row_of_their_share(lengths, count):
+    runs = cut_mini_batches(lengths, count)
+    for number, run in enumerate(runs[:-1], start=1):
+        done, share = sum(lengths[: run.stop]), sum(lengths) * number / count
+        assert share <= done
+        # Without its last row the run would have stayed below, unless an earlier run took this share as well.
+        assert done - lengths[run.stop - 1] < share or len(run) == 1
+
+
+def test_equal_rows_make_equal_mini_batches():
+    assert cut_mini_batches([7] * 12, 3) == [range(0, 4), range(4, 8), range(8, 12)]
+
+
+def test_no_rows_make_no_batches():
+    assert cut_mini_batches([], 2) == []

@@ -40,7 +40,6 @@ from attnrl.experiments.hidden_steps import HiddenRequest, check_hiding, continu
 from attnrl.local.engine import (
     build_sampler,
     choose_device,
-    end_of_sequence_ids,
     load_model,
     load_tokenizer,
     model_directory,
@@ -55,7 +54,7 @@ from attnrl.report.disruption import draw_disruption, markdown
 from attnrl.report.pictures import pyplot_for
 from attnrl.tasks.fitting import as_chat
 from attnrl.tasks.problem import Problem
-from attnrl.tokens import decode, encode_prompt, response_steps
+from attnrl.tokens import decode, encode_prompt, end_of_sequence_ids, response_steps
 
 HIDE_FROM = ("continuation", "next_step")
 #: What training would be told to have each of the signals that attention gives.
@@ -279,7 +278,7 @@ class Experiment:
         completions = continue_hidden(
             self.model,
             requests,
-            eos_token_ids=end_of_sequence_ids(self.model, self.tokenizer),
+            eos_token_ids=end_of_sequence_ids(self.model.generation_config, self.tokenizer),
             pad_token_id=self.tokenizer.pad_token_id or 0,
             temperature=self.settings.evaluation.temperature,
             top_p=self.settings.evaluation.top_p,

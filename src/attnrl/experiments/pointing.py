@@ -37,14 +37,13 @@ from attnrl.local.engine import (
     model_directory,
     require_influence,
 )
-from attnrl.local.policy import influence_of_steps
 from attnrl.method.branching import RolloutSignals, branch_points
 from attnrl.method.influence import eligible_steps, mask_influence
 from attnrl.method.steps import Steps
 from attnrl.outputs import require_writable
 from attnrl.protocols import Request
 from attnrl.report.display import counting
-from attnrl.run import held_out_problems
+from attnrl.task_data import held_out_problems
 from attnrl.tasks.dependencies import require_dependencies, step_dependents
 from attnrl.tasks.problem import Problem
 from attnrl.tokens import encode_prompt, response_steps, step_texts
@@ -202,7 +201,7 @@ def _study(
     logprobs_TV = logits_TV.float().log_softmax(-1)
     entropy_T = -(logprobs_TV.exp() * logprobs_TV).sum(-1)
     influence: dict[tuple[str, str], tuple[float, ...]] = {
-        (rule.influence, rule.reduction): tuple(influence_of_steps(captured, rule)[0].tolist())
+        (rule.influence, rule.reduction): tuple(captured.of_steps(rule.influence, rule.reduction)[0].tolist())
         for rule in RULES.values()
     }
     return StudiedResponse(problem.id, steps, tuple(entropy_T.tolist()), step_dependents(problem, texts), influence)

@@ -13,7 +13,7 @@ from attnrl.fci.columns import column_sums
 from attnrl.fci.layout import StepLayout
 from attnrl.fci.lookups import layer_lookups
 from attnrl.fci.spec import CaptureSpec, FciUnsupportedError
-from attnrl.method.influence import forward_context_influence
+from attnrl.method.influence import REDUCTIONS, forward_context_influence
 
 
 @dataclass
@@ -78,6 +78,20 @@ class Capture:
         if not self.spec.lookups:
             raise ValueError("lookups were not captured: CaptureSpec(lookups=True) asks for them")
         return self._by_sequence(self.lookups_HS)
+
+    def of_steps(self, influence: str, reduction: str) -> list[Tensor]:
+        """One number for each step: for each sequence a tensor [S], in the same type as :meth:`influence`.
+
+        Args:
+            influence: ``fci``, or ``lookups``, which are counted over all layers and heads.
+            reduction: of FCI over layers and heads, a key of :data:`attnrl.method.influence.REDUCTIONS`.
+
+        Raises:
+            FciUnsupportedError, ValueError: as :meth:`lookups`.
+        """
+        if influence == "lookups":
+            return [lookups_LHS.sum((0, 1)) for lookups_LHS in self.lookups()]
+        return [REDUCTIONS[reduction](influence_LHS) for influence_LHS in self.influence()]
 
     def _by_sequence(self, layers: dict[int, Tensor]) -> list[Tensor]:
         counts = [len(starts) for starts in self.spec.step_starts]

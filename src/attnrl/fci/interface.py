@@ -112,9 +112,10 @@ def capture(model: nn.Module, spec: CaptureSpec) -> Iterator[Capture]:
                 _open[id(config)] = outer
 
 
-@dataclass(frozen=True)
 class Visibility:
     """What our mask function makes of a mask.
+
+    No dataclass: FSDP copies those, and all inside them, on their way into a layer.
 
     Attributes:
         captured: the capture that the forward belongs to.
@@ -124,10 +125,12 @@ class Visibility:
             packed, by ``cu_seq_lens_q``, as variable-length flash attention is told.
     """
 
-    captured: Capture
-    window: int | None
-    own_softmax: bool
-    packed_by_mask: bool = True
+    def __init__(self, captured: Capture, window: int | None, own_softmax: bool, packed_by_mask: bool = True) -> None:
+        """See the class."""
+        self.captured = captured
+        self.window = window
+        self.own_softmax = own_softmax
+        self.packed_by_mask = packed_by_mask
 
     def __getitem__(self, index: Any) -> Visibility:
         """Itself, where a model cuts a mask to its queries; that none is cut away shows in the attention."""

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,12 @@ from attnrl.durable import check_sealed, read_manifest, seal, sync
 from attnrl.errors import UserError
 from attnrl.local.model_files import refuse_pickles
 from attnrl.local.policy import LocalPolicy, load_optimizer_tensors, optimizer_tensors
-from attnrl.method.adaptive import BatchSizeController, RunningMean
-from attnrl.method.steps import Steps
-from attnrl.rollout import Group, SampledTokens, Trunk, UnfinishedGroup
+from attnrl.state_json import state_from_json, state_to_json
 from attnrl.trainer import TrainerState
 
 STATE_FILE = "trainer_state.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
 PREFIX = "step-"
-PER_TOKEN = ("tokens", "logprobs", "sampler_logprobs", "entropy")
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,7 @@ def save_checkpoint(
             "updates": policy.updates,
             "micro_batch_tokens": policy.micro_batch_tokens,
             "data": dict(data or {}),
-            "trainer": asdict(state),
+            "trainer": state_to_json(state),
         }
         (aside / STATE_FILE).write_text(json.dumps(document), encoding="utf-8")
         seal(aside, {"step": state.step, "accuracy": accuracy})
@@ -215,7 +212,7 @@ def load_checkpoint(checkpoint: Checkpoint, policy: LocalPolicy) -> TrainerState
     try:
         policy.updates = int(document["updates"])
         policy.micro_batch_tokens = min(policy.micro_batch_tokens, int(document["micro_batch_tokens"]))
-        state = _trainer_state(document["trainer"])
+        state = state_from_json(document["trainer"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"checkpoint file {checkpoint.directory / STATE_FILE}: damaged ({error})") from None
     path = checkpoint.directory / OPTIMIZER_FILE
@@ -234,41 +231,3 @@ def _read_state(directory: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"checkpoint file {path}: not readable ({error})") from None
     return dict(document)
-
-
-def _trainer_state(fields: Mapping[str, Any]) -> TrainerState:
-    return TrainerState(
-        step=fields["step"],
-        position=fields["position"],
-        pending=tuple(_group(group) for group in fields["pending"]),
-        carried=tuple(_unfinished_group(group) for group in fields["carried"]),
-        solved_fci=RunningMean(**fields["solved_fci"]),
-        batch_size=BatchSizeController(**fields["batch_size"]),
-        sampled_tokens=fields["sampled_tokens"],
-        nonfinite_steps=fields["nonfinite_steps"],
-    )
-
-
-def _group(fields: Mapping[str, Any]) -> Group:
-    trunks = tuple(_trunk(trunk) for trunk in fields["trunks"])
-    return Group(**{**fields, **_tuples(fields, ("answers", "prompt")), "trunks": trunks})
-
-
-def _unfinished_group(fields: Mapping[str, Any]) -> UnfinishedGroup:
-    # Only what has ended has been cut into steps.
-    trunks = tuple(_trunk(trunk) if "steps" in trunk else _sampled_tokens(trunk) for trunk in fields["trunks"])
-    return UnfinishedGroup(**{**fields, **_tuples(fields, ("prompt",)), "trunks": trunks})
-
-
-def _trunk(fields: Mapping[str, Any]) -> Trunk:
-    steps = fields["steps"]
-    sequences = _tuples({"weights": (), **fields}, (*PER_TOKEN, "fci", "weights"))
-    return Trunk(**{**fields, **sequences, "steps": Steps(**{**steps, "starts": tuple(steps["starts"])})})
-
-
-def _sampled_tokens(fields: Mapping[str, Any]) -> SampledTokens:
-    return SampledTokens(**{**fields, **_tuples(fields, PER_TOKEN)})
-
-
-def _tuples(fields: Mapping[str, Any], names: Sequence[str]) -> dict[str, tuple[Any, ...]]:
-    return {name: tuple(fields[name]) for name in names}

@@ -28,6 +28,7 @@ from attnrl.local.policy import LocalPolicy
 from attnrl.local.sampler import LocalSampler, ProgressHook, UnsupportedModelError
 from attnrl.local.vllm_sampler import VllmSampler, open_engine, require_vllm
 from attnrl.protocols import Sampler
+from attnrl.tokens import end_of_sequence_ids
 
 SamplerFactory = Callable[[float, float], Sampler]
 """Called with a temperature and a top-p. What it makes samples from the same weights."""
@@ -141,13 +142,6 @@ def _not_loaded(directory: Path, problem: str, error: Exception) -> UserError:
     return UserError(f"model {directory}: {problem} ({one_line(error)})")
 
 
-def end_of_sequence_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token that ends a response, by the tokenizer and by the model's generation config."""
-    declared = model.generation_config.eos_token_id if model.generation_config is not None else None
-    more = declared if isinstance(declared, list) else [declared]
-    return sorted({token for token in (tokenizer.eos_token_id, *more) if token is not None})
-
-
 def build_sampler(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -166,7 +160,7 @@ def build_sampler(
     try:
         return LocalSampler(
             model,
-            eos_token_ids=end_of_sequence_ids(model, tokenizer),
+            eos_token_ids=end_of_sequence_ids(model.generation_config, tokenizer),
             pad_token_id=pad,
             temperature=temperature,
             top_p=top_p,
@@ -219,7 +213,7 @@ def open_samplers(
         ) as engine:
             yield lambda temperature, top_p: VllmSampler(
                 engine,
-                eos_token_ids=end_of_sequence_ids(model, tokenizer),
+                eos_token_ids=end_of_sequence_ids(model.generation_config, tokenizer),
                 temperature=temperature,
                 top_p=top_p,
                 on_progress=on_progress,

@@ -17,29 +17,14 @@ from transformers import PreTrainedModel
 
 from attnrl.config import BranchingConfig, LossConfig, OptimizerConfig
 from attnrl.errors import RunError
-from attnrl.fci import Capture
 from attnrl.local.logprobs import token_logprobs
 from attnrl.local.packing import Pack, pack_rows, pack_trees
-from attnrl.method.influence import REDUCTIONS
-from attnrl.method.loss import kl_k3, policy_loss, truncated_importance
+from attnrl.method.loss import cut_mini_batches, kl_k3, policy_loss, truncated_importance
 from attnrl.method.steps import Steps
 from attnrl.protocols import Score, TrainingRow
 
 MASTER = "master"  # the name of a fp32 copy in a checkpoint
 T = TypeVar("T")
-
-
-def cut_mini_batches(lengths: Sequence[int], count: int) -> list[range]:
-    """Cut rows, in order, into at most ``count`` runs of about equal token counts; none is empty."""
-    total = sum(lengths)
-    runs: list[range] = []
-    start = done = 0
-    for row, length in enumerate(lengths):
-        done += length
-        if done * count >= total * (len(runs) + 1) or row == len(lengths) - 1:
-            runs.append(range(start, row + 1))
-            start = row + 1
-    return runs
 
 
 def disable_dropout(model: nn.Module) -> None:
@@ -146,7 +131,9 @@ class LocalPolicy:
             }
             with pack.attending(self.model, starts, self.branching.delta, lookups=lookups) as captured:
                 logprobs, entropies = token_logprobs(self.model, pack, its_prompts, self.temperature, with_entropy=True)
-            influences = influence_of_steps(captured, self.branching) if captured is not None and starts else []
+            influences = (
+                captured.of_steps(self.branching.influence, self.branching.reduction) if captured and starts else []
+            )
             for place, index in enumerate(pack.sequences):
                 scores[index] = Score(
                     logprobs=tuple(logprobs[place].tolist()),
@@ -310,13 +297,6 @@ class LocalPolicy:
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether memory has run out, on a GPU or on the CPU (where torch has no exception of its own for it)."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def influence_of_steps(captured: Capture, branching: BranchingConfig) -> list[Tensor]:
-    """Influence [S] of the steps of each sequence of a capture, in the measure that branching asks for."""
-    if branching.influence == "lookups":
-        return [lookups_LHS.sum((0, 1)) for lookups_LHS in captured.lookups()]
-    return [REDUCTIONS[branching.reduction](influence_LHS) for influence_LHS in captured.influence()]
 
 
 def optimizer_tensors(policy: LocalPolicy) -> dict[str, Tensor]:

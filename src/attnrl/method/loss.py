@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -141,3 +142,16 @@ def _masked_difference(left: Tensor, right: Tensor, mask: Tensor) -> Tensor:
     The mask comes before any exponential: in the backward pass its gradient of 0 times inf would be NaN.
     """
     return (left - right).where(mask, 0.0).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+
+
+def cut_mini_batches(lengths: Sequence[int], count: int) -> list[range]:
+    """Cut rows, in order, into at most ``count`` runs of about equal token counts; none is empty."""
+    total = sum(lengths)
+    runs: list[range] = []
+    start = done = 0
+    for row, length in enumerate(lengths):
+        done += length
+        if done * count >= total * (len(runs) + 1) or row == len(lengths) - 1:
+            runs.append(range(start, row + 1))
+            start = row + 1
+    return runs

@@ -1,0 +1,6 @@
+"""The engine for many GPUs: AttnRL's loop on verl, unmodified (Ray, FSDP2, vLLM or SGLang).
+
+verl finds us by name: :mod:`attnrl.verl.plugin` registers a trainer, an engine, an agent loop and, for machines without
+a GPU, a platform and a rollout. The loop is :class:`attnrl.trainer.Trainer`, as everywhere; here are its sampler and
+its policy. Everything but :mod:`attnrl.verl.settings` and :mod:`attnrl.verl.plan` needs ``attnrl[verl]``.
+"""

@@ -1,0 +1,89 @@
+"""verl's FSDP engine, whose log-prob forward also gives the influence of steps.
+
+Registered for the vendor ``attnrl``, which ``VERL_ENGINE_VENDOR`` chooses. A batch that holds :data:`STEP_STARTS` comes
+back with :data:`INFLUENCE` beside its log-probs; any other batch goes through verl's engine as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from verl.utils import tensordict_utils
+from verl.utils.device import get_device_name
+from verl.workers.engine import EngineRegistry
+from verl.workers.engine.fsdp import transformer_impl
+
+from attnrl.fci import CaptureSpec, capture
+from attnrl.verl.settings import NAME
+
+STEP_STARTS = "step_starts"  # nested [rows, tokens]: 1 at the first token of each step whose influence is wanted
+INFLUENCE = "influence"  # nested [rows, tokens]: raw influence of the step that starts there, else 0
+MEASURE = "influence_measure"  # {"delta": ..., "influence": ..., "reduction": ...}, see BranchingConfig
+
+
+@EngineRegistry.register(
+    model_type="language_model", backend=["fsdp", "fsdp2"], device=["cuda", "npu", "cpu"], vendor=NAME
+)
+class InfluenceEngine(transformer_impl.FSDPEngineWithLMHead):  # type: ignore[misc]
+    """See the module."""
+
+    def forward_step(
+        self, micro_batch: TensorDict, loss_function: Callable[..., Any] | None, forward_only: bool
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """One forward of a micro-batch, with the influence of its steps where they are given.
+
+        Raises:
+            FciUnsupportedError: FCI cannot be taken from the model's attention.
+        """
+        if STEP_STARTS not in micro_batch.keys():  # noqa: SIM118  (`in` asks for rows)
+            result: tuple[Tensor, dict[str, Any]] = super().forward_step(micro_batch, loss_function, forward_only)
+            return result
+        starts = [row.nonzero().flatten().tolist() for row in micro_batch[STEP_STARTS].unbind()]
+        offsets = micro_batch["input_ids"].offsets()
+        measure = tensordict_utils.get_non_tensor_data(micro_batch, MEASURE, None)
+        with capture(self.module, self._spec(micro_batch, starts, offsets.diff().tolist(), measure)) as captured:
+            loss, output = super().forward_step(micro_batch, loss_function, forward_only)
+        influence_N = torch.zeros(int(offsets[-1]), device=offsets.device)
+        if any(starts):
+            of_steps = captured.of_steps(measure["influence"], measure["reduction"])
+            for first, its_starts, its_influence in zip(offsets.tolist(), starts, of_steps, strict=False):
+                influence_N[[first + start for start in its_starts]] = its_influence.to(influence_N)
+        output["model_output"][INFLUENCE] = torch.nested.nested_tensor_from_jagged(influence_N, offsets)
+        return loss, output
+
+    def _spec(
+        self, micro_batch: TensorDict, starts: list[list[int]], lengths: list[int], measure: dict[str, Any]
+    ) -> CaptureSpec:
+        packed = tensordict_utils.get_non_tensor_data(micro_batch, "use_remove_padding", True)
+        padding = self._get_packed_pad_size(sum(lengths)) if packed else 0  # a sequence of its own, behind the others
+        return CaptureSpec(
+            [*starts, []] if padding else starts,
+            [*lengths, padding] if padding else lengths,
+            measure["delta"],
+            packed=packed,
+            lookups=measure["influence"] == "lookups",
+        )
+
+    def _build_fsdp_module(self, module: torch.nn.Module) -> torch.nn.Module:
+        with _pageable_offload():
+            built: torch.nn.Module = super()._build_fsdp_module(module)
+        return built
+
+
+@contextmanager
+def _pageable_offload() -> Iterator[None]:
+    """On a machine without an accelerator there is nothing to pin the reference's memory for, and torch refuses to."""
+    if get_device_name() != "cpu":
+        yield
+        return
+    policy = transformer_impl.CPUOffloadPolicy
+    transformer_impl.CPUOffloadPolicy = lambda pin_memory: policy(pin_memory=False)
+    try:
+        yield
+    finally:
+        transformer_impl.CPUOffloadPolicy = policy

@@ -1,0 +1,138 @@
+"""A rollout for verl that samples with transformers (``rollout.name=transformers``), where no other can run.
+
+Each replica is one actor that holds the whole model on a CPU, and decodes with the local engine's sampler what has come
+in since it last did. It is for tests and for trying things out; on GPUs take vLLM or SGLang.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from torch import Tensor
+from verl.workers.rollout.base import BaseRollout
+from verl.workers.rollout.replica import RolloutReplica, TokenOutput
+
+from attnrl.local.engine import build_sampler, load_model
+from attnrl.protocols import Completion, Request
+
+NAME = "transformers"
+QUIET_SECONDS = 0.05  # nothing new for so long: what has come in is decoded together
+
+
+def _server_name(replica: int) -> str:
+    return f"{NAME}_server_{replica}"
+
+
+class Server:
+    """The actor that samples for one replica."""
+
+    def __init__(self, model_config: Any, max_batch: int) -> None:
+        """Load the model from where verl loads it."""
+        self.model = load_model(
+            Path(model_config.local_path),
+            device=torch.device("cpu"),
+            dtype="float32",
+            trust_remote_code=model_config.trust_remote_code,
+        )
+        self.tokenizer = model_config.tokenizer
+        self.max_batch = max_batch
+        self.version: int | None = None
+        self.waiting: list[tuple[Request, float, float, asyncio.Future[Completion]]] = []
+        self.decoding: asyncio.Task[None] | None = None
+
+    async def generate(
+        self, request_id: str, prompt_ids: list[int], sampling_params: dict[str, Any], **_: Any
+    ) -> TokenOutput:
+        """Sample one completion.
+
+        Raises:
+            Exception: what the sampler raised.
+        """
+        request = Request(tuple(prompt_ids), sampling_params["max_tokens"], sampling_params["seed"])
+        future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
+        self.waiting.append((request, sampling_params["temperature"], sampling_params["top_p"], future))
+        if self.decoding is None or self.decoding.done():
+            self.decoding = asyncio.create_task(self._decode())
+        done = await future
+        return TokenOutput(
+            token_ids=list(done.tokens),
+            log_probs=list(done.logprobs),
+            stop_reason="completed",
+            extra_fields={"global_steps": self.version},
+        )
+
+    async def _decode(self) -> None:
+        while self.waiting:
+            come_in = 0
+            while come_in < len(self.waiting):
+                come_in = len(self.waiting)
+                await asyncio.sleep(QUIET_SECONDS)
+            temperature, top_p = self.waiting[0][1:3]
+            batch = [one for one in self.waiting if one[1:3] == (temperature, top_p)]
+            self.waiting = [one for one in self.waiting if one[1:3] != (temperature, top_p)]
+            sampler = build_sampler(
+                self.model, self.tokenizer, temperature=temperature, top_p=top_p, max_batch=self.max_batch
+            )
+            try:
+                completions = await asyncio.to_thread(sampler.generate, [request for request, *_ in batch])
+            except Exception as error:
+                for *_, future in batch:
+                    future.set_exception(error)
+                continue
+            for (*_, future), completion in zip(batch, completions, strict=True):
+                future.set_result(completion)
+
+    async def load_weights(self, weights: dict[str, Tensor], version: int | None) -> None:
+        """Sample from these from now on."""
+        self.model.load_state_dict(weights, strict=False)
+        self.version = version
+
+    async def nothing(self) -> None:
+        """What it does to sleep, to wake up, and to forget its cache: a CPU has its memory to itself."""
+
+    wake_up = sleep = clear_kv_cache = nothing
+
+
+class Replica(RolloutReplica):  # type: ignore[misc]
+    """Launches a :class:`Server`."""
+
+    async def launch_servers(self) -> None:
+        """Start the actor, and wait until its model is loaded."""
+        server = (
+            ray.remote(Server)
+            .options(name=_server_name(self.replica_rank), num_cpus=0, max_concurrency=self.max_concurrency)
+            .remote(_model_config(self.model_config), self.config.max_num_seqs)
+        )
+        await server.nothing.remote()
+        self.servers = [server]
+        self._server_handle = server
+        self._server_address = _server_name(self.replica_rank)
+
+
+def _model_config(config: Any) -> Any:
+    from verl.utils.config import omega_conf_to_dataclass
+
+    return omega_conf_to_dataclass(config)
+
+
+class ServerAdapter(BaseRollout):  # type: ignore[misc]
+    """The side of a training worker: hands its replica the weights."""
+
+    async def resume(self, tags: list[str]) -> None:
+        """Nothing was released."""
+
+    async def release(self) -> None:
+        """Nothing to release."""
+
+    async def update_weights(
+        self, weights: Generator[tuple[str, Tensor], None, None], global_steps: int | None = None, **_: Any
+    ) -> None:
+        """Gather the weights, which takes all workers, and send them to the replica of this one."""
+        gathered = {name: weight.detach().float().cpu().clone() for name, weight in weights}
+        server = ray.get_actor(_server_name(torch.distributed.get_rank()))
+        await server.load_weights.remote(gathered, global_steps)

@@ -1,0 +1,126 @@
+"""The sampler of the loop: verl's agent loops, which ask the rollout engines of the cluster.
+
+Requests and completions travel by TransferQueue, as verl's own do, so that completions are heard of one by one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+from uuid import uuid4
+
+import transfer_queue
+from verl.utils import tensordict_utils
+
+from attnrl.protocols import Completion, Request
+from attnrl.verl.settings import NAME
+
+PARTITION = "train"  # the only one that verl's agent loops write to, beside that of its own validation
+POLL_SECONDS = 0.1
+
+
+class VerlSampler:
+    """``generate`` and ``sync`` of :class:`attnrl.protocols.Sampler`.
+
+    The engines of all samplers of a run are the same, and share GPUs with training: they wake up with the policy's
+    weights when there is something to sample, and sleep otherwise.
+    """
+
+    def __init__(self, trainer: Any, eos_token_ids: Collection[int], temperature: float, top_p: float) -> None:
+        """Use the engines of a :class:`verl.trainer.ppo.v1.PPOTrainer`."""
+        self.trainer = trainer
+        self.eos_token_ids = frozenset(eos_token_ids)
+        self.temperature = temperature
+        self.top_p = top_p
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        *,
+        on_finished: Callable[[int, Completion], None] | None = None,
+        enough: Callable[[Collection[int]], bool] | None = None,
+    ) -> list[Completion]:
+        """See :meth:`attnrl.protocols.Sampler.generate`; it always waits for all; ``enough`` only hears of life.
+
+        Raises:
+            RuntimeError: a request has failed; why is in verl's log.
+        """
+        if not requests:
+            return []
+        manager = self.trainer.checkpoint_manager
+        manager.update_weights(self.trainer.global_steps)
+        try:
+            return self._generate(requests, on_finished, enough)
+        finally:
+            manager.sleep_replicas()
+
+    def sync(self) -> None:
+        """Nothing to do: the engines get the weights when they wake up."""
+
+    def _generate(
+        self,
+        requests: Sequence[Request],
+        on_finished: Callable[[int, Completion], None] | None,
+        enough: Callable[[Collection[int]], bool] | None,
+    ) -> list[Completion]:
+        names = [uuid4().hex for _ in requests]
+        batch = tensordict_utils.get_tensordict(
+            {
+                "uid": names,
+                "index": list(range(len(requests))),
+                "prompt_ids": [list(request.prompt) for request in requests],
+                "max_new_tokens": [request.max_new_tokens for request in requests],
+                "seed": [request.seed for request in requests],
+                "temperature": [self.temperature] * len(requests),
+                "top_p": [self.top_p] * len(requests),
+                "agent_name": [NAME] * len(requests),
+                "__rollout_n__": [1] * len(requests),
+            }
+        )
+        step = self.trainer.global_steps
+        tensordict_utils.assign_non_tensor_data(batch, "global_steps", step)
+        tags = [{"is_prompt": True, "status": "pending", "global_steps": step} for _ in requests]
+        transfer_queue.kv_batch_put(keys=names, partition_id=PARTITION, tags=tags)
+        try:
+            self.trainer.agent_loop_manager.generate_sequences(batch)
+            return self._collect(names, on_finished, enough)
+        finally:
+            written = [f"{name}_0_0" for name in names]
+            transfer_queue.kv_clear(keys=[*names, *written], partition_id=PARTITION)
+
+    def _collect(
+        self,
+        names: Sequence[str],
+        on_finished: Callable[[int, Completion], None] | None,
+        enough: Callable[[Collection[int]], bool] | None,
+    ) -> list[Completion]:
+        unfinished = {name: index for index, name in enumerate(names)}
+        completions: dict[int, Completion] = {}
+        while unfinished:
+            tags = transfer_queue.kv_list(PARTITION)[PARTITION]
+            failed = [name for name in unfinished if tags[name]["status"] == "failure"]
+            if failed:
+                raise RuntimeError(f"{len(failed)} of {len(names)} requests have failed: see the log of verl's workers")
+            finished = [name for name in unfinished if tags[name]["status"] == "finished"]
+            if finished:
+                data = transfer_queue.kv_batch_get(
+                    keys=[f"{name}_0_0" for name in finished],
+                    partition_id=PARTITION,
+                    select_fields=["responses", "rollout_log_probs"],
+                )
+                rows = zip(finished, data["responses"].unbind(), data["rollout_log_probs"].unbind(), strict=True)
+                for name, tokens, logprobs in rows:
+                    index = unfinished.pop(name)
+                    completions[index] = self._completion(tokens.tolist(), logprobs.tolist())
+                    if on_finished is not None:
+                        on_finished(index, completions[index])
+                if enough is not None:
+                    enough(unfinished.values())
+            else:
+                time.sleep(POLL_SECONDS)
+        return [completions[index] for index in range(len(names))]
+
+    def _completion(self, tokens: Sequence[int], logprobs: Sequence[float]) -> Completion:
+        ended = bool(tokens) and tokens[-1] in self.eos_token_ids
+        return Completion(tuple(tokens), tuple(logprobs), "stop" if ended else "length")
