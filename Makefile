@@ -9,7 +9,12 @@ VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_INSTALLED := $(VLLM_VENV)/.installed
 
-.PHONY: demo test test-vllm lint smollm2 results results-quick soak clean
+# verl wants older ones still.
+VERL_VENV := .venv-verl
+VERL_BIN := $(VERL_VENV)/bin
+VERL_INSTALLED := $(VERL_VENV)/.installed
+
+.PHONY: demo test test-vllm test-verl lint smollm2 results results-quick soak clean
 
 demo: $(INSTALLED)
 	$(BIN)/attnrl train attnrl output_dir=runs/demo
@@ -19,6 +24,9 @@ test: $(INSTALLED)
 
 test-vllm: $(VLLM_INSTALLED)
 	OMP_NUM_THREADS=1 $(VLLM_BIN)/pytest tests/with_vllm
+
+test-verl: $(VERL_INSTALLED)
+	OMP_NUM_THREADS=1 $(VERL_BIN)/pytest tests/with_verl
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -40,8 +48,14 @@ $(VLLM_INSTALLED): pyproject.toml constraints-vllm.txt
 	$(VLLM_BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
+$(VERL_INSTALLED): pyproject.toml constraints-verl.txt
+	$(PYTHON) -m venv $(VERL_VENV)
+	$(VERL_BIN)/pip install --quiet --constraint constraints-verl.txt torch  # before anything can ask for a CUDA build
+	$(VERL_BIN)/pip install --quiet --constraint constraints-verl.txt --editable '.[verl,report]' pytest hypothesis
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) runs results
+	rm -rf $(VENV) $(VLLM_VENV) $(VERL_VENV) runs results
 
 # All tables and pictures of docs/results.md, in `results`: many hours. It goes on where it was stopped; what is done is
 # not done again, whatever changed: remove its directory for that. The pages in docs then take their tables from there.
@@ -64,6 +78,7 @@ soak: $(INSTALLED)
 	$(BIN)/python tools/kills.py --kills 50 --output results/kills
 	$(BIN)/python tools/soak.py --steps 2000 --output results/soak
 	$(BIN)/python tools/fuzz.py all --seconds 600 --output results/fuzz
+	$(BIN)/python tools/results_page.py
 
 results/point-%: | $(INSTALLED)
 	$(BIN)/attnrl point $* --task $* --output $@

@@ -1,8 +1,8 @@
-"""Bring the newest results into the documentation: ``make results`` ends with it.
+"""Bring the newest results into the documentation: ``make results`` and ``make soak`` end with it.
 
 Copies tables, numbers and pictures from ``results/NAME`` to ``docs/results/NAME``, and puts each table into the pages
-(``docs/results.md``, ``docs/disruption.md``) between its markers, ``<!-- NAME -->`` and ``<!-- /NAME -->``. What stands
-around them is written by hand, and has to be read again when numbers change.
+(``docs/results.md``, ``docs/disruption.md``, ``docs/reliability.md``) between its markers, ``<!-- NAME -->`` and
+``<!-- /NAME -->``. What stands around them is written by hand, and has to be read again when numbers change.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 KEPT = ("results.json", "results.md", "curves.png", "dynamics.png", "disruption.png")
-PAGES = ("results.md", "disruption.md")
+PAGES = ("results.md", "disruption.md", "reliability.md")
 TABLE = re.compile(r"<!-- (?P<name>[\w-]+) -->.*?<!-- /(?P=name) -->", re.DOTALL)
 
 
@@ -28,11 +28,14 @@ def copy_results(source: Path, target: Path, names: Iterable[str]) -> None:
 
 
 def fill_tables(page: str, results: Path) -> str:
-    """The page with each table that has markers as it is in ``results/NAME/results.md``."""
+    """The page with each table that has markers as it is in ``results/NAME/results.md``, if there is one."""
 
     def table(match: re.Match[str]) -> str:
         name = match["name"]
-        text = (results / name / "results.md").read_text(encoding="utf-8")
+        file = results / name / "results.md"
+        if not file.is_file():
+            return match[0]
+        text = file.read_text(encoding="utf-8")
         return f"<!-- {name} -->\n{text.strip()}\n<!-- /{name} -->"
 
     return TABLE.sub(table, page)

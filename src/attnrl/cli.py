@@ -85,6 +85,9 @@ def train(
     attnrl train grpo steps=20 --dry-run
     """
     config = load_config(TrainConfig, recipe, overrides or ())  # before torch is imported: a typo is told at once
+    if config.engine == "verl":
+        _train_with_verl(config, dry_run)
+        return
     from attnrl.report.display import Display
     from attnrl.report.summary import describe, left_out, summarize
     from attnrl.run import prepare
@@ -108,6 +111,21 @@ def train(
         settings = [setting for setting in overrides or () if not setting.startswith("resume=")]
         command = shlex.join(["attnrl", "train", recipe, *settings])
         console.print(f"Stopped early. To continue: {command}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _train_with_verl(config: TrainConfig, dry_run: bool) -> None:
+    from attnrl.report.summary import summarize
+    from attnrl.verl.launch import train as run_training
+
+    if dry_run:
+        from attnrl.verl.plan import plan
+
+        console.print(dump_config(config), highlight=False, markup=False, soft_wrap=True)
+        lines = plan(config)
+    else:
+        lines = [*summarize(run_training(config)), f"Run directory: {config.output_dir}"]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -133,6 +133,8 @@ def prepare(config: TrainConfig) -> PreparedRun:
 # What may differ when a run goes on: how long, where and how it is watched, not what is learned.
 MAY_CHANGE = {
     *("steps", "tokens", "resume", "device", "threads", "output_dir", "vllm", "eval", "checkpoint", "log"),
+    *("verl.rollout", "verl.tensor_parallel", "verl.gpu_memory_utilization", "verl.enforce_eager", "verl.offload"),
+    *("verl.remove_padding", "verl.set", "verl.architecture", "verl.gpu_memory_gib"),
     *("sampling.stall_seconds", "sampling.retries", "optimizer.max_nonfinite_steps", "data.allow_changed"),
 }
 

@@ -36,7 +36,7 @@ from attnrl.report.trackers import open_trackers
 from attnrl.run import PreparedRun
 from attnrl.task_data import EVALUATION_SEED, grader_for
 from attnrl.trainer import StepResult, Trainer
-from attnrl.watchdog import SamplerError, WatchedSampler
+from attnrl.watchdog import SamplerError, WatchedSampler, begun_again
 
 UNDIVIDED = {"train", "sync"}  # from the first on the policy changes: a step that has come so far is finished
 
@@ -139,12 +139,11 @@ class _Session:
 
     def _step(self) -> StepResult:
         """A training step, begun again if the sampler fails; that changes nothing in what comes of it."""
-        for _ in range(self.config.sampling.retries):
-            try:
-                return self.trainer.step()
-            except SamplerError as error:
-                self.display.say(f"step {self.trainer.state.step + 1}: {error}; it is begun again")
-        return self.trainer.step()
+
+        def say(what: str) -> None:
+            self.display.say(f"step {self.trainer.state.step + 1}: {what}")
+
+        return begun_again(self.trainer.step, self.config.sampling.retries, say)
 
     def _record(self, result: StepResult) -> None:
         """Write all lines of a step.

@@ -15,9 +15,12 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import TypeVar
 
 from attnrl.errors import one_line
 from attnrl.protocols import Completion, Request, Sampler
+
+T = TypeVar("T")
 
 GRACE_SECONDS = 60.0  # for the exception to be heard
 
@@ -87,6 +90,20 @@ class WatchedSampler:
     def sync(self) -> None:
         """See :meth:`attnrl.protocols.Sampler.sync`."""
         self.sampler.sync()
+
+
+def begun_again(take: Callable[[], T], retries: int, say: Callable[[str], None]) -> T:
+    """The result of ``take``, which is called so many times more when the sampler fails in it; ``say`` hears of that.
+
+    Raises:
+        SamplerError: that of the last time.
+    """
+    for _ in range(retries):
+        try:
+            return take()
+        except SamplerError as error:
+            say(f"{error}; it is begun again")
+    return take()
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 
 from attnrl import __version__
+from attnrl.durable import write_whole
 from attnrl.errors import UserError
 from attnrl.report.html_attention import attention_maps
 from attnrl.report.html_data import Forests, Json, read_run, run_names
@@ -55,7 +56,7 @@ def write_report(
     page = assemble({"version": __version__, "megabytes": max_megabytes, "runs": data}, blocks)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_bytes(page)
+        write_whole(output, page)
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror})") from None
     return len(page)

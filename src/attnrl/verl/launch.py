@@ -7,8 +7,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from attnrl.config import TrainConfig
-from attnrl.errors import UserError
-from attnrl.local.engine import model_directory
+from attnrl.errors import RunError, UserError
+from attnrl.local.engine import load_tokenizer, model_directory
+from attnrl.report.run_directory import METRICS, RunDirectory
+from attnrl.run import refuse_other_settings
+from attnrl.task_data import grader_for, load_task
 from attnrl.verl.settings import MODEL, environment_of, to_verl
 
 VERSION = "0.9.1"  # the release whose inner workings the plug-in is written against
@@ -52,7 +55,11 @@ def compose(config: TrainConfig) -> Any:
     """
     cpu = on_cpu(config)
     settings = {**to_verl(config, cpu=cpu), f"{MODEL}.path": str(model_directory(config.model))}
-    os.environ.update(environment_of(cpu))  # before verl is imported here
+    # Before verl and Ray are imported here.
+    os.environ.update(environment_of(cpu))
+    if config.verl.nodes == 1 and "RAY_ADDRESS" not in os.environ:
+        # A cluster of one machine: Ray then listens on the loopback interface, as it does on others than Linux.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     from hydra import compose as compose_hydra
     from hydra import initialize_config_module
     from hydra.errors import HydraException
@@ -69,14 +76,37 @@ def compose(config: TrainConfig) -> Any:
     return composed
 
 
-def train(config: TrainConfig) -> None:
-    """Run to the end.
+def check(config: TrainConfig) -> Any:
+    """Check all that can be checked before Ray starts; returns verl's configuration.
 
     Raises:
-        UserError: verl is missing, or its configuration will not do.
+        UserError: verl is missing, or a setting, file or model will not do; it is named.
     """
     require_verl()
-    composed = compose(config)
+    if on_cpu(config) and config.verl.rollout != "transformers":
+        raise UserError(f"verl.rollout={config.verl.rollout}: there is no GPU here: set verl.rollout=transformers")
+    run = RunDirectory(config.output_dir)
+    run.check_writable()
+    if run.holds_a_run():
+        if config.resume == "never":
+            raise UserError(f"output_dir {config.output_dir}: holds a run already, and resume is never")
+        refuse_other_settings(config, run)
+    tokenizer = load_tokenizer(model_directory(config.model), trust_remote_code=config.trust_remote_code)
+    with grader_for(config):
+        pass  # there is one
+    load_task(config, tokenizer)
+    return compose(config)
+
+
+def train(config: TrainConfig) -> list[dict[str, float]]:
+    """Run to the end, and return the rows of ``metrics.jsonl``.
+
+    Raises:
+        UserError: as :func:`check`, or another process is training in the same directory.
+        RunError: the run has failed; why is in verl's log above.
+    """
+    composed = check(config)
+    from ray.exceptions import RayError, RayTaskError
     from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
@@ -86,4 +116,14 @@ def train(config: TrainConfig) -> None:
         use_reference_policy=need_reference_policy(composed),
         use_critic=need_critic(composed),
     )
-    run_ppo(composed, task_runner_class=TaskRunnerV1)
+    directory = RunDirectory(config.output_dir)
+    with directory.locked():
+        try:
+            run_ppo(composed, task_runner_class=TaskRunnerV1)
+        except RayError as error:
+            cause = str(error.cause if isinstance(error, RayTaskError) else error)
+            raise RunError(
+                f"output_dir {config.output_dir}: verl has failed ({cause.strip().splitlines()[-1]}); the same command "
+                "continues from the last checkpoint"
+            ) from error
+    return directory.read(METRICS)

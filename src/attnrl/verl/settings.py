@@ -8,6 +8,7 @@ taken from verl's settings.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -73,7 +74,7 @@ def to_verl(config: TrainConfig, *, cpu: bool) -> dict[str, Any]:
     Raises:
         UserError: ``verl.set`` has a setting that a recipe has its own word for.
     """
-    recipe = config.model_dump(mode="json")
+    recipe = {**config.model_dump(mode="json"), "output_dir": str(config.output_dir.absolute())}
     settings = {verl: _get(recipe, ours) for ours, verl in SAME.items() if _get(recipe, ours) is not None}
     settings |= {
         "trainer.v1.trainer_mode": NAME,
@@ -147,12 +148,13 @@ def from_verl(settings: Mapping[str, Any]) -> TrainConfig:
     Raises:
         UserError: it is none.
     """
+    _check(settings)
     ours = dict(settings.get("attnrl") or {})
     recipe = read_recipe(str(ours.pop("recipe", "attnrl")))
     merged = {key: value for key, value in recipe.items() if key not in {"model", "task"}}
     for name, verl in SAME.items():
         value = _get(settings, verl)
-        if value is not None:
+        if value is not None and not (name.startswith("data.") and "task" in ours):
             _put(merged, name, value)
     actor = _get(settings, ACTOR)
     _put(merged, "loss.kl", actor["kl_loss_coef"] if actor["use_kl_loss"] else 0.0)
@@ -162,6 +164,29 @@ def from_verl(settings: Mapping[str, Any]) -> TrainConfig:
         _put(merged, name, max(0, _get(merged, name)))
     merged |= {"engine": "verl", "output_dir": str(_get(settings, "trainer.default_local_dir"))}
     return validate_config(TrainConfig, _over(merged, ours), source="attnrl")
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    """Make sure of what the trainer needs of verl's settings.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    needed = {
+        f"{ACTOR}.use_dynamic_bsz": True,
+        f"{ACTOR}.loss_agg_mode": "token-mean",
+        f"{ACTOR}.ppo_epochs": 1,
+        f"{ROLLOUT}.calculate_log_probs": True,
+        f"{MODEL}.lora_rank": 0,
+        "algorithm.use_kl_in_reward": False,
+    }
+    for name, value in needed.items():
+        if _get(settings, name) != value:
+            raise UserError(f"{name}={_get(settings, name)}: AttnRL needs {name}={value}")
+    if _get(settings, f"{ACTOR}.strategy") not in {"fsdp", "fsdp2"}:
+        raise UserError(f"{ACTOR}.strategy={_get(settings, f'{ACTOR}.strategy')}: AttnRL needs fsdp2 or fsdp")
+    if os.environ.get("VERL_ENGINE_VENDOR") != NAME:
+        raise UserError(f"the environment variable VERL_ENGINE_VENDOR must be {NAME}: without it there is no FCI")
 
 
 def _get(settings: Mapping[str, Any], path: str) -> Any:

@@ -20,6 +20,7 @@ from verl.trainer.ppo.v1 import PPOTrainer, register_trainer
 
 from attnrl.config import dump_config
 from attnrl.durable import write_whole
+from attnrl.errors import RunError
 from attnrl.evaluate import evaluate
 from attnrl.protocols import Grader
 from attnrl.report.recording import record_evaluation, record_step
@@ -31,6 +32,7 @@ from attnrl.trainer import Trainer, TrainerState
 from attnrl.verl.policy import VerlPolicy
 from attnrl.verl.sampler import PARTITION, VerlSampler
 from attnrl.verl.settings import NAME, from_verl
+from attnrl.watchdog import WatchedSampler, begun_again
 
 STATE_FILE = "attnrl_state.json"
 
@@ -92,8 +94,13 @@ class AttnRLTrainer(PPOTrainer):  # type: ignore[misc]
             super().fit(agent_loop_manager)
 
     def step(self, metrics: dict[str, Any], timing_raw: dict[str, float]) -> KVBatchMeta:
-        """One step of our loop; its metrics go to verl's trackers and, as with any engine, to ``metrics.jsonl``."""
-        result = self.loop.step()
+        """One step of our loop; its metrics go to verl's trackers and, as with any engine, to ``metrics.jsonl``.
+
+        Raises:
+            SamplerError: the sampler has failed or stalled, more than once.
+            RunError: too many steps in a row had numbers that are not finite.
+        """
+        result = begun_again(self.loop.step, self.recipe.sampling.retries, print)
         step = int(result.metrics["step"])
         row = dict(result.metrics)
         if self.recipe.eval.every and (step % self.recipe.eval.every == 0 or step == self.recipe.steps):
@@ -101,6 +108,9 @@ class AttnRLTrainer(PPOTrainer):  # type: ignore[misc]
         self._write(row)
         record_step(self.directory, step, result, self.tokenizer, self.recipe.log)
         metrics.update({name: value for name, value in row.items() if name != "step"})
+        in_a_row = self.loop.state.nonfinite_steps
+        if in_a_row >= self.recipe.optimizer.max_nonfinite_steps:
+            raise RunError(f"numbers were not finite in {in_a_row} steps in a row (optimizer.max_nonfinite_steps)")
         if step < self.recipe.steps and self.recipe.is_over(step, self.loop.state.sampled_tokens):
             self.total_training_steps = step + 1  # of the budget of tokens nothing is left
         done = [f"step-{step}"]  # verl clears the keys of a step's batch, and there must be some
@@ -131,12 +141,13 @@ class AttnRLTrainer(PPOTrainer):  # type: ignore[misc]
     def _write(self, row: dict[str, float]) -> None:
         self.directory.append(METRICS, [{name: value for name, value in row.items() if math.isfinite(value)}])
 
-    def _sampler(self, temperature: float, top_p: float) -> VerlSampler:
+    def _sampler(self, temperature: float, top_p: float) -> WatchedSampler:
         try:
             generation = GenerationConfig.from_pretrained(self.config.actor_rollout_ref.model.path)
         except OSError:
             generation = None
-        return VerlSampler(self, end_of_sequence_ids(generation, self.tokenizer), temperature, top_p)
+        sampler = VerlSampler(self, end_of_sequence_ids(generation, self.tokenizer), temperature, top_p)
+        return WatchedSampler(sampler, self.recipe.sampling.stall_seconds)
 
     def _save_checkpoint(self) -> None:
         folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
