@@ -1,0 +1,166 @@
+"""A recipe in verl's words and back; what neither can do together is refused by name. Needs no verl."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attnrl.config import TrainConfig, load_config
+from attnrl.errors import UserError
+from attnrl.verl.settings import SAME, environment_of, from_verl, to_verl
+
+
+@pytest.fixture(autouse=True)
+def vendor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VERL_ENGINE_VENDOR", "attnrl")
+
+
+def recipe(*changes: str, name: str = "attnrl") -> TrainConfig:
+    return load_config(TrainConfig, name, ["engine=verl", "verl.gpus_per_node=2", *changes])
+
+
+def nested(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings by dotted name as verl's configuration holds them, with what of it is at its default."""
+    found: dict[str, Any] = {
+        "algorithm": {"use_kl_in_reward": False},
+        "actor_rollout_ref": {"actor": {"ppo_epochs": 1}, "model": {"lora_rank": 0}},
+    }
+    for path, value in settings.items():
+        inner = found
+        *groups, last = path.split(".")
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[last] = value
+    return found
+
+
+@pytest.mark.parametrize("name", ["attnrl", "attnrl_plus", "grpo", "treerl"])
+@pytest.mark.parametrize("cpu", [True, False], ids=["cpu", "gpu"])
+def test_a_recipe_comes_back_as_it_was(name, cpu, tmp_path):
+    config = recipe(f"output_dir={tmp_path}", "seed=5", "loss.kl=0.002", "loss.dual_clip=3.0", name=name)
+    assert from_verl(nested(to_verl(config, cpu=cpu))) == config
+
+
+@pytest.mark.parametrize(
+    ("ours", "verl", "value"),
+    [
+        ("prompts=7", "data.train_batch_size", 7),
+        ("sampling.max_new_tokens=99", "data.max_response_length", 99),
+        ("optimizer.learning_rate=2e-6", "actor_rollout_ref.actor.optim.lr", 2e-6),
+        ("loss.clip_high=0.3", "actor_rollout_ref.actor.clip_ratio_high", 0.3),
+        ("loss.kl=0.004", "actor_rollout_ref.actor.kl_loss_coef", 0.004),
+        ("loss.kl=0.004", "actor_rollout_ref.actor.use_kl_loss", True),
+        ("loss.kl=0", "actor_rollout_ref.actor.use_kl_loss", False),
+        ("loss.dual_clip=2.5", "actor_rollout_ref.actor.clip_ratio_c", 2.5),
+        ("verl.tensor_parallel=2", "actor_rollout_ref.rollout.tensor_model_parallel_size", 2),
+        ("checkpoint.every=9", "trainer.save_freq", 9),
+    ],
+)
+def test_settings_have_verl_s_names(ours, verl, value):
+    assert to_verl(recipe(ours), cpu=False)[verl] == value
+
+
+def test_who_starts_from_verl_s_configuration_adds_what_verl_has_no_words_for():
+    settings = nested(
+        {
+            **to_verl(recipe("loss.kl=0.01"), cpu=False),
+            "data.train_files": "train.parquet",
+            "data.val_files": "test.parquet",
+            "data.train_batch_size": 12,
+            "trainer.test_freq": -1,
+            "trainer.save_freq": -1,
+            "actor_rollout_ref.actor.optim.lr_warmup_steps": -1,
+            "trainer.default_local_dir": "/checkpoints",
+            "attnrl": {"recipe": "treerl", "method": {"trunks": 3}},
+        }
+    )
+    config = from_verl(settings)
+    assert config.data.train == "train.parquet"
+    assert config.data.eval == "test.parquet"
+    assert (config.task, config.engine, config.output_dir) == (None, "verl", Path("/checkpoints"))
+    assert (config.method.trunks, config.method.branching.criterion, config.method.pipeline) == (
+        3,
+        "entropy",
+        "two_phase",
+    )
+    assert (config.prompts, config.loss.kl, config.loss.dual_clip) == (12, 0.01, None)
+    assert (config.eval.every, config.checkpoint.every, config.optimizer.warmup_steps) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("actor_rollout_ref.actor.use_dynamic_bsz", False),
+        ("actor_rollout_ref.actor.loss_agg_mode", "seq-mean-token-sum"),
+        ("actor_rollout_ref.actor.ppo_epochs", 2),
+        ("actor_rollout_ref.actor.strategy", "megatron"),
+        ("actor_rollout_ref.rollout.calculate_log_probs", False),
+        ("actor_rollout_ref.model.lora_rank", 8),
+        ("algorithm.use_kl_in_reward", True),
+    ],
+)
+def test_what_the_trainer_cannot_do_is_refused_by_verl_s_name(name, value):
+    with pytest.raises(UserError, match=f"{name}={value}: AttnRL needs"):
+        from_verl(nested({**to_verl(recipe(), cpu=False), name: value}))
+
+
+def test_without_our_engine_it_is_refused(monkeypatch):
+    monkeypatch.delenv("VERL_ENGINE_VENDOR")
+    with pytest.raises(UserError, match="VERL_ENGINE_VENDOR must be attnrl"):
+        from_verl(nested(to_verl(recipe(), cpu=False)))
+
+
+def test_unknown_keys_of_ours_are_named():
+    with pytest.raises(UserError, match=r"attnrl: unknown key method\.trunk "):
+        from_verl(nested({**to_verl(recipe(), cpu=False), "attnrl": {"task": "ledger", "method": {"trunk": 3}}}))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("data.train_batch_size=4", "verl.set: data.train_batch_size is our prompts: set that"),
+        ("++actor_rollout_ref.actor.optim.lr=1", "is our optimizer.learning_rate: set that"),
+        ("trainer.balance_batch", "not of the form verl.key.path=value"),
+    ],
+)
+def test_what_a_recipe_has_a_word_for_is_not_set_in_verl_s(setting, message):
+    with pytest.raises(UserError, match=message):
+        to_verl(recipe(f"verl.set=['{setting}']"), cpu=False)
+
+
+def test_what_is_set_in_verl_s_words_is_left_to_them():
+    plain, changed = (
+        to_verl(recipe(), cpu=False),
+        to_verl(recipe("verl.set=['trainer.resume_mode=disable']"), cpu=False),
+    )
+    assert plain.keys() - changed.keys() == {"trainer.resume_mode"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("verl.sequence_parallel=2", "verl.sequence_parallel=2 spreads a sequence over GPUs, and FCI needs it whole"),
+        ("sampling.carry_over=0.2", "sampling.carry_over: the verl engine waits for all responses"),
+    ],
+)
+def test_what_the_engine_cannot_do_is_refused_at_the_start(change, message):
+    with pytest.raises(UserError, match=message):
+        recipe(change)
+
+
+def test_sequences_may_be_spread_where_nobody_looks_at_fci():
+    settings = to_verl(recipe("verl.sequence_parallel=2", name="grpo"), cpu=False)
+    assert settings["actor_rollout_ref.actor.ulysses_sequence_parallel_size"] == 2
+
+
+def test_no_word_of_the_table_stands_for_two():
+    assert len(set(SAME.values())) == len(SAME)
+
+
+def test_every_process_finds_the_plug_in():
+    for cpu in (True, False):
+        settings = to_verl(recipe(), cpu=cpu)
+        assert settings["ray_kwargs.ray_init.runtime_env.env_vars"] == environment_of(cpu)
+        assert environment_of(cpu)["VERL_USE_EXTERNAL_MODULES"] == "attnrl.verl.plugin"
