@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -228,6 +229,9 @@ class VerlConfig(Strict):
     architecture: dict[str, Any] = Field(
         {}, description="a transformers config that --dry-run estimates memory with where the model is not at hand"
     )
+    gpu_memory_gib: PositiveFloat = Field(
+        80.0, description="memory of a GPU, which --dry-run holds its estimate against"
+    )
 
 
 class DataConfig(Strict):
@@ -396,9 +400,16 @@ ConfigT = TypeVar("ConfigT", bound=Strict)
 
 
 def shipped_names(package: str) -> list[str]:
-    """Names of the YAML files in a package of ours."""
-    files = resources.files(package).iterdir()
-    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+    """Names of the YAML files in a package of ours; one in a folder of the package is called ``FOLDER/NAME``."""
+    return sorted(_yaml_names(resources.files(package)))
+
+
+def _yaml_names(folder: Traversable, prefix: str = "") -> Iterator[str]:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _yaml_names(entry, f"{prefix}{entry.name}/")
+        elif entry.name.endswith(".yaml"):
+            yield prefix + entry.name.removesuffix(".yaml")
 
 
 def recipe_names() -> list[str]:

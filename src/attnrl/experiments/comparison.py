@@ -109,7 +109,8 @@ def _read(what: str) -> dict[str, Any]:
     recipes = what.split(",")
     if what in comparison_names() or (len(recipes) == 1 and what not in recipe_names()):
         return read_settings(what, kind="comparison", package=COMPARISONS)
-    names = [Path(recipe).stem for recipe in recipes]
+    # Not its stem, which ends at the point of a name such as qwen_1.5b.
+    names = [re.sub(r"\.ya?ml$", "", Path(recipe).name) for recipe in recipes]
     return {
         "output_dir": f"results/{'-'.join(map(slug, names))}",
         "arms": {name: {"recipe": recipe} for name, recipe in zip(names, recipes, strict=True)},
