@@ -116,12 +116,12 @@ def train(
 def _train_with_verl(config: TrainConfig, dry_run: bool) -> None:
     from attnrl.report.summary import summarize
     from attnrl.verl.launch import train as run_training
+    from attnrl.verl.launch import try_to_compose
+    from attnrl.verl.plan import plan
 
     if dry_run:
-        from attnrl.verl.plan import plan
-
         console.print(dump_config(config), highlight=False, markup=False, soft_wrap=True)
-        lines = plan(config)
+        lines = [try_to_compose(config), *plan(config)]
     else:
         lines = [*summarize(run_training(config)), f"Run directory: {config.output_dir}"]
     for line in lines:

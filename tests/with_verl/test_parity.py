@@ -89,7 +89,7 @@ def steps(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     samples = Recorded(build_sampler(trained, tokenizer, temperature=1.0, top_p=1.0, max_batch=64))
     local = one_step(config, samples, build_policy(config, trained, model()))
 
-    composed = compose(config)
+    composed = compose(config, str(directory))
     import ray  # not before the configuration has set the environment, nor verl
     import transfer_queue
     from omegaconf import OmegaConf

@@ -47,14 +47,14 @@ def on_cpu(config: TrainConfig) -> bool:
     return config.device == "cpu"
 
 
-def compose(config: TrainConfig) -> Any:
-    """verl's configuration for a recipe.
+def compose(config: TrainConfig, model: str) -> Any:
+    """verl's configuration for a recipe whose model is in the directory ``model``.
 
     Raises:
         UserError: ``verl.set`` has what verl does not know.
     """
     cpu = on_cpu(config)
-    settings = {**to_verl(config, cpu=cpu), f"{MODEL}.path": str(model_directory(config.model))}
+    settings = {**to_verl(config, cpu=cpu), f"{MODEL}.path": model}
     # Before verl and Ray are imported here.
     os.environ.update(environment_of(cpu))
     if config.verl.nodes == 1 and "RAY_ADDRESS" not in os.environ:
@@ -91,11 +91,25 @@ def check(config: TrainConfig) -> Any:
         if config.resume == "never":
             raise UserError(f"output_dir {config.output_dir}: holds a run already, and resume is never")
         refuse_other_settings(config, run)
-    tokenizer = load_tokenizer(model_directory(config.model), trust_remote_code=config.trust_remote_code)
+    directory = model_directory(config.model)
+    tokenizer = load_tokenizer(directory, trust_remote_code=config.trust_remote_code)
     with grader_for(config):
         pass  # there is one
     load_task(config, tokenizer)
-    return compose(config)
+    return compose(config, str(directory))
+
+
+def try_to_compose(config: TrainConfig) -> str:
+    """For ``--dry-run``: a line that says whether verl is here and takes the settings.
+
+    Raises:
+        UserError: it does not.
+    """
+    if installed_version() is None:
+        return "verl        not installed here, so its own settings were not composed"
+    require_verl()
+    compose(config, config.model)
+    return f"verl        {VERSION}, which takes the settings"
 
 
 def train(config: TrainConfig) -> list[dict[str, float]]:

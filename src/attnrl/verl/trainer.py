@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,9 @@ class AttnRLTrainer(PPOTrainer):  # type: ignore[misc]
         # Before verl's own files: only when those are written does verl call the checkpoint the latest.
         write_whole(folder / STATE_FILE, json.dumps(state_to_json(self.loop.state)))
         super()._save_checkpoint()
+        for other in folder.parent.glob("global_step_*"):
+            if not (other / "actor").exists():  # verl takes no more than that of those that it does not keep
+                shutil.rmtree(other)
 
     def _load_checkpoint(self) -> None:
         super()._load_checkpoint()
