@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,17 @@ from attnrl.local.engine import build_policy, build_sampler, load_model, load_to
 from attnrl.protocols import Completion, Policy, Request, Sampler
 from attnrl.task_data import grader_for, load_task
 from attnrl.trainer import StepResult, Trainer
-from attnrl.verl.launch import compose
+from attnrl.verl.launch import compose, installed_version
 
-if importlib.util.find_spec("verl") is None:
+if installed_version() is None:
     pytest.skip("needs verl, in an environment of its own: make test-verl", allow_module_level=True)
+
+import ray
+import transfer_queue
+from omegaconf import OmegaConf
+from verl.trainer.ppo.v1 import get_trainer_cls
+
+from attnrl.verl.policy import VerlPolicy
 
 #: Workers, and whether rows go end to end. Mini-batches of one, so that the only optimizer step is that of the loss.
 LAYOUTS = {"one worker, rows end to end": (1, True), "two workers, padded rows": (2, False)}
@@ -90,13 +96,6 @@ def steps(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     local = one_step(config, samples, build_policy(config, trained, model()))
 
     composed = compose(config, str(directory))
-    import ray  # not before the configuration has set the environment, nor verl
-    import transfer_queue
-    from omegaconf import OmegaConf
-    from verl.trainer.ppo.v1 import get_trainer_cls
-
-    from attnrl.verl.policy import VerlPolicy
-
     OmegaConf.resolve(composed)
     ray.init(**OmegaConf.to_container(composed.ray_kwargs.ray_init))
     transfer_queue.init(composed.transfer_queue)

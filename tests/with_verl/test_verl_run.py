@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import random
@@ -21,9 +20,10 @@ from attnrl.report.display import Display
 from attnrl.run import prepare
 from attnrl.session import train
 from attnrl.tasks.procedural import draw_distinct, find_task
+from attnrl.verl.launch import installed_version
 from attnrl.verl.settings import environment_of
 
-if importlib.util.find_spec("verl") is None:
+if installed_version() is None:
     pytest.skip("needs verl, in an environment of its own: make test-verl", allow_module_level=True)
 
 METHOD = ["method.trunks=2", "method.branching.points=1", "method.branching.samples=2"]
@@ -35,8 +35,9 @@ SMALL = [
 
 def run(command: list[str], directory: Path, **environment: str) -> str:
     """What a command prints; it has to succeed."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("VERL_", "RAY_"))}
     done = subprocess.run(
-        command, cwd=directory, env={**os.environ, **environment}, capture_output=True, text=True, timeout=600
+        command, cwd=directory, env={**plain, **environment}, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 from attnrl.config import TrainConfig
 from attnrl.errors import RunError, UserError
@@ -47,6 +48,14 @@ def on_cpu(config: TrainConfig) -> bool:
     return config.device == "cpu"
 
 
+def set_environment(*, cpu: bool, nodes: int) -> None:
+    """Set what verl and Ray read from the environment as they are imported, in this process and those it starts."""
+    os.environ.update(environment_of(cpu))
+    if nodes == 1 and "RAY_ADDRESS" not in os.environ:
+        # A cluster of one machine: Ray then listens on the loopback interface, as it does on others than Linux.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+
 def compose(config: TrainConfig, model: str) -> Any:
     """verl's configuration for a recipe whose model is in the directory ``model``.
 
@@ -55,18 +64,15 @@ def compose(config: TrainConfig, model: str) -> Any:
     """
     cpu = on_cpu(config)
     settings = {**to_verl(config, cpu=cpu), f"{MODEL}.path": model}
-    # Before verl and Ray are imported here.
-    os.environ.update(environment_of(cpu))
-    if config.verl.nodes == 1 and "RAY_ADDRESS" not in os.environ:
-        # A cluster of one machine: Ray then listens on the loopback interface, as it does on others than Linux.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    set_environment(cpu=cpu, nodes=config.verl.nodes)
     from hydra import compose as compose_hydra
     from hydra import initialize_config_module
     from hydra.errors import HydraException
     from omegaconf import OmegaConf, open_dict
 
     try:
-        with initialize_config_module("verl.trainer.config", version_base=None):
+        with initialize_config_module("verl.trainer.config", version_base=None), catch_warnings():
+            simplefilter("ignore")  # verl says of each of its backends that is not installed that it is not
             composed = compose_hydra("ppo_trainer", overrides=list(config.verl.set))
     except HydraException as error:
         raise UserError(f"verl.set: {str(error).splitlines()[0]}") from None

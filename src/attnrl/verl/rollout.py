@@ -92,10 +92,16 @@ class Server:
         self.model.load_state_dict(weights, strict=False)
         self.version = version
 
-    async def nothing(self) -> None:
-        """What it does to sleep, to wake up, and to forget its cache: a CPU has its memory to itself."""
+    async def abort_all_requests(self, reject_request: bool = False) -> None:
+        """Give up what has not been begun; a batch that is being decoded ends by itself."""
+        for *_, future in self.waiting:
+            future.cancel()
+        self.waiting = []
 
-    wake_up = sleep = clear_kv_cache = nothing
+    async def nothing(self) -> None:
+        """What it does to sleep, wake up and go on: a CPU has its memory to itself."""
+
+    wake_up = sleep = resume_generation = nothing
 
 
 class Replica(RolloutReplica):  # type: ignore[misc]

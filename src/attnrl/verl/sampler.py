@@ -52,6 +52,11 @@ class VerlSampler:
         manager.update_weights(self.trainer.global_steps)
         try:
             return self._generate(requests, on_finished, enough)
+        except BaseException:
+            # What is left of it would go on beside the next try, and the engines sleep only when nothing runs.
+            manager.abort_replicas()
+            manager.resume_generation_replicas()
+            raise
         finally:
             manager.sleep_replicas()
 
@@ -86,8 +91,9 @@ class VerlSampler:
             self.trainer.agent_loop_manager.generate_sequences(batch)
             return self._collect(names, on_finished, enough)
         finally:
-            written = [f"{name}_0_0" for name in names]
-            transfer_queue.kv_clear(keys=[*names, *written], partition_id=PARTITION)
+            ours = set(names)
+            there = [key for key in transfer_queue.kv_list(PARTITION)[PARTITION] if key.partition("_")[0] in ours]
+            transfer_queue.kv_clear(keys=there, partition_id=PARTITION)
 
     def _collect(
         self,

@@ -1,0 +1,108 @@
+"""The sampler between loop and agent loops. No Ray: the queue and the agent loops are stood in for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from attnrl.protocols import Request
+from attnrl.verl.launch import installed_version
+
+if installed_version() is None:
+    pytest.skip("needs verl, in an environment of its own: make test-verl", allow_module_level=True)
+
+from verl.utils import tensordict_utils
+
+from attnrl.verl import sampler as module
+from attnrl.verl.sampler import VerlSampler
+from attnrl.watchdog import SamplerError, WatchedSampler
+
+END = 9
+
+
+class Cluster:
+    """Queue, agent loops and engines in one. A request's completion is its seed, as often as it may, the last first."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.fails = fails
+        self.tags: dict[str, dict[str, Any]] = {}
+        self.waiting: list[tuple[str, list[int]]] = []
+        self.calls: list[str] = []
+        self.global_steps = 3
+        self.agent_loop_manager = self.checkpoint_manager = self
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return lambda *_: self.calls.append(name)
+
+    def kv_batch_put(self, keys: list[str], partition_id: str, tags: list[dict[str, Any]]) -> None:
+        self.tags.update(zip(keys, tags, strict=True))
+
+    def generate_sequences(self, batch: Any) -> None:
+        for one in range(len(batch)):
+            row = batch[one]
+            seed, budget = row["seed"], row["max_new_tokens"]
+            tokens = [seed] * (budget - 1) + [END] if seed % 2 else [seed] * budget
+            self.waiting.append((row["uid"], tokens))
+
+    def kv_list(self, partition_id: str) -> dict[str, dict[str, Any]]:
+        if self.waiting:
+            name, tokens = self.waiting.pop()
+            self.tags[name] = {"status": "failure" if self.fails else "finished"}
+            self.tags[f"{name}_0_0"] = {"tokens": tokens}
+        return {partition_id: dict(self.tags)}
+
+    def kv_batch_get(self, keys: list[str], partition_id: str, select_fields: list[str]) -> Any:
+        tokens = [torch.tensor(self.tags[key]["tokens"]) for key in keys]
+        nested = torch.nested.as_nested_tensor(tokens, layout=torch.jagged)
+        return tensordict_utils.get_tensordict({"responses": nested, "rollout_log_probs": nested * -0.5})
+
+    def kv_clear(self, keys: list[str], partition_id: str) -> None:
+        for key in keys:
+            del self.tags[key]
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    cluster = Cluster()
+    monkeypatch.setattr(module, "transfer_queue", cluster)
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.0)
+    return cluster
+
+
+def requests(count: int) -> list[Request]:
+    return [Request((1, 2, 3)[: 1 + index % 3], 2 + index, seed=index) for index in range(count)]
+
+
+def test_completions_come_in_the_order_of_the_requests(cluster):
+    told: list[int] = []
+    done = VerlSampler(cluster, [END], 1.0, 1.0).generate(requests(5), on_finished=lambda i, c: told.append(i))
+    assert [completion.tokens for completion in done] == [(0, 0), (1, 1, 9), (2,) * 4, (3, 3, 3, 3, 9), (4,) * 6]
+    assert [completion.finish_reason for completion in done] == ["length", "stop", "length", "stop", "length"]
+    assert done[1].logprobs == (-0.5, -0.5, -4.5)
+    assert told == [4, 3, 2, 1, 0]  # as they came
+
+
+def test_engines_wake_with_the_weights_and_sleep_afterwards(cluster):
+    VerlSampler(cluster, [END], 1.0, 1.0).generate(requests(2))
+    assert cluster.calls == ["update_weights", "sleep_replicas"]
+    assert not cluster.tags  # nothing is left in the queue
+
+
+def test_a_request_that_fails_fails_the_generation_and_leaves_nothing_behind(cluster):
+    cluster.fails = True
+    watched = WatchedSampler(VerlSampler(cluster, [END], 1.0, 1.0), None)
+    with pytest.raises(SamplerError, match="1 of 3 requests have failed: see the log of verl's workers"):
+        watched.generate(requests(3))
+    assert cluster.calls == ["update_weights", "abort_replicas", "resume_generation_replicas", "sleep_replicas"]
+    assert not cluster.tags
+    cluster.fails, cluster.waiting = False, []
+    assert len(watched.generate(requests(3))) == 3
+
+
+def test_nothing_to_sample_wakes_nobody(cluster):
+    assert VerlSampler(cluster, [END], 1.0, 1.0).generate([]) == []
+    assert not cluster.calls
