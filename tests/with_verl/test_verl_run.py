@@ -50,10 +50,20 @@ def verl_run(output: Path, steps: int) -> str:
 
 
 def read(output: Path) -> list[dict[str, Any]]:
-    """``metrics.jsonl`` without what the clock and the machine say."""
-    machine = ("verl/perf", "verl/mfu")
-    rows = tiny_runs.read(output)
-    return [{name: value for name, value in row.items() if not name.startswith(machine)} for row in rows]
+    """``metrics.jsonl`` without what the clock and the machine say.
+
+    Nor what the rollout engines make of log-probs: which requests meet in a batch, and so how it rounds, is chance.
+    """
+    chance = ("verl/perf", "verl/mfu", "mismatch/")
+    return [
+        {name: value for name, value in row.items() if not name.startswith(chance)} for row in tiny_runs.read(output)
+    ]
+
+
+def state(output: Path) -> dict[str, Any]:
+    """The loop's state after the last step, without the log-probs of the rollout engines."""
+    text = (output / "checkpoints/global_step_4/attnrl_state.json").read_text()
+    return json.loads(text, object_hook=lambda fields: {k: v for k, v in fields.items() if k != "sampler_logprobs"})
 
 
 @pytest.fixture(scope="module")
@@ -82,16 +92,15 @@ def test_a_run_resumed_in_the_middle_is_the_run_that_was_not(whole, tmp_path):
     printed = verl_run(output, steps=4)
     assert read(output) == read(whole)
     assert "Held-out accuracy after" in printed
-    saved = [json.loads((run / "checkpoints/global_step_4/attnrl_state.json").read_text()) for run in (output, whole)]
-    assert saved[0] == saved[1]
-    assert saved[0]["pending"]
+    assert state(output) == state(whole)
+    assert state(whole)["pending"]
 
 
 def test_the_run_directory_is_that_of_any_engine(whole):
     rows = [json.loads(line) for line in (whole / "trees.jsonl").read_text().splitlines()]
     assert {row["step"] for row in rows} == {1, 2, 3, 4}
     run([sys.executable, "-m", "attnrl", "report", str(whole)], whole.parent)
-    assert (whole / "report.html").stat().st_size > 100_000
+    assert (whole.parent / "report.html").stat().st_size > 100_000
 
 
 def test_nothing_of_it_is_left_running(whole):
