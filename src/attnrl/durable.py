@@ -23,9 +23,13 @@ def sync(path: Path) -> None:
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file aside and rename it: readers see what it held before or all of ``content``, never a part."""
     aside = path.with_name(f".{path.name}.partial")
-    aside.write_bytes(content.encode() if isinstance(content, str) else content)
-    sync(aside)
-    os.replace(aside, path)
+    try:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+        sync(aside)
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 

@@ -10,12 +10,14 @@ of the Hugging Face Hub."""
 class UserError(Exception):
     """Bad input from outside. Its message is one line that names the file, row, field or setting.
 
-    The command line prints the message and exits with code 2, without a traceback. Credentials in it are masked.
+    The command line prints the message and exits with code 2, without a traceback. Credentials in it are masked, and
+    what would break the line, or work on a terminal, is escaped: names in it may come out of a file.
     """
 
     def __init__(self, message: str) -> None:
         """Keep what may be said of ``message``."""
-        super().__init__(CREDENTIALS.sub("***", message))
+        masked = CREDENTIALS.sub("***", message)
+        super().__init__("".join(one if one.isprintable() else repr(one)[1:-1] for one in masked))
 
 
 class RunError(Exception):

@@ -109,6 +109,7 @@ def test_csv_fields_may_hold_commas_quotes_and_line_ends(tmp_path: Path) -> None
         ("x.csv", b"prompt,answer\na,1\nb\n", ", line 3: 1 fields, but the first line names 2 columns"),
         ("x.csv", b"prompt,answer\na,1\nb,2,3\n", ", line 3: 3 fields"),
         ("x.csv", b"prompt,prompt\na,1\n", ", line 1: two columns have the same name"),
+        ("x.csv", b'prompt,a,"a\n\x1b[2J",2,2\n', r", line 1: two columns have the same name (prompt, a, a\n\x1b[2J,"),
         ("x.csv", b'prompt,answer\na,1\n"b,2\nc,3\n', ", line 3: not CSV"),
         ("x.csv", b'prompt,answer\n"a" b,1\n', ", line 2: not CSV"),
         ("x.csv", b"\xff\xfe", ": not UTF-8 text"),
