@@ -86,7 +86,7 @@ def test_two_workers_train(whole):
 
 
 def test_a_run_killed_in_the_middle_and_resumed_is_the_run_that_was_not(whole, tmp_path):
-    """Killed in step 4: what it had written of steps 3 and 4 is still there, the newest checkpoint is that of step 2."""
+    """Killed in step 4: what it has written of steps 3 and 4 is there, the newest checkpoint is that of step 2."""
     output = tmp_path / "run"
     shutil.copytree(whole, output)
     shutil.rmtree(output / "checkpoints/global_step_4")
