@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import isfinite
 
 from safetensors import SafetensorError
@@ -30,7 +30,7 @@ from attnrl.local.checkpoint import (
 from attnrl.local.engine import SamplerFactory, build_policy, load_model, open_samplers
 from attnrl.protocols import Grader
 from attnrl.report.display import Display
-from attnrl.report.recording import record_evaluation, record_step
+from attnrl.report.recording import record_evaluation, record_faults, record_step
 from attnrl.report.run_directory import METRICS, RunDirectory
 from attnrl.report.trackers import open_trackers
 from attnrl.run import PreparedRun
@@ -155,15 +155,8 @@ class _Session:
         self._report(result.metrics, step)
         record_step(self.directory, step, result, self.prepared.tokenizer, self.config.log)
         self.recorded = step
-        in_a_row = self.trainer.state.nonfinite_steps
-        if in_a_row:
-            whole = result.metrics.get("nonfinite/mini_batches", 0)
-            problems = [problem for problem in result.problems if whole or not problem.is_finite]
-            dump = self.directory.dump_fault(step, ({"step": step, **asdict(problem)} for problem in problems))
-            skipped = f"step {step}: numbers that are not finite ({len(problems)} problems) were left out, see {dump}"
-            self.display.say(skipped)
-            if in_a_row >= self.config.optimizer.max_nonfinite_steps:
-                raise RunError(f"{skipped}, and so in {in_a_row} steps in a row (optimizer.max_nonfinite_steps)")
+        in_a_row, limit = self.trainer.state.nonfinite_steps, self.config.optimizer.max_nonfinite_steps
+        record_faults(self.directory, step, result, in_a_row, limit, self.display.say)
 
     def _report(self, metrics: dict[str, float], step: int) -> None:
         """Evaluate if it is time to, and write and show the metrics of a step."""

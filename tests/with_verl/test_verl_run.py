@@ -27,10 +27,12 @@ from attnrl.verl.settings import environment_of
 if installed_version() is None:
     pytest.skip("needs verl, in an environment of its own: make test-verl", allow_module_level=True)
 
+BUDGET = 11_000  # tokens: four steps or so; the run ends with the step that reaches them
 METHOD = ["method.trunks=2", "method.branching.points=1", "method.branching.samples=2"]
 SMALL = [
     *("prompts=4", *METHOD, "loss.kl=0.01", "sampling.score_continuations=true", "device=cpu"),
-    *("eval.problems=5", "eval.samples=1", "eval.every=2", "log.trees_every=1", "checkpoint.every=2"),
+    *("eval.problems=5", "eval.samples=1", "eval.every=3", "log.trees_every=1", "checkpoint.every=3"),
+    *("steps=12", f"tokens={BUDGET}"),
 ]
 
 
@@ -42,10 +44,10 @@ def run(command: list[str], directory: Path) -> str:
     return done.stdout
 
 
-def verl_run(output: Path, steps: int) -> str:
+def verl_run(output: Path) -> str:
     """Two workers, by the command line."""
     command = [sys.executable, "-m", "attnrl", "train", "attnrl", "engine=verl", "verl.rollout=transformers"]
-    return run([*command, "verl.gpus_per_node=2", f"output_dir={output}", f"steps={steps}", *SMALL], output.parent)
+    return run([*command, "verl.gpus_per_node=2", f"output_dir={output}", *SMALL], output.parent)
 
 
 def read(output: Path) -> list[dict[str, Any]]:
@@ -59,39 +61,51 @@ def read(output: Path) -> list[dict[str, Any]]:
     ]
 
 
+def last(output: Path) -> Path:
+    """The checkpoint of the last step."""
+    return output / "checkpoints" / f"global_step_{read(output)[-1]['step']}"
+
+
 def state(output: Path) -> dict[str, Any]:
     """The loop's state after the last step, without the log-probs of the rollout engines."""
-    text = (output / "checkpoints/global_step_4/attnrl_state.json").read_text()
+    text = (last(output) / "attnrl_state.json").read_text()
     return json.loads(text, object_hook=lambda fields: {k: v for k, v in fields.items() if k != "sampler_logprobs"})
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four steps at a stretch."""
+    """A run at a stretch."""
     output = tmp_path_factory.mktemp("whole") / "run"
-    verl_run(output, steps=4)
+    verl_run(output)
     return output
 
 
 def test_two_workers_train(whole):
     rows = read(whole)
-    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    steps = rows[-1]["step"]
+    assert [row["step"] for row in rows] == list(range(steps + 1))
     assert sum(row.get("grad_norm", 0) > 0 for row in rows) >= 3
-    assert [row["step"] for row in rows if "eval/accuracy" in row] == [0, 2, 4]
+    assert [row["step"] for row in rows if "eval/accuracy" in row] == sorted({0, *range(0, steps, 3), steps})
     before, after = (
         (directory / "model.safetensors").read_bytes()
-        for directory in (model_directory("ledger"), whole / "checkpoints/global_step_4/actor/huggingface")
+        for directory in (model_directory("ledger"), last(whole) / "actor/huggingface")
     )
     assert before != after
 
 
+def test_a_budget_of_tokens_ends_a_run(whole):
+    *_, before, end = read(whole)
+    assert before["tokens/total"] < BUDGET <= end["tokens/total"]
+    assert last(whole).exists()
+
+
 def test_a_run_killed_in_the_middle_and_resumed_is_the_run_that_was_not(whole, tmp_path):
-    """Killed in step 4: what it has written of steps 3 and 4 is there, the newest checkpoint is that of step 2."""
+    """Killed after the checkpoint of step 3: what it has written of later steps is there."""
     output = tmp_path / "run"
     shutil.copytree(whole, output)
-    shutil.rmtree(output / "checkpoints/global_step_4")
-    (output / "checkpoints/latest_checkpointed_iteration.txt").write_text("2")
-    printed = verl_run(output, steps=4)
+    shutil.rmtree(last(output))
+    (output / "checkpoints/latest_checkpointed_iteration.txt").write_text("3")
+    printed = verl_run(output)
     assert "Resuming from" in printed
     assert "Held-out accuracy after" in printed
     assert read(output) == read(whole)
@@ -101,7 +115,7 @@ def test_a_run_killed_in_the_middle_and_resumed_is_the_run_that_was_not(whole, t
 
 def test_the_run_directory_is_that_of_any_engine(whole):
     rows = [json.loads(line) for line in (whole / "trees.jsonl").read_text().splitlines()]
-    assert {row["step"] for row in rows} == {1, 2, 3, 4}
+    assert {row["step"] for row in rows} == {row["step"] for row in read(whole)[1:]}
     run([sys.executable, "-m", "attnrl", "report", str(whole)], whole.parent)
     assert (whole.parent / "report.html").stat().st_size > 100_000
 

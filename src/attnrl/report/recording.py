@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import asdict
+
 from transformers import PreTrainedTokenizerBase
 
 from attnrl.config import LogConfig
+from attnrl.errors import RunError
 from attnrl.evaluate import Evaluation
 from attnrl.report.run_directory import SAMPLES, TIMELINE, TREES, RunDirectory
 from attnrl.report.timeline import timeline_row
@@ -19,6 +23,33 @@ def record_step(
     directory.append(TIMELINE, [timeline_row(step, result.timeline)])
     if log.trees_every and (step - 1) % log.trees_every == 0:
         directory.append(TREES, (forest_row(grown, tokenizer, step) for grown in result.problems))
+
+
+def record_faults(
+    directory: RunDirectory, step: int, result: StepResult, in_a_row: int, limit: int, say: Callable[[str], None]
+) -> None:
+    """Write down, for study, the problems of a step in which numbers were not finite, and ``say`` so.
+
+    Args:
+        directory: the run's.
+        step: the step.
+        result: what it has left.
+        in_a_row: in how many steps up to this one they were not; 0 where all are.
+        limit: of how many of those the run bears.
+        say: hears of it.
+
+    Raises:
+        RunError: those were too many.
+    """
+    if not in_a_row:
+        return
+    whole = result.metrics.get("nonfinite/mini_batches", 0)
+    problems = [problem for problem in result.problems if whole or not problem.is_finite]
+    dump = directory.dump_fault(step, ({"step": step, **asdict(problem)} for problem in problems))
+    skipped = f"step {step}: numbers that are not finite ({len(problems)} problems) were left out, see {dump}"
+    say(skipped)
+    if in_a_row >= limit:
+        raise RunError(f"{skipped}, and so in {in_a_row} steps in a row (optimizer.max_nonfinite_steps)")
 
 
 def record_evaluation(directory: RunDirectory, step: int, evaluation: Evaluation, log: LogConfig) -> dict[str, float]:

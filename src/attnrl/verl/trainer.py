@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,8 @@ from verl.trainer.ppo.v1 import PPOTrainer, register_trainer
 
 from attnrl.config import dump_config
 from attnrl.durable import write_whole
-from attnrl.errors import RunError
 from attnrl.evaluate import evaluate
-from attnrl.protocols import Grader
-from attnrl.report.recording import record_evaluation, record_step
+from attnrl.report.recording import record_evaluation, record_faults, record_step
 from attnrl.report.run_directory import METRICS, RunDirectory
 from attnrl.state_json import state_from_json, state_to_json
 from attnrl.task_data import EVALUATION_SEED, grader_for, load_task
@@ -61,7 +58,6 @@ class AttnRLTrainer(PPOTrainer):  # type: ignore[misc]
         self.recipe = from_verl(OmegaConf.to_container(config, resolve=True))
         self.directory = RunDirectory(self.recipe.output_dir)
         self.state: TrainerState | None = None
-        self.open = ExitStack()
         super().__init__(config)
         self.trainer_mode = "sync"  # to verl: nothing is in flight between steps, so no queue is to be saved
 
@@ -77,10 +73,11 @@ class AttnRLTrainer(PPOTrainer):  # type: ignore[misc]
 
     def fit(self, agent_loop_manager: Any) -> None:
         """verl's loop, with our trainer in it."""
+        if self.state is not None and self.recipe.is_over(self.state.step, self.state.sampled_tokens):
+            return
         self.agent_loop_manager = agent_loop_manager
         self.directory.open(dump_config(self.recipe), self.state.step if self.state is not None else None)
-        with self.open:
-            self.grader: Grader = self.open.enter_context(grader_for(self.recipe))
+        with grader_for(self.recipe) as self.grader:
             self.loop = Trainer(
                 self.recipe,
                 sampler=self._sampler(self.recipe.sampling.temperature, self.recipe.sampling.top_p),
@@ -103,17 +100,17 @@ class AttnRLTrainer(PPOTrainer):  # type: ignore[misc]
         """
         result = begun_again(self.loop.step, self.recipe.sampling.retries, print)
         step = int(result.metrics["step"])
+        over = self.recipe.is_over(step, self.loop.state.sampled_tokens)
         row = dict(result.metrics)
-        if self.recipe.eval.every and (step % self.recipe.eval.every == 0 or step == self.recipe.steps):
+        if self.recipe.eval.every and (step % self.recipe.eval.every == 0 or over):
             row |= self._evaluate(step)
         self._write(row)
         record_step(self.directory, step, result, self.tokenizer, self.recipe.log)
         metrics.update({name: value for name, value in row.items() if name != "step"})
-        in_a_row = self.loop.state.nonfinite_steps
-        if in_a_row >= self.recipe.optimizer.max_nonfinite_steps:
-            raise RunError(f"numbers were not finite in {in_a_row} steps in a row (optimizer.max_nonfinite_steps)")
-        if step < self.recipe.steps and self.recipe.is_over(step, self.loop.state.sampled_tokens):
-            self.total_training_steps = step + 1  # of the budget of tokens nothing is left
+        in_a_row, limit = self.loop.state.nonfinite_steps, self.recipe.optimizer.max_nonfinite_steps
+        record_faults(self.directory, step, result, in_a_row, limit, print)
+        if over:
+            self.total_training_steps = step
         done = [f"step-{step}"]  # verl clears the keys of a step's batch, and there must be some
         transfer_queue.kv_batch_put(keys=done, partition_id=PARTITION, tags=[{"status": "finished"}])
         return KVBatchMeta(partition_id=PARTITION, keys=done, tags=[{}])
@@ -174,6 +171,11 @@ class AttnRLTrainer(PPOTrainer):  # type: ignore[misc]
     ) -> None:
         """In place of verl's, which are of its own batch: ours are complete; seconds of saving are added."""
         metrics.update({f"timing_s/{name}": seconds for name, seconds in timing_raw.items()})
+
+    def on_train_end(self) -> None:
+        """The budget of tokens has ended the run before its last step, which verl would have saved."""
+        self.global_steps = self.loop.state.step
+        self._save_checkpoint()
 
     def on_step_end(self) -> None:
         """The engines get the new weights when there is something to sample."""
