@@ -41,7 +41,7 @@ def run(command: list[str], directory: Path) -> str:
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("VERL_", "RAY_"))}
     done = subprocess.run(command, cwd=directory, env=plain, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def verl_run(output: Path) -> str:
