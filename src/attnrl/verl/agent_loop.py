@@ -20,6 +20,11 @@ SEEDED = ("vllm", "transformers")  # rollouts in which each request has a seed o
 class ContinuationLoop(AgentLoopBase):  # type: ignore[misc]
     """See the module."""
 
+    def __init__(self, trainer_config: Any, server_manager: Any, **_: Any) -> None:
+        """Keep what it needs; verl's own loops also build a tokenizer of chats, for each request."""
+        self.rollout_config = trainer_config.config.actor_rollout_ref.rollout
+        self.server_manager = server_manager
+
     async def run(self, sampling_params: dict[str, Any], **request: Any) -> AgentLoopOutput:
         """Sample one continuation.
 
