@@ -544,7 +544,7 @@ def export(
         say(f"Wrote the model of {done.source} to {output}, and the model only: there is no {done.missing}.")
         say(f"To use it: model={output}")
     else:
-        say(f"Wrote {done.source} to {output}: step {done.step}, {done.updates} updates.")
+        say(f"Wrote {done.source} to {output}: training step {done.step}, optimizer step {done.updates}.")
         say(f"To go on from it: attnrl train RECIPE resume={output} output_dir=NEW")
 
 

@@ -178,7 +178,7 @@ def test_the_newest_checkpoint_of_a_run_is_taken(damaged, attnrl, tmp_path):
         outcome = attnrl("export", str(directory), str(output))
         assert outcome.code == 0
         source = damaged / "checkpoints" / f"global_step_{step}"
-        assert f"Wrote {source} to {output}: step 2, " in outcome.out
+        assert f"Wrote {source} to {output}: training step 2, optimizer step " in outcome.out
         assert f"attnrl train RECIPE resume={output} output_dir=NEW" in outcome.out
         assert "Reading model_world_size_2_rank_1.pt (" in outcome.out
 

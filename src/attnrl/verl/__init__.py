@@ -2,5 +2,6 @@
 
 verl finds us by name: :mod:`attnrl.verl.plugin` registers a trainer, an engine, an agent loop and, for machines without
 a GPU, a platform and a rollout. The loop is :class:`attnrl.trainer.Trainer`, as everywhere; here are its sampler and
-its policy. Everything but :mod:`attnrl.verl.settings` and :mod:`attnrl.verl.plan` needs ``attnrl[verl]``.
+its policy. Everything but :mod:`attnrl.verl.settings`, :mod:`attnrl.verl.plan` and
+:mod:`attnrl.verl.export` (with :mod:`attnrl.verl.shards`) needs ``attnrl[verl]``.
 """

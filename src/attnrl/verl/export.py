@@ -98,7 +98,7 @@ def export(
         moments, updates = _moments(Shards(actor, "optim", world_size, say), named)
         exported = Exported(source, "", state.step, updates)
 
-    say(f"Writing {output}")
+    say(f"Writing the weights to {output}")
     transformers_logging.disable_progress_bar()
     try:
         with written_aside(output, {"step": exported.step, "accuracy": None}, replace=False) as aside:
@@ -109,6 +109,7 @@ def export(
             if (huggingface / GENERATION).is_file():
                 shutil.copyfile(huggingface / GENERATION, aside / GENERATION)
             if state is not None and not exported.missing:
+                say(f"Writing {OPTIMIZER_FILE}")
                 write_float32(aside / OPTIMIZER_FILE, moments)
                 write_state(aside, state, updates=exported.updates)
     except (OSError, SafetensorError) as error:
