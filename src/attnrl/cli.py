@@ -1,6 +1,7 @@
 """The command line.
 
-``attnrl train``, ``compare``, ``eval``, ``disrupt``, ``point``, ``sft``, ``grade``, ``plot``, ``timeline``, ``report``.
+``attnrl train``, ``compare``, ``eval``, ``disrupt``, ``point``, ``sft``, ``grade``, ``plot``, ``timeline``, ``report``,
+``export``.
 """
 
 from __future__ import annotations
@@ -532,6 +533,37 @@ def report(
 
     size = write_report(runs, output, max_megabytes=max_mb, attention=attention)
     console.print(f"Wrote {output} ({size / 1e6:.1f} MB)", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="global_step_N, or the directory of a verl run or of its checkpoints: the newest.")
+    ],
+    output: Annotated[Path, typer.Argument(help="The directory to write; it must not be there yet.")],
+    trust_remote_code: TrustRemoteCodeOption = False,
+) -> None:
+    """Turn a checkpoint of verl's (FSDP2, any number of GPUs) into one of the local engine; verl is not needed.
+
+    attnrl eval reads it, and attnrl train resume=OUTPUT goes on from it: weights, optimizer, the loop's state. Of a run
+    with another trainer than ours it has the model only.
+
+    [bold]Example[/bold]
+
+    attnrl export runs/mine/checkpoints/global_step_500 exported
+    """
+    from attnrl.verl.export import export as export_checkpoint
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    done = export_checkpoint(checkpoint, output, trust_remote_code=trust_remote_code, say=say)
+    if done.missing:
+        say(f"Wrote the model of {done.source} to {output}, and the model only: there is no {done.missing}.")
+        say(f"To use it: model={output}")
+    else:
+        say(f"Wrote {done.source} to {output}: training step {done.step}, optimizer step {done.updates}.")
+        say(f"To go on from it: attnrl train RECIPE resume={output} output_dir=NEW")
 
 
 def main() -> None:

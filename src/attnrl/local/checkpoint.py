@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,32 +75,52 @@ def save_checkpoint(
         OSError, SafetensorError: it could not be written; nothing of it is left, and those before it are as they were.
     """
     directory = root / f"{PREFIX}{state.step:06d}"
+    # An earlier run of the same step is replaced, when this one was resumed from before it.
+    with written_aside(directory, {"step": state.step, "accuracy": accuracy}, replace=True) as aside:
+        policy.model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        save_file(optimizer_tensors(policy), aside / OPTIMIZER_FILE)
+        write_state(
+            aside, state, updates=policy.updates, micro_batch_tokens=policy.micro_batch_tokens, data=dict(data or {})
+        )
+    _remove_others(root, state.step, keep)
+    return directory
+
+
+@contextmanager
+def written_aside(directory: Path, notes: dict[str, Any], *, replace: bool) -> Iterator[Path]:
+    """A directory to write what is to be in ``directory``: sealed, and renamed to that when all of it is there.
+
+    Args:
+        directory: to be made.
+        notes: for its manifest.
+        replace: whether it may be there already.
+
+    Raises:
+        OSError: it could not be written, or is there and must not be; nothing of it is left.
+    """
+    root = directory.parent
     aside, replaced = (root / f".{directory.name}.{what}" for what in ("partial", "replaced"))
     for left_over in (aside, replaced):
         shutil.rmtree(left_over, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
-        policy.model.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
-        save_file(optimizer_tensors(policy), aside / OPTIMIZER_FILE)
-        document = {
-            "updates": policy.updates,
-            "micro_batch_tokens": policy.micro_batch_tokens,
-            "data": dict(data or {}),
-            "trainer": state_to_json(state),
-        }
-        (aside / STATE_FILE).write_text(json.dumps(document), encoding="utf-8")
-        seal(aside, {"step": state.step, "accuracy": accuracy})
+        yield aside
+        seal(aside, notes)
+        if replace and directory.exists():
+            os.rename(directory, replaced)
+        os.rename(aside, directory)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)  # a full disk should have the room again
         raise
-    if directory.exists():  # an earlier run of the same step, resumed from before it
-        os.rename(directory, replaced)
-    os.rename(aside, directory)
     sync(root)
     shutil.rmtree(replaced, ignore_errors=True)
-    _remove_others(root, state.step, keep)
-    return directory
+
+
+def write_state(directory: Path, state: TrainerState, **others: Any) -> None:
+    """Write :data:`STATE_FILE`: the loop's state, and others (of the policy, and of the data)."""
+    document = {**others, "trainer": state_to_json(state)}
+    (directory / STATE_FILE).write_text(json.dumps(document), encoding="utf-8")
 
 
 def _remove_others(root: Path, step: int, keep: Keep) -> None:
@@ -211,7 +232,8 @@ def load_checkpoint(checkpoint: Checkpoint, policy: LocalPolicy) -> TrainerState
     document = _read_state(checkpoint.directory)
     try:
         policy.updates = int(document["updates"])
-        policy.micro_batch_tokens = min(policy.micro_batch_tokens, int(document["micro_batch_tokens"]))
+        tokens = policy.micro_batch_tokens
+        policy.micro_batch_tokens = min(tokens, int(document.get("micro_batch_tokens", tokens)))  # exported: none
         state = state_from_json(document["trainer"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"checkpoint file {checkpoint.directory / STATE_FILE}: damaged ({error})") from None

@@ -2,6 +2,7 @@
 
 verl finds us by name: :mod:`attnrl.verl.plugin` registers a trainer, an engine, an agent loop and, for machines without
 a GPU, a platform and a rollout. The loop is :class:`attnrl.trainer.Trainer`, as everywhere; here are its sampler and
-its policy. Only :mod:`attnrl.verl.settings`, :mod:`attnrl.verl.plan` and :mod:`attnrl.verl.memory` do without verl
-(``attnrl[verl]``).
+its policy. :mod:`attnrl.verl.settings`, :mod:`attnrl.verl.plan` and :mod:`attnrl.verl.memory` (a run before it starts),
+:mod:`attnrl.verl.export` and :mod:`attnrl.verl.shards` (its checkpoints afterwards) need no verl, all else
+``attnrl[verl]``.
 """

@@ -59,6 +59,7 @@ SAME = {
     "verl.sequence_parallel": f"{ACTOR}.ulysses_sequence_parallel_size",
 }
 
+STATE_FILE = "attnrl_state.json"  # of our loop, in a checkpoint of verl's
 NEVER = 1e9  # dual_clip=none: verl always has this clip, and no ratio reaches it
 
 

@@ -29,10 +29,8 @@ from attnrl.tokens import end_of_sequence_ids
 from attnrl.trainer import Trainer, TrainerState
 from attnrl.verl.policy import VerlPolicy
 from attnrl.verl.sampler import PARTITION, VerlSampler
-from attnrl.verl.settings import NAME, from_verl
+from attnrl.verl.settings import NAME, STATE_FILE, from_verl
 from attnrl.watchdog import WatchedSampler, begun_again
-
-STATE_FILE = "attnrl_state.json"
 
 
 class _NoLoader:
