@@ -193,7 +193,7 @@ def write_models(folder: Path, tiny_checkpoint: Path) -> None:
     AutoTokenizer.from_pretrained(tiny_checkpoint).save_pretrained(folder / "weightless")
     (folder / "wordless").mkdir()
     LlamaConfig().save_pretrained(folder / "wordless")
-    for name in ("cut", "garbled", "not_json", "of_a_list", "unheard_of", "misspoken", "endless", "misshapen"):
+    for name in ("cut", "garbled", "not_json", "of_a_list", "unheard_of", "misspoken", "endless", "misshapen", "many"):
         shutil.copytree(tiny_checkpoint, folder / name)
     weights = (tiny_checkpoint / "model.safetensors").read_bytes()
     (folder / "cut" / "model.safetensors").write_bytes(weights[: len(weights) // 2])
@@ -203,6 +203,7 @@ def write_models(folder: Path, tiny_checkpoint: Path) -> None:
     (folder / "of_a_list" / "config.json").write_text("[]")
     (folder / "unheard_of" / "config.json").write_text(json.dumps({**config, "model_type": "unheard_of"}))
     (folder / "misshapen" / "config.json").write_text(json.dumps({**config, "intermediate_size": 40}))
+    (folder / "many" / "config.json").write_text(json.dumps({**config, "hidden_size": "many"}))
     (folder / "misspoken" / "tokenizer.json").write_text("{}")
     settings = json.loads((tiny_checkpoint / "tokenizer_config.json").read_text())
     (folder / "endless" / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": None}))
@@ -442,6 +443,13 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
         train("output_dir=run_damaged"),
         ["run_damaged/checkpoints/step-000001", "damaged", "none is left to resume from"],
     ),
+    "config with text for a number": (train("model=many"), ["model many", "cannot be loaded"]),
+    "verl without verl": (train("engine=verl"), ["engine=verl", "attnrl[verl]"]),
+    "verl with FCI of spread sequences": (
+        train("engine=verl", "verl.sequence_parallel=2"),
+        ["verl.sequence_parallel=2", "FCI"],
+    ),
+    "export of nothing": (["export", "nowhere", "out"], ["nowhere"]),
     "weights of another shape": (train("model=misshapen"), ["model misshapen", "cannot be loaded"]),
     "run whose settings are lost": (train("output_dir=run_lost"), ["run_lost/config.yaml", "not readable"]),
     # --- Graders ---
