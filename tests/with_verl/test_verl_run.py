@@ -120,6 +120,17 @@ def test_the_run_directory_is_that_of_any_engine(whole):
     assert (whole.parent / "report.html").stat().st_size > 100_000
 
 
+def test_a_local_run_goes_on_from_it(whole, tmp_path):
+    attnrl, steps = [sys.executable, "-m", "attnrl"], read(whole)[-1]["step"]
+    run([*attnrl, "export", str(whole), "exported"], tmp_path)
+    run([*attnrl, "eval", "exported", "--task", "ledger", "--problems", "5", "--samples", "1"], tmp_path)
+    more = ["resume=exported", "output_dir=local", *SMALL, f"steps={steps + 1}", "tokens=null"]
+    run([*attnrl, "train", "attnrl", *more], tmp_path)
+    (row,) = tiny_runs.read(tmp_path / "local")
+    assert row["step"] == steps + 1
+    assert row["prompt_batch_size"] == len(state(whole)["pending"])  # it has trained on what verl sampled
+
+
 def test_nothing_of_it_is_left_running(whole):
     assert "ray::" not in run(["ps", "-eo", "args"], whole)
 
