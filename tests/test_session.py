@@ -79,15 +79,24 @@ def test_a_sampler_that_keeps_failing_ends_the_run_with_a_checkpoint(whole, tiny
     same_as(whole, tmp_path)
 
 
-def test_a_sampler_that_fails_in_the_last_evaluation_costs_only_what_follows_the_checkpoint(
-    whole, tiny_checkpoint, tmp_path, monkeypatch
+@pytest.mark.parametrize(("calls", "step"), [({1, 2}, 0), ({8, 9}, 4)], ids=["first", "last"])
+def test_a_sampler_that_keeps_failing_in_an_evaluation_costs_no_step(
+    whole, tiny_checkpoint, tmp_path, monkeypatch, calls, step
 ):
-    """The policy has been updated by then, and the step's line cannot be written without the evaluation."""
+    """The policy has been updated by then: the step is saved, and its evaluation made up for."""
     with monkeypatch.context() as patch:
-        interfere(patch, LocalSampler, "generate", {8}, failing(RuntimeError("gone")))
-        with pytest.raises(RunError, match=r"after step 4: .*continues from .*step-000002"):
+        interfere(patch, LocalSampler, "generate", calls, failing(RuntimeError("gone")))
+        with pytest.raises(RunError, match=rf"after step {step}: .*continues from .*step-00000{step}"):
             run(tiny_checkpoint, tmp_path)
     run(tiny_checkpoint, tmp_path)
+    same_as(whole, tmp_path)
+
+
+def test_an_evaluation_in_which_the_sampler_fails_is_begun_again(whole, tiny_checkpoint, tmp_path, monkeypatch):
+    interfere(monkeypatch, LocalSampler, "generate", {8}, failing(RuntimeError("gone")))
+    assert "evaluation of step 4: the sampler has failed (RuntimeError: gone); it is begun again" in run(
+        tiny_checkpoint, tmp_path
+    )
     same_as(whole, tmp_path)
 
 
@@ -229,7 +238,7 @@ def test_a_disk_that_really_is_full(whole, tiny_checkpoint, tmp_path):
 # --- stops ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize(
     ("owner", "name", "call", "saved"),
     [
@@ -315,8 +324,21 @@ def test_data_that_changed_is_refused_unless_told(tiny_checkpoint, tmp_path, fil
     with pytest.raises(UserError, match=r"^data.train: its problems are not those that the run began with"):
         run(tiny_checkpoint, output, *files, steps=3)
     assert read(output) == before
-    run(tiny_checkpoint, output, *files, "data.allow_changed=true", steps=3)
+    graded: list[tuple[str, tuple[str, ...]]] = []
+
+    def noted(self: Any, problems: Any, responses: Any) -> Any:
+        graded.extend((problem.prompt, problem.answers) for problem in problems)
+        return HashGrader().grade(problems, responses)
+
+    monkeypatch.setattr("attnrl.tasks.graders.RulesGrader.grade", noted)
+    said = run(tiny_checkpoint, output, *files, "data.allow_changed=true", steps=3)
+    assert "problems in flight are no longer those of the data; their samples are dropped" in said
     assert [row["step"] for row in read(output)] == [0, 1, 2, 3]
+    trees = [row for row in read(output, "trees.jsonl") if row["step"] == 3]
+    assert trees
+    problems = {f"A={n}?": str(n) for n in range(21)}
+    assert all(answers == (problems[prompt],) for prompt, answers in graded)
+    assert all(problems[tree["prompt"]] == tree["answers"][0] for tree in trees)
     run(tiny_checkpoint, output, *files, steps=4)  # by now they are what the run goes by
 
 

@@ -100,7 +100,8 @@ def train(
         for line in describe(prepared):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         return
-    for line in left_out(prepared):
+    resumed = [f"Continues from {prepared.checkpoint.directory}"] if prepared.checkpoint else []
+    for line in [*left_out(prepared), *resumed]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     rows = run_training(prepared, Display(console))
     finished = config.is_over(int(rows[-1]["step"]), rows[-1].get("tokens/total", 0.0))

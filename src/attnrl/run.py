@@ -23,7 +23,7 @@ from attnrl.local.engine import (
     require_sampler,
     require_trees,
 )
-from attnrl.report.run_directory import RunDirectory
+from attnrl.report.run_directory import METRICS, RunDirectory
 from attnrl.report.trackers import check_trackers
 from attnrl.task_data import TaskData, grader_for, load_task
 from attnrl.tasks.dependencies import require_dependencies
@@ -84,6 +84,7 @@ def prepare(config: TrainConfig) -> PreparedRun:
     check_trackers(config)
     found = find_checkpoint(config.resume, run.checkpoints)
     checkpoint = found.checkpoint
+    notes = [*found.skipped, *_lost(run, checkpoint)]
     if run.holds_a_run():
         if config.resume == "never":
             raise UserError(f"output_dir {config.output_dir}: holds a run already, and resume is never")
@@ -93,6 +94,11 @@ def prepare(config: TrainConfig) -> PreparedRun:
                 f"from {config.resume}, choose another output_dir"
             )
         refuse_other_settings(config, run)
+    elif checkpoint is not None and checkpoint.directory.parent.resolve() == run.checkpoints.resolve():
+        raise UserError(
+            f"output_dir {config.output_dir}: holds checkpoints, but no config.yaml to say what run they are of; "
+            f"resume={checkpoint.directory} with another output_dir goes on from the newest"
+        )
     tokenizer = load_tokenizer(directory, trust_remote_code=config.trust_remote_code)
     with grader_for(config):
         pass  # there is one
@@ -125,9 +131,25 @@ def prepare(config: TrainConfig) -> PreparedRun:
         task.training_problems,
         task.held_out,
         data=task.fingerprints,
-        notes=(*found.skipped, *task.notes),
+        notes=(*notes, *task.notes),
         without_influence=require_influence(model) if config.method.needs_fci else {},
     )
+
+
+def _lost(run: RunDirectory, checkpoint: Checkpoint | None) -> list[str]:
+    """What a run directory should have and has not, a line each."""
+    steps = {row.get("step") for row in run.read(METRICS)}
+    if checkpoint is None:
+        trained = len(steps - {0})
+        return [f"{run.root}: metrics of {trained} steps but no checkpoint: the run begins anew"] if trained else []
+    missing = len(set(range(1, checkpoint.step + 1)) - steps)
+    ours = checkpoint.directory.parent.resolve() == run.checkpoints.resolve()
+    return [f"{run.root}: {METRICS} has no lines of {missing} steps up to the checkpoint"] if ours and missing else []
+
+
+def found_again(prepared: PreparedRun) -> Checkpoint | None:
+    """What the run would resume from by now: another process may have trained in its directory in the meantime."""
+    return find_checkpoint(prepared.config.resume, RunDirectory(prepared.config.output_dir).checkpoints).checkpoint
 
 
 # What may differ when a run goes on: how long, where and how it is watched, not what is learned.

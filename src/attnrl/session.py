@@ -8,7 +8,7 @@ Ctrl-C and a kill fall back to the last checkpoint. A run that goes on is the ru
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
@@ -16,7 +16,7 @@ from math import isfinite
 from safetensors import SafetensorError
 
 from attnrl.config import dump_config
-from attnrl.errors import RunError, one_line
+from attnrl.errors import RunError, UserError, one_line
 from attnrl.evaluate import Evaluation, evaluate
 from attnrl.local.checkpoint import (
     Checkpoint,
@@ -33,9 +33,9 @@ from attnrl.report.display import Display
 from attnrl.report.recording import record_evaluation, record_faults, record_step
 from attnrl.report.run_directory import METRICS, RunDirectory
 from attnrl.report.trackers import open_trackers
-from attnrl.run import PreparedRun
+from attnrl.run import PreparedRun, found_again
 from attnrl.task_data import EVALUATION_SEED, grader_for
-from attnrl.trainer import StepResult, Trainer
+from attnrl.trainer import StepResult, Trainer, TrainerState, of_these_problems
 from attnrl.watchdog import SamplerError, WatchedSampler, begun_again
 
 UNDIVIDED = {"train", "sync"}  # from the first on the policy changes: a step that has come so far is finished
@@ -55,6 +55,8 @@ def train(prepared: PreparedRun, display: Display) -> list[dict[str, float]]:
         grader_for(config) as grader,
         open_samplers(config, prepared.model, prepared.tokenizer, directory, display.sampled) as sampler_at,
     ):
+        if found_again(prepared) != prepared.checkpoint:
+            raise UserError(f"output_dir {config.output_dir}: another process has gone on with this run just now")
         return _Session(prepared, display, grader, sampler_at).run()
 
 
@@ -80,7 +82,7 @@ class _Session:
             )
             reference.requires_grad_(False)
         self.policy = build_policy(self.config, prepared.model, reference)
-        state = load_checkpoint(prepared.checkpoint, self.policy) if prepared.checkpoint else None
+        state = self._load(prepared.checkpoint) if prepared.checkpoint else None
         sampling = self.config.sampling
         self.trainer = Trainer(
             self.config,
@@ -93,10 +95,21 @@ class _Session:
             on_phase=self._enter,
         )
         self.directory.open(dump_config(self.config), state.step if state else None)
+        written = self.directory.read(METRICS)
+        self.row: dict[str, float] = written[-1] if written else {}  # the last line of metrics.jsonl
         self.interruption = _Interruption()
         # Of which steps all lines are written, and of which there is a checkpoint.
         self.recorded = self.saved = state.step if state else None
         self.accuracy = accuracy_of(prepared.checkpoint) if prepared.checkpoint else None  # of the present weights
+
+    def _load(self, checkpoint: Checkpoint) -> TrainerState:
+        saved = load_checkpoint(checkpoint, self.policy)
+        limit = self.config.sampling.max_prompt_tokens
+        state = of_these_problems(saved, self.prepared.source, self.prepared.tokenizer, limit)
+        dropped = len(saved.pending) + len(saved.carried) - len(state.pending) - len(state.carried)
+        if dropped:
+            self.display.say(f"{dropped} problems in flight are no longer those of the data; their samples are dropped")
+        return state
 
     def run(self) -> list[dict[str, float]]:
         self.display.start(self.config, self.trainer.state.step, self.trainer.state.sampled_tokens)
@@ -115,14 +128,16 @@ class _Session:
 
     def _steps(self) -> None:
         if self.recorded is None:
-            self._report({"step": 0}, 0)
+            self._record_metrics({"step": 0}, 0)
             self.recorded = 0
+        self._evaluate_if_owed()
         while not self._over() and not self.interruption.asked:
             try:
                 result = self._step()
             except _StoppedError:
                 break
             self._record(result)
+            self._evaluate_if_owed()
             if self._is_due():
                 self._save()
         if self.saved != self.trainer.state.step:
@@ -140,10 +155,8 @@ class _Session:
     def _step(self) -> StepResult:
         """A training step, begun again if the sampler fails; that changes nothing in what comes of it."""
 
-        def say(what: str) -> None:
-            self.display.say(f"step {self.trainer.state.step + 1}: {what}")
-
-        return begun_again(self.trainer.step, self.config.sampling.retries, say)
+        what = f"step {self.trainer.state.step + 1}"
+        return begun_again(self.trainer.step, self.config.sampling.retries, self._say_of(what))
 
     def _record(self, result: StepResult) -> None:
         """Write all lines of a step.
@@ -152,23 +165,46 @@ class _Session:
             RunError: too many steps in a row had numbers that are not finite.
         """
         step = self.trainer.state.step
-        self._report(result.metrics, step)
+        self.accuracy = None
+        self._record_metrics(result.metrics, step)
         record_step(self.directory, step, result, self.prepared.tokenizer, self.config.log)
         self.recorded = step
         in_a_row, limit = self.trainer.state.nonfinite_steps, self.config.optimizer.max_nonfinite_steps
         record_faults(self.directory, step, result, in_a_row, limit, self.display.say)
 
-    def _report(self, metrics: dict[str, float], step: int) -> None:
-        """Evaluate if it is time to, and write and show the metrics of a step."""
-        self.accuracy = None
-        if self.prepared.held_out and (step % self.config.eval.every == 0 or self._over()):
-            metrics |= record_evaluation(self.directory, step, self._evaluate(), self.config.log)
-            self.accuracy = metrics["eval/accuracy"]
-        metrics = {name: value for name, value in metrics.items() if isfinite(value)}
-        self.directory.append(METRICS, [metrics])
+    def _record_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.row = {name: value for name, value in metrics.items() if isfinite(value)}
+        self.directory.append(METRICS, [self.row])
+        if not self._is_evaluated(step):
+            self._show(step)
+
+    def _show(self, step: int) -> None:
         if self.trackers is not None:
-            self.trackers.log({name: value for name, value in metrics.items() if name != "step"}, step)
-        self.display.step(metrics)
+            self.trackers.log({name: value for name, value in self.row.items() if name != "step"}, step)
+        self.display.step(self.row)
+
+    def _is_evaluated(self, step: int) -> bool:
+        return bool(self.prepared.held_out) and (step % self.config.eval.every == 0 or self._over())
+
+    def _evaluate_if_owed(self) -> None:
+        """Evaluate the step that was last recorded, if it is time to and that has not been done: not even by a session
+        before this one, whose sampler has failed in it.
+
+        Raises:
+            SamplerError: the sampler has failed, more than once.
+        """
+        step = self.trainer.state.step
+        if not self._is_evaluated(step) or self.row.get("step") != step or "eval/accuracy" in self.row:
+            return
+        say = self._say_of(f"evaluation of step {step}")
+        evaluation = begun_again(self._evaluate, self.config.sampling.retries, say)
+        self.row |= record_evaluation(self.directory, step, evaluation, self.config.log)
+        self.accuracy = self.row["eval/accuracy"]
+        self.directory.replace_last(METRICS, self.row)
+        self._show(step)
+
+    def _say_of(self, what: str) -> Callable[[str], None]:
+        return lambda said: self.display.say(f"{what}: {said}")
 
     def _evaluate(self) -> Evaluation:
         self.display.phase("evaluate")
@@ -240,9 +276,10 @@ class _Interruption:
 
 @contextmanager
 def _interruption(display: Display) -> Iterator[_Interruption]:
-    """Turn the first SIGINT or SIGTERM into a request to stop; the next one acts as it always does."""
+    """Turn the first SIGINT, SIGTERM or SIGHUP into a request to stop; the next one acts as it always does."""
     interruption = _Interruption()
-    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}  # the last: a closed terminal
+    former = {number: signal.getsignal(number) for number in numbers}
 
     def restore() -> None:
         for number, handler in former.items():

@@ -45,7 +45,7 @@ from attnrl.rollout import Group, Grown, Plan, UnfinishedGroup
 from attnrl.sampling import Generation
 from attnrl.tasks.dependencies import step_dependents
 from attnrl.tasks.stream import ProblemSource
-from attnrl.tokens import step_texts
+from attnrl.tokens import encode_prompt, step_texts
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,29 @@ def initial_state(config: TrainConfig) -> TrainerState:
         smoothing=config.method.adaptive.smoothing,
     )
     return TrainerState(0, 0, (), (), RunningMean(), controller, 0, 0)
+
+
+def of_these_problems(
+    state: TrainerState, source: ProblemSource, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int
+) -> TrainerState:
+    """The state without samples in flight whose problem ``source`` no longer has in its place.
+
+    They would be graded by another problem's answers: where data files or held-out problems have changed since.
+    """
+
+    def prompt(position: int) -> tuple[int, ...]:
+        return encode_prompt(tokenizer, source.at(position), max_prompt_tokens)
+
+    def is_there(group: Group) -> bool:
+        problem = source.at(group.position)
+        same = (problem.id, problem.answers) == (group.problem_id, group.answers)
+        return same and prompt(group.position) == group.prompt
+
+    return replace(
+        state,
+        pending=tuple(group for group in state.pending if is_there(group)),
+        carried=tuple(group for group in state.carried if prompt(group.position) == group.prompt),
+    )
 
 
 @dataclass(frozen=True)

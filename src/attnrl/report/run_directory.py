@@ -124,6 +124,11 @@ class RunDirectory:
         with (self.root / name).open("a", encoding="utf-8") as file:
             file.writelines(_json_line(row) for row in rows)
 
+    def replace_last(self, name: str, row: Mapping[str, Any]) -> None:
+        """Put ``row`` in place of the last one of the file ``name``."""
+        rows = self.read(name)
+        write_whole(self.root / name, "".join(_json_line(one) for one in [*rows[:-1], row]))
+
     def dump_fault(self, step: int, rows: Iterable[Mapping[str, Any]]) -> Path:
         """Write all there is to know of a step that went wrong; returns the file."""
         path = self.root / FAULTS / f"{step:06d}.jsonl"

@@ -39,11 +39,12 @@ def summarize(rows: list[dict[str, float]]) -> list[str]:
     if evaluated:
         before, after = evaluated[0], evaluated[-1]
         gain = 100 * (after["eval/accuracy"] - before["eval/accuracy"])
-        lines += [
-            f"Held-out accuracy before: {before['eval/accuracy']:.1%} ± {before['eval/standard_error']:.1%}",
-            f"Held-out accuracy after:  {after['eval/accuracy']:.1%} ± {after['eval/standard_error']:.1%}"
-            f"  ({gain:+.1f} points, step {after['step']:.0f})",
-        ]
+        lines.append(f"Held-out accuracy before: {before['eval/accuracy']:.1%} ± {before['eval/standard_error']:.1%}")
+        if after is not before:
+            lines.append(
+                f"Held-out accuracy after:  {after['eval/accuracy']:.1%} ± {after['eval/standard_error']:.1%}"
+                f"  ({gain:+.1f} points, step {after['step']:.0f})"
+            )
     stepped = [row for row in rows if "time/step" in row]
     if stepped:
         seconds = sum(row["time/step"] for row in stepped)

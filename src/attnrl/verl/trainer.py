@@ -26,7 +26,7 @@ from attnrl.report.run_directory import METRICS, RunDirectory
 from attnrl.state_json import state_from_json, state_to_json
 from attnrl.task_data import EVALUATION_SEED, grader_for, load_task
 from attnrl.tokens import end_of_sequence_ids
-from attnrl.trainer import Trainer, TrainerState
+from attnrl.trainer import Trainer, TrainerState, of_these_problems
 from attnrl.verl.policy import VerlPolicy
 from attnrl.verl.sampler import PARTITION, VerlSampler
 from attnrl.verl.settings import NAME, STATE_FILE, from_verl
@@ -162,7 +162,9 @@ class AttnRLTrainer(PPOTrainer):  # type: ignore[misc]
             folder = Path(self.config.trainer.resume_from_path or self.config.trainer.default_local_dir)
             if self.config.trainer.resume_mode == "auto":
                 folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
-            self.state = state_from_json(json.loads((folder / STATE_FILE).read_text(encoding="utf-8")))
+            state = state_from_json(json.loads((folder / STATE_FILE).read_text(encoding="utf-8")))
+            limit = self.recipe.sampling.max_prompt_tokens
+            self.state = of_these_problems(state, self.problems.source, self.tokenizer, limit)
 
     def _compute_metrics(
         self, batch: KVBatchMeta, metrics: dict[str, Any], timing_raw: dict[str, float], global_steps: int, epoch: int
