@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,14 +18,19 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from tiny_runs import HashGrader, read, run, settings, weights
 
 import attnrl.local.checkpoint
 import attnrl.session
+from attnrl.config import TrainConfig, load_config
 from attnrl.errors import RunError, UserError
 from attnrl.local.policy import LocalPolicy
 from attnrl.local.sampler import LocalSampler
+from attnrl.report.display import Display
 from attnrl.report.run_directory import RunDirectory
+from attnrl.run import prepare
+from attnrl.session import train
 
 
 def interfere(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, on: set[int], fault: Callable[..., Any]) -> None:
@@ -393,3 +400,33 @@ class _Fixed:
 
     def metrics(self) -> dict[str, float]:
         return {**self.real.metrics(), "accuracy": self.accuracy}
+
+
+def test_a_run_that_another_process_has_gone_on_with_is_left_alone(tiny_checkpoint, tmp_path):
+    """Between looking for what to resume from and taking the lock."""
+    run(tiny_checkpoint, tmp_path, steps=2)
+    prepared = prepare(load_config(TrainConfig, "attnrl", settings(tiny_checkpoint, tmp_path)))
+    run(tiny_checkpoint, tmp_path, steps=3)
+    before = read(tmp_path)
+    with pytest.raises(UserError, match="another process has gone on with this run just now"):
+        train(prepared, Display(Console(file=io.StringIO())))
+    assert read(tmp_path) == before
+
+
+def test_checkpoints_without_their_config_are_not_guessed_at(tiny_checkpoint, tmp_path):
+    run(tiny_checkpoint, tmp_path, steps=2)
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(UserError, match=r"holds checkpoints, but no config\.yaml .* resume=.*step-000002 with another"):
+        run(tiny_checkpoint, tmp_path, "seed=1")
+
+
+def test_what_a_run_directory_has_lost_is_said(tiny_checkpoint, tmp_path):
+    run(tiny_checkpoint, tmp_path, steps=2)
+    config = load_config(TrainConfig, "attnrl", settings(tiny_checkpoint, tmp_path))
+    assert not prepare(config).notes
+    lines = (tmp_path / "metrics.jsonl").read_text()
+    (tmp_path / "metrics.jsonl").unlink()
+    assert prepare(config).notes == (f"{tmp_path}: metrics.jsonl has no lines of 2 steps up to the checkpoint",)
+    (tmp_path / "metrics.jsonl").write_text(lines)
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert prepare(config).notes == (f"{tmp_path}: metrics of 2 steps but no checkpoint: the run begins anew",)
