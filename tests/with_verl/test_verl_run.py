@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 import tiny_runs
+import torch
 from rich.console import Console
+from safetensors.torch import load_file
 
 from attnrl.config import TrainConfig, load_config
 from attnrl.local.engine import model_directory
@@ -86,11 +88,6 @@ def test_two_workers_train(whole):
     assert [row["step"] for row in rows] == list(range(steps + 1))
     assert sum(row.get("grad_norm", 0) > 0 for row in rows) >= 3
     assert [row["step"] for row in rows if "eval/accuracy" in row] == sorted({0, *range(0, steps, 3), steps})
-    before, after = (
-        (directory / "model.safetensors").read_bytes()
-        for directory in (model_directory("ledger"), last(whole) / "actor/huggingface")
-    )
-    assert before != after
 
 
 def test_a_budget_of_tokens_ends_a_run(whole):
@@ -123,6 +120,9 @@ def test_the_run_directory_is_that_of_any_engine(whole):
 def test_a_local_run_goes_on_from_it(whole, tmp_path):
     attnrl, steps = [sys.executable, "-m", "attnrl"], read(whole)[-1]["step"]
     run([*attnrl, "export", str(whole), "exported"], tmp_path)
+    directories = model_directory("ledger"), tmp_path / "exported"
+    before, after = (load_file(directory / "model.safetensors") for directory in directories)
+    assert all(not torch.equal(before[name], after[name]) for name in before)
     run([*attnrl, "eval", "exported", "--task", "ledger", "--problems", "5", "--samples", "1"], tmp_path)
     more = ["resume=exported", "output_dir=local", *SMALL, f"steps={steps + 1}", "tokens=null"]
     run([*attnrl, "train", "attnrl", *more], tmp_path)

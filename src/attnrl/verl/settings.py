@@ -95,7 +95,6 @@ def to_verl(config: TrainConfig, *, cpu: bool) -> dict[str, Any]:
         f"{ACTOR}.loss_agg_mode": "token-mean",
         f"{ACTOR}.fsdp_config.param_offload": config.verl.offload,
         f"{ACTOR}.fsdp_config.optimizer_offload": config.verl.offload,
-        f"{ACTOR}.checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],
         f"{ROLLOUT}.calculate_log_probs": True,
         f"{ROLLOUT}.agent.default_agent_loop": NAME,
         f"{MODEL}.external_lib": PLUGIN,
