@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -81,9 +83,21 @@ def one_step(config: TrainConfig, sampler: Recorded, policy: Policy) -> tuple[St
     return result, policy.update(rows)
 
 
+def listening() -> set[str]:
+    """The addresses on which processes that this one has started wait to be spoken to."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        try:
+            connections = process.net_connections("inet")
+        except psutil.NoSuchProcess:
+            continue
+        found |= {connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN}
+    return found
+
+
 @pytest.fixture(scope="module", params=LAYOUTS.values(), ids=LAYOUTS)
 def steps(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """The same step by the local engine and by verl's workers, see :func:`one_step`."""
+    """The same step by the local engine and by verl's workers, see :func:`one_step`, and :func:`listening`."""
     config = recipe(tmp_path_factory.mktemp("run"), *request.param)
     directory = model_directory(config.model)
 
@@ -104,7 +118,7 @@ def steps(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         trainer.init()
         samples.sampler = None
         verl = one_step(config, samples, VerlPolicy(trainer.actor_rollout_wg, trainer.ref_policy_wg, config))
-        yield local, verl
+        yield local, verl, listening()
     finally:
         transfer_queue.close()
         ray.shutdown()
@@ -112,7 +126,7 @@ def steps(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def results(steps: Any) -> tuple[StepResult, StepResult]:
-    (local, _), (verl, _) = steps
+    (local, _), (verl, _), _ = steps
     return local, verl
 
 
@@ -155,6 +169,12 @@ def test_the_update_is_the_same(results, name):
 
 @pytest.mark.parametrize("name", ["loss/policy", "loss/kl", "loss/clip_fraction", "grad_norm"])
 def test_so_is_the_next_on_the_weights_that_come_of_it(steps, name):
-    (_, local), (_, verl) = steps
+    (_, local), (_, verl), _ = steps
     assert local[name] != 0
     assert verl[name] == pytest.approx(local[name], rel=1e-2)
+
+
+def test_a_cluster_of_one_machine_listens_on_the_loopback_interface_only(steps):
+    *_, addresses = steps
+    assert addresses
+    assert all(ip_address(address.removeprefix("::ffff:")).is_loopback for address in addresses), addresses
