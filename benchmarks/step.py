@@ -40,7 +40,6 @@ from attnrl.local.engine import (
     build_policy,
     build_sampler,
     choose_device,
-    end_of_sequence_ids,
     load_model,
     load_tokenizer,
     model_directory,
@@ -48,6 +47,7 @@ from attnrl.local.engine import (
 from attnrl.protocols import Grader, Policy, Sampler
 from attnrl.rollout import Grown
 from attnrl.task_data import grader_for, load_task
+from attnrl.tokens import end_of_sequence_ids
 from attnrl.trainer import StepResult, Trainer, TrainerState
 
 SIDES = ("attnrl", "plain")
@@ -108,7 +108,7 @@ class Bench:
         if name == "attnrl":
             return Side(build_sampler(model, self.tokenizer, **limits), build_policy(config, model, reference))
         pad = self.tokenizer.pad_token_id
-        eos = end_of_sequence_ids(model, self.tokenizer)
+        eos = end_of_sequence_ids(model.generation_config, self.tokenizer)
         return Side(
             PlainSampler(model, eos_token_ids=eos, pad_token_id=eos[0] if pad is None else pad, **limits),
             PlainPolicy(

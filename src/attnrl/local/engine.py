@@ -76,16 +76,8 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
-LOADING_ERRORS = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    ImportError,
-    RuntimeError,
-    SafetensorError,
-    StrictDataclassError,
-)
+FAULTY_FILES = (SafetensorError, StrictDataclassError)
+LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, *FAULTY_FILES)
 
 
 def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
