@@ -444,7 +444,11 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
         ["run_damaged/checkpoints/step-000001", "damaged", "none is left to resume from"],
     ),
     "config with text for a number": (train("model=many"), ["model many", "cannot be loaded"]),
-    "verl without verl": (train("engine=verl"), ["engine=verl", "attnrl[verl]"]),
+    "verl without verl": (
+        train("engine=verl", "sampling.score_continuations=true"),
+        ["engine=verl", "attnrl[verl]"],
+    ),
+    "verl with the log-probs of vLLM": (train("engine=verl"), ["sampling.score_continuations", "vllm"]),
     "verl with FCI of spread sequences": (
         train("engine=verl", "verl.sequence_parallel=2"),
         ["verl.sequence_parallel=2", "FCI"],

@@ -352,6 +352,11 @@ class TrainConfig(Strict):
                     f"verl.sequence_parallel={self.verl.sequence_parallel} spreads a sequence over GPUs, and FCI needs "
                     "it whole on one: set it to 1, or use a method that does not look at FCI"
                 )
+            if self.verl.rollout != "transformers" and not self.sampling.score_continuations:
+                raise ValueError(
+                    f"sampling.score_continuations=false takes the log-probs of {self.verl.rollout} for the policy's, "
+                    "which they are not: set it to true"
+                )
             if self.sampling.carry_over:
                 raise ValueError("sampling.carry_over: the verl engine waits for all responses; set it to 0")
         return self

@@ -1,5 +1,6 @@
 """Attention with its logsumexp against the dense definition, and the arguments given to flash attention."""
 
+from functools import wraps
 from itertools import pairwise
 
 import pytest
@@ -201,6 +202,7 @@ def flash_of_plain_torch(
 def test_variable_length_flash_attention_is_called_by_its_documentation(monkeypatch, kind, layout, key_heads):
     calls = []
 
+    @wraps(flash_of_plain_torch)
     def counted(*args, **kwargs):
         calls.append(kwargs["window_size"])
         return flash_of_plain_torch(*args, **kwargs)
@@ -226,6 +228,7 @@ def test_variable_length_flash_attention_takes_our_arguments():
 
 
 def test_a_logsumexp_of_another_shape_is_refused(monkeypatch):
+    @wraps(flash_of_plain_torch)
     def transposed(*args, **kwargs):
         output, lse = flash_of_plain_torch(*args, **kwargs)
         return output, lse.T

@@ -93,7 +93,8 @@ def test_held_out_problems_are_sampled_before_the_run_now_and_then_and_at_its_en
 
 
 def test_what_a_step_is_on_more_gpus_and_with_other_settings() -> None:
-    text = "\n".join(plan(load("verl.nodes=3", "loss.kl=0", "sampling.score_continuations=false", "tokens=1000000")))
+    unscored = ["sampling.score_continuations=false", "verl.rollout=transformers"]
+    text = "\n".join(plan(load("verl.nodes=3", "loss.kl=0", "tokens=1000000", *unscored)))
     assert "(80 and 655,360 a GPU)" in text and "up to 20 micro-batches a GPU" in text
     assert "384 responses scored, 0 by the reference, 1,920 trained on" in text  # 64 * 6
     assert "the run ends with the step that comes to 1,000,000" in text

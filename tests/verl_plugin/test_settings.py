@@ -18,7 +18,9 @@ def vendor(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def recipe(*changes: str, name: str = "attnrl") -> TrainConfig:
-    return load_config(TrainConfig, name, ["engine=verl", "verl.gpus_per_node=2", *changes])
+    return load_config(
+        TrainConfig, name, ["engine=verl", "verl.gpus_per_node=2", "sampling.score_continuations=true", *changes]
+    )
 
 
 def nested(settings: dict[str, Any]) -> dict[str, Any]:

@@ -11,8 +11,10 @@ D head dimension, V head dimension of the values; in a panel n queries and m key
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -146,6 +148,10 @@ def _varlen_flash(layer: LayerAttention, layout: StepLayout, window: int | None)
     from torch.nn.attention.varlen import AuxRequest, varlen_attn  # CUDA only
 
     B, H, T, _ = layer.query_BHTD.shape
+    # Before it had the argument it took fewer key heads without being told.
+    told: dict[str, Any] = {}
+    if "enable_gqa" in inspect.signature(varlen_attn).parameters:
+        told["enable_gqa"] = layer.key_BGTD.shape[1] != H
     query_NHD, key_NGD, value_NGV = (
         tensor.transpose(1, 2).reshape(B * T, tensor.shape[1], tensor.shape[3])
         for tensor in (layer.query_BHTD, layer.key_BGTD, layer.value_BGTV)
@@ -161,7 +167,7 @@ def _varlen_flash(layer: LayerAttention, layout: StepLayout, window: int | None)
         return_aux=AuxRequest(lse=True),
         scale=layer.scaling,
         window_size=(-1 if window is None else window - 1, 0),  # tokens to the left of the query, not its own
-        enable_gqa=key_NGD.shape[1] != H,
+        **told,
     )
     if lse_HN.shape != (H, B * T):  # its own documentation has the two the other way round
         raise FciUnsupportedError(f"varlen_attn of torch {torch.__version__} gives a logsumexp {list(lse_HN.shape)}")

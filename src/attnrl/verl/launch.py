@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import atexit
+import io
 import os
+import shutil
+import tempfile
+from contextlib import redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 from warnings import catch_warnings, simplefilter
 
 from attnrl.config import TrainConfig
-from attnrl.errors import RunError, UserError
+from attnrl.errors import RunError, UserError, one_line
 from attnrl.local.engine import load_tokenizer, model_directory
 from attnrl.report.run_directory import METRICS, RunDirectory
 from attnrl.run import refuse_other_settings
 from attnrl.task_data import grader_for, load_task
-from attnrl.verl.settings import MODEL, environment_of, to_verl
+from attnrl.verl.settings import MODEL, STATE_FILE, check_needs, environment_of, is_own_cluster, to_verl
 
 VERSION = "0.9.1"  # the release whose inner workings the plug-in is written against
 
@@ -51,9 +58,16 @@ def on_cpu(config: TrainConfig) -> bool:
 def set_environment(*, cpu: bool, nodes: int) -> None:
     """Set what verl and Ray read from the environment as they are imported, in this process and those it starts."""
     os.environ.update(environment_of(cpu))
-    if nodes == 1 and "RAY_ADDRESS" not in os.environ:
-        # A cluster of one machine: Ray then listens on the loopback interface, as it does on others than Linux.
+    if is_own_cluster(nodes):
+        # Ray then listens on the loopback interface, as it does on others than Linux.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+
+def _rendezvous() -> str:
+    """Where the processes of one machine meet: in a file, since torch's server for it listens on all interfaces."""
+    directory = tempfile.mkdtemp(prefix="attnrl-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return f"file://{directory}/rendezvous"
 
 
 def compose(config: TrainConfig, model: str) -> Any:
@@ -65,6 +79,8 @@ def compose(config: TrainConfig, model: str) -> Any:
     cpu = on_cpu(config)
     settings = {**to_verl(config, cpu=cpu), f"{MODEL}.path": model}
     set_environment(cpu=cpu, nodes=config.verl.nodes)
+    if is_own_cluster(config.verl.nodes):
+        settings["ray_kwargs.ray_init.runtime_env.env_vars"]["DIST_INIT_METHOD"] = _rendezvous()
     from hydra import compose as compose_hydra
     from hydra import initialize_config_module
     from hydra.errors import HydraException
@@ -79,7 +95,30 @@ def compose(config: TrainConfig, model: str) -> Any:
     with open_dict(composed):
         for name, value in settings.items():
             OmegaConf.update(composed, name, value, force_add=True)
+    _validate(composed)
     return composed
+
+
+def _validate(composed: Any) -> None:
+    """Have verl look at its configuration, and us at what we need of it.
+
+    Raises:
+        UserError: it will not do.
+    """
+    from omegaconf import OmegaConf
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+
+    check_needs(OmegaConf.to_container(composed, resolve=True))
+    try:
+        with redirect_stdout(io.StringIO()):  # it prints that all is well
+            validate_config(
+                config=composed,
+                use_reference_policy=need_reference_policy(composed),
+                use_critic=need_critic(composed),
+            )
+    except Exception as error:  # assertions, ValueErrors and Hydra's own
+        raise UserError(f"verl.set: verl does not take its settings ({one_line(error)})") from None
 
 
 def check(config: TrainConfig) -> Any:
@@ -91,6 +130,18 @@ def check(config: TrainConfig) -> Any:
     require_verl()
     if on_cpu(config) and config.verl.rollout != "transformers":
         raise UserError(f"verl.rollout={config.verl.rollout}: there is no GPU here: set verl.rollout=transformers")
+    if config.verl.nodes > 1 and "RAY_ADDRESS" not in os.environ:
+        raise UserError(
+            f"verl.nodes={config.verl.nodes}: there is no cluster to run on: start Ray on each node, and set "
+            "RAY_ADDRESS=auto (docs/verl.md)"
+        )
+    if not on_cpu(config) and _needs_flash(config) and find_spec("flash_attn") is None:
+        raise UserError(
+            "engine=verl: flash-attn is not installed, which verl attends with on a GPU: pip install "
+            "'verl[fsdp]==0.9.1', or verl.set='[+actor_rollout_ref.model.override_config.attn_implementation=sdpa]'"
+        )
+    if config.resume not in {"auto", "never"}:
+        _check_resume(Path(config.resume))
     run = RunDirectory(config.output_dir)
     run.check_writable()
     if run.holds_a_run():
@@ -103,6 +154,17 @@ def check(config: TrainConfig) -> Any:
         pass  # there is one
     load_task(config, tokenizer)
     return compose(config, str(directory))
+
+
+def _needs_flash(config: TrainConfig) -> bool:
+    return config.dtype == "bfloat16" and not any("attn_implementation" in setting for setting in config.verl.set)
+
+
+def _check_resume(directory: Path) -> None:
+    if not (directory / "actor").is_dir() or not directory.name.removeprefix("global_step_").isdigit():
+        raise UserError(f"resume={directory}: not a checkpoint of the verl engine (checkpoints/global_step_N of a run)")
+    if not (directory / STATE_FILE).is_file():
+        raise UserError(f"resume={directory}: it has no {STATE_FILE}: another trainer of verl's has written it")
 
 
 def try_to_compose(config: TrainConfig) -> str:
@@ -128,14 +190,7 @@ def train(config: TrainConfig) -> list[dict[str, float]]:
     composed = check(config)
     from ray.exceptions import RayError, RayTaskError
     from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
-    from verl.trainer.ppo.utils import need_critic, need_reference_policy
-    from verl.utils.config import validate_config
 
-    validate_config(
-        config=composed,
-        use_reference_policy=need_reference_policy(composed),
-        use_critic=need_critic(composed),
-    )
     directory = RunDirectory(config.output_dir)
     with directory.locked():
         try:

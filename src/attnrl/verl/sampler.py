@@ -49,9 +49,10 @@ class VerlSampler:
         if not requests:
             return []
         manager = self.trainer.checkpoint_manager
-        manager.update_weights(self.trainer.global_steps)
+        names = [uuid4().hex for _ in requests]
         try:
-            return self._generate(requests, on_finished, enough)
+            manager.update_weights(self.trainer.global_steps)
+            return self._generate(names, requests, on_finished, enough)
         except BaseException:
             # What is left of it would go on beside the next try, and the engines sleep only when nothing runs.
             manager.abort_replicas()
@@ -59,20 +60,25 @@ class VerlSampler:
             raise
         finally:
             manager.sleep_replicas()
+            ours = set(names)
+            tags = transfer_queue.kv_list(PARTITION).get(PARTITION, {})
+            written = [key for key in tags if key.partition("_")[0] in ours]
+            if written:
+                transfer_queue.kv_clear(keys=written, partition_id=PARTITION)
 
     def sync(self) -> None:
         """Nothing to do: the engines get the weights when they wake up."""
 
     def _generate(
         self,
+        names: Sequence[str],
         requests: Sequence[Request],
         on_finished: Callable[[int, Completion], None] | None,
         enough: Callable[[Collection[int]], bool] | None,
     ) -> list[Completion]:
-        names = [uuid4().hex for _ in requests]
         batch = tensordict_utils.get_tensordict(
             {
-                "uid": names,
+                "uid": list(names),
                 "index": list(range(len(requests))),
                 "prompt_ids": [list(request.prompt) for request in requests],
                 "max_new_tokens": [request.max_new_tokens for request in requests],
@@ -86,14 +92,9 @@ class VerlSampler:
         step = self.trainer.global_steps
         tensordict_utils.assign_non_tensor_data(batch, "global_steps", step)
         tags = [{"is_prompt": True, "status": "pending", "global_steps": step} for _ in requests]
-        transfer_queue.kv_batch_put(keys=names, partition_id=PARTITION, tags=tags)
-        try:
-            self.trainer.agent_loop_manager.generate_sequences(batch)
-            return self._collect(names, on_finished, enough)
-        finally:
-            ours = set(names)
-            there = [key for key in transfer_queue.kv_list(PARTITION)[PARTITION] if key.partition("_")[0] in ours]
-            transfer_queue.kv_clear(keys=there, partition_id=PARTITION)
+        transfer_queue.kv_batch_put(keys=list(names), partition_id=PARTITION, tags=tags)
+        self.trainer.agent_loop_manager.generate_sequences(batch)
+        return self._collect(names, on_finished, enough)
 
     def _collect(
         self,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from attnrl.config import TrainConfig, read_recipe, validate_config
@@ -102,16 +103,20 @@ def to_verl(config: TrainConfig, *, cpu: bool) -> dict[str, Any]:
         "attnrl": recipe,
     }
     if config.resume not in {"auto", "never"}:
-        settings["trainer.resume_from_path"] = config.resume
+        settings["trainer.resume_from_path"] = str(Path(config.resume).absolute())
+    longest = config.sampling.max_prompt_tokens + config.sampling.max_new_tokens
+    settings[f"{ROLLOUT}.max_model_len"] = longest + 1  # SGLang counts one off; by default it is all of the model's
+    if is_own_cluster(config.verl.nodes):
+        settings["ray_kwargs.ray_init.address"] = "local"  # not one that somebody has started here for himself
     if cpu or config.dtype == "float32":
         precision = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
         settings |= {f"actor_rollout_ref.{role}.fsdp_config.mixed_precision": precision for role in ("actor", "ref")}
         settings[f"{ROLLOUT}.dtype"] = "float32"
+        settings[f"{MODEL}.override_config.attn_implementation"] = "sdpa"  # flash attention takes no fp32
     if cpu:
         processes = config.verl.nodes * config.verl.gpus_per_node
         settings |= {
             "trainer.device": "cpu",
-            f"{MODEL}.override_config.attn_implementation": "sdpa",
             f"{ACTOR}.use_torch_compile": False,
             f"{ACTOR}.fsdp_config.use_torch_compile": False,
             "actor_rollout_ref.ref.fsdp_config.use_torch_compile": False,
@@ -134,6 +139,11 @@ def to_verl(config: TrainConfig, *, cpu: bool) -> dict[str, Any]:
     return settings
 
 
+def is_own_cluster(nodes: int) -> bool:
+    """Whether Ray is started with the run and ended with it, on this machine alone."""
+    return nodes == 1 and "RAY_ADDRESS" not in os.environ
+
+
 def environment_of(cpu: bool) -> dict[str, str]:
     """The environment variables by which verl's processes find the plug-in."""
     found = {"VERL_USE_EXTERNAL_MODULES": PLUGIN, "VERL_ENGINE_VENDOR": NAME}
@@ -149,7 +159,7 @@ def from_verl(settings: Mapping[str, Any]) -> TrainConfig:
     Raises:
         UserError: it is none.
     """
-    _check(settings)
+    check_needs(settings)
     ours = dict(settings.get("attnrl") or {})
     recipe = read_recipe(str(ours.pop("recipe", "attnrl")))
     merged = {key: value for key, value in recipe.items() if key not in {"model", "task"}}
@@ -157,6 +167,7 @@ def from_verl(settings: Mapping[str, Any]) -> TrainConfig:
         value = _get(settings, verl)
         if value is not None and not (name.startswith("data.") and "task" in ours):
             _put(merged, name, value)
+    _put(merged, "sampling.score_continuations", True)  # unless it is said below: rollout engines are not the policy
     actor = _get(settings, ACTOR)
     _put(merged, "loss.kl", actor["kl_loss_coef"] if actor["use_kl_loss"] else 0.0)
     _put(merged, "loss.dual_clip", actor["clip_ratio_c"] if actor["clip_ratio_c"] < NEVER else None)
@@ -167,7 +178,7 @@ def from_verl(settings: Mapping[str, Any]) -> TrainConfig:
     return validate_config(TrainConfig, _over(merged, ours), source="attnrl")
 
 
-def _check(settings: Mapping[str, Any]) -> None:
+def check_needs(settings: Mapping[str, Any]) -> None:
     """Make sure of what the trainer needs of verl's settings.
 
     Raises:

@@ -152,9 +152,10 @@ class AttnRLTrainer(PPOTrainer):  # type: ignore[misc]
         # Before verl's own files: only when those are written does verl call the checkpoint the latest.
         write_whole(folder / STATE_FILE, json.dumps(state_to_json(self.loop.state)))
         super()._save_checkpoint()
-        for other in folder.parent.glob("global_step_*"):
-            if not (other / "actor").exists():  # verl takes no more than that of those that it does not keep
-                shutil.rmtree(other)
+        # verl takes away what is more than that, but only of this session, and not all of it.
+        saved = sorted(folder.parent.glob("global_step_*"), key=lambda one: int(one.name.rpartition("_")[2]))
+        for other in saved[: -self.recipe.checkpoint.keep_last]:
+            shutil.rmtree(other)
 
     def _load_checkpoint(self) -> None:
         super()._load_checkpoint()
@@ -164,6 +165,9 @@ class AttnRLTrainer(PPOTrainer):  # type: ignore[misc]
                 folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
             state = state_from_json(json.loads((folder / STATE_FILE).read_text(encoding="utf-8")))
             limit = self.recipe.sampling.max_prompt_tokens
+            # Held-out problems have been sampled at this step, if it was time to.
+            with open_dict(self.config):
+                self.config.trainer.val_before_train = False
             self.state = of_these_problems(state, self.problems.source, self.tokenizer, limit)
 
     def _compute_metrics(
