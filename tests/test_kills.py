@@ -6,6 +6,7 @@ import importlib.util
 import io
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 spec = importlib.util.spec_from_file_location("kills", Path(__file__).parents[1] / "tools" / "kills.py")
@@ -17,12 +18,24 @@ MOMENTS = [
     ("grade", 3, 0.0),
     ("train", 2, 0.01),
     ("seal", 1, 0.0),  # a checkpoint is written, but not yet in its place
-    ("metrics.jsonl", 1, 0.0),
+    ("half of metrics.jsonl", 1, 0.0),
 ]
 
 
-def test_a_run_killed_five_times_is_the_run_that_was_not_killed(tmp_path: Path) -> None:
+def test_a_run_killed_five_times_is_the_run_that_was_not_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = []
+    start = kills.start
+
+    def watched(output: Path, moment: kills.Moment | None) -> bool:
+        killed = start(output, moment)
+        cut.append(killed and not (output / "metrics.jsonl").read_bytes().endswith(b"\n"))
+        return killed
+
+    monkeypatch.setattr(kills, "start", watched)
     result = kills.kill_runs(5, iter(MOMENTS), tmp_path, Console(file=io.StringIO()))
+    assert cut[-2:] == [True, False]  # its last kill, and that it came to its end
     assert result["moments"] == {name: 1 for name, _, _ in MOMENTS}
     assert result["runs that differ"] == {} and result["runs"] == 1
 

@@ -192,6 +192,68 @@ def test_where_memory_runs_out_packs_are_halved(whole, tiny_checkpoint, tmp_path
     )  # a resumed run need not find out again
 
 
+def test_where_memory_runs_out_in_scoring_packs_are_halved_too(whole, tiny_checkpoint, tmp_path, monkeypatch):
+    """The responses of a pack are scored as they were, to rounding; with packs of this size from the start, exactly."""
+    budgets: list[int] = []
+
+    def out_of_memory(real: Callable[..., Any], policy: LocalPolicy, *arguments: Any, **named: Any) -> Any:
+        budgets.append(policy.micro_batch_tokens)
+        if policy.micro_batch_tokens > 400:
+            real(policy, *arguments, **named)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(policy, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        interfere(patch, LocalPolicy, "_score", set(range(1000)), out_of_memory)
+        run(tiny_checkpoint, tmp_path / "halved", steps=2)
+    halved = next(budget for budget in budgets if budget <= 400)
+    assert budgets[0] > 800 and budgets[: budgets.index(halved) + 1] == [
+        max(halved, budgets[0] >> times) for times in range(budgets.index(halved) + 1)
+    ]
+    assert set(budgets[budgets.index(halved) :]) == {halved}
+    rows, expected = read(tmp_path / "halved"), read(whole)[:3]
+    assert all(row["packing/micro_batch_tokens"] == halved for row in rows[1:])
+    assert rows[1]["loss/policy"] == pytest.approx(expected[1]["loss/policy"], abs=1e-6)
+    run(tiny_checkpoint, tmp_path / "small", f"optimizer.micro_batch_tokens={halved}", steps=2)
+    assert rows == read(tmp_path / "small")
+
+
+def test_memory_too_small_for_the_optimizer_ends_the_run_before_its_first_step(tiny_checkpoint, tmp_path, monkeypatch):
+    real = torch.zeros_like
+
+    def zeros_like(like: torch.Tensor, **named: Any) -> torch.Tensor:
+        if like.requires_grad:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+        return real(like, **named)
+
+    monkeypatch.setattr(torch, "zeros_like", zeros_like)
+    monkeypatch.setattr(LocalSampler, "generate", failing(AssertionError("it has begun")))
+    with pytest.raises(RunError, match=r"^out of memory in the optimizer, whose moments take .* GiB on cpu: ") as error:
+        run(tiny_checkpoint, tmp_path)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_memory_that_runs_out_in_an_optimizer_step_ends_the_run(whole, tiny_checkpoint, tmp_path, monkeypatch):
+    """It may have changed some weights: nothing of it is saved, and the run goes on from before it."""
+    with monkeypatch.context() as patch:
+        error = torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+        interfere(patch, torch.optim.AdamW, "step", {4}, failing(error))
+        with pytest.raises(
+            RunError, match=r"after step \d: out of memory in the optimizer, .*; the same command"
+        ) as said:
+            run(tiny_checkpoint, tmp_path, "checkpoint.every=1")
+    assert "\n" not in str(said.value)
+    run(tiny_checkpoint, tmp_path, "checkpoint.every=1")
+    same_as(whole, tmp_path)
+
+
+def test_other_errors_of_the_optimizer_are_no_lack_of_memory(tiny_checkpoint, tmp_path, monkeypatch):
+    interfere(monkeypatch, torch.optim.AdamW, "step", {1}, failing(RuntimeError("a fault of ours")))
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        run(tiny_checkpoint, tmp_path)
+
+
 def test_memory_that_holds_not_even_one_response_ends_the_run(tiny_checkpoint, tmp_path, monkeypatch):
     error = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes")
     interfere(monkeypatch, LocalPolicy, "_accumulate", set(range(1000)), failing(error))

@@ -159,8 +159,11 @@ def main() -> None:
         results.append(watch(name, options.seconds))
         print(json.dumps(results[-1]), flush=True)
     if options.output:
+        from attnrl.experiments.compare import describe_machine
+
         options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "results.json").write_text(json.dumps(results) + "\n", encoding="utf-8")
+        document = {"targets": results, "machine": describe_machine()}
+        (options.output / "results.json").write_text(json.dumps(document) + "\n", encoding="utf-8")
         (options.output / "results.md").write_text(table(results), encoding="utf-8")
     sys.exit(1 if any(found["faults"] for found in results) else 0)
 

@@ -1,8 +1,9 @@
 """Kill a run of the demo with SIGKILL at random moments, resume it, and compare it with the run that nobody killed.
 
 Moments are chosen among all that the run does: every phase of a step, between two segments of decoding, each line
-written, and each stage of a checkpoint. A run is killed several times before it may come to its end; then its metrics,
-forests, samples, weights, optimizer and state must be, bit for bit, those of the run that was never killed::
+before it is written and with half of it written, and each stage of a checkpoint. A run is killed several times before
+it may come to its end; then its metrics, forests, samples, weights, optimizer and state must be, bit for bit, those of
+the run that was never killed::
 
     python tools/kills.py --kills 50 --output results/kills
 """
@@ -19,12 +20,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from attnrl.experiments.compare import describe_machine
 from attnrl.report.display import counting
 
 STEPS = 4
@@ -35,15 +37,23 @@ SETTINGS = (
     *("prompts=2", "eval.every=2", "eval.problems=6", "eval.samples=1", "checkpoint.every=1", "log.trees_every=1"),
 )
 PHASES = ("plan", "generate", "grade", "score", "train", "sync", "evaluate", "save")
-MOMENTS = (*PHASES, "decoding", "metrics.jsonl", "trees.jsonl", "samples.jsonl", "seal", "rename", "remove")
+LINES = ("metrics.jsonl", "trees.jsonl", "samples.jsonl")
+HALF = "half of "  # a line written, as a loss of power may leave it
+MOMENTS = (*PHASES, "decoding", *LINES, *(f"{HALF}{name}" for name in LINES), "seal", "rename", "remove")
 KILLS_PER_RUN = 5
 MARK = "at: "
 Moment = tuple[str, int, float]
 """What the run is at, for the how-manieth time in its process, and seconds from then."""
 
 
-def announce_and_run(arguments: Sequence[str]) -> None:
-    """The command line, which says on standard error at what it is."""
+def announce_and_run(half: str, number: int, arguments: Sequence[str]) -> None:
+    """The command line, which says on standard error at what it is.
+
+    Args:
+        half: the file whose line, the ``number``-th appended to it, is written by half; what comes next is the kill.
+        number: from 1.
+        arguments: of ``attnrl``.
+    """
     import attnrl.local.checkpoint as checkpoint
     from attnrl.cli import main
     from attnrl.report.display import Display
@@ -56,9 +66,23 @@ def announce_and_run(arguments: Sequence[str]) -> None:
 
         return call
 
+    appended: Counter[str] = Counter()
+    append = RunDirectory.append
+
+    def by_half(run: RunDirectory, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        path = run.root / name
+        before = path.stat().st_size if path.exists() else 0
+        append(run, name, rows)
+        appended[name] += path.stat().st_size > before
+        if path.stat().st_size > before and (name, appended[name]) == (half, number):
+            last = path.read_bytes().splitlines(keepends=True)[-1]
+            os.truncate(path, path.stat().st_size - len(last) // 2)
+            print(f"{MARK}{HALF}{name}", file=sys.stderr, flush=True)
+            time.sleep(3600)
+
     Display.phase = announced(Display.phase, lambda display, phase: phase)  # type: ignore[method-assign]
     Display.sampled = announced(Display.sampled, lambda *given: "decoding")  # type: ignore[method-assign]
-    RunDirectory.append = announced(RunDirectory.append, lambda run, name, rows: name)  # type: ignore[method-assign]
+    RunDirectory.append = announced(by_half, lambda run, name, rows: name)  # type: ignore[method-assign]
     checkpoint.seal = announced(checkpoint.seal, lambda *given: "seal")
     checkpoint._remove_others = announced(checkpoint._remove_others, lambda *given: "remove")
     checkpoint.os.rename = announced(os.rename, lambda *given: "rename")
@@ -72,17 +96,19 @@ def start(output: Path, moment: Moment | None) -> bool:
     Raises:
         RuntimeError: it ended with an error of its own.
     """
-    command = [sys.executable, __file__, "--announced", *SETTINGS, f"output_dir={output}"]
+    name, number, seconds = moment or ("", 0, 0.0)
+    half = name.removeprefix(HALF) if name.startswith(HALF) else ""
+    command = [sys.executable, __file__, "--announced", half, str(number), *SETTINGS, f"output_dir={output}"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     said, seen = [], 0
     for line in process.stderr:
         if not line.startswith(MARK):
             said.append(line)
-        elif moment is not None and line.removeprefix(MARK).strip() == moment[0]:
+        elif line.removeprefix(MARK).strip() == name:
             seen += 1
-            if seen == moment[1]:
-                time.sleep(moment[2])
+            if half or seen == number:
+                time.sleep(seconds)
                 process.kill()
     if process.wait() not in {0, -9}:
         raise RuntimeError(f"{output}: the run failed: {''.join(said)}")
@@ -164,13 +190,14 @@ def main() -> int:
     print(json.dumps(result))
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "results.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
+        document = {**result, "machine": describe_machine()}
+        (options.output / "results.json").write_text(json.dumps(document) + "\n", encoding="utf-8")
         (options.output / "results.md").write_text(table(result), encoding="utf-8")
     return 1 if result["runs that differ"] else 0
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--announced"]:
-        announce_and_run(sys.argv[2:])
+        announce_and_run(sys.argv[2], int(sys.argv[3]), sys.argv[4:])
     else:
         sys.exit(main())

@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from attnrl.config import TrainConfig, load_config
+from attnrl.experiments.compare import describe_machine
 from attnrl.report.display import Display
 from attnrl.report.run_directory import METRICS, TIMELINE, TREES, RunDirectory
 from attnrl.run import prepare
@@ -107,7 +108,8 @@ def main() -> int:
     found = faults(result)
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "results.json").write_text(json.dumps({**result, "faults": found}) + "\n", encoding="utf-8")
+        document = {**result, "faults": found, "machine": describe_machine()}
+        (options.output / "results.json").write_text(json.dumps(document) + "\n", encoding="utf-8")
         (options.output / "results.md").write_text(table(result), encoding="utf-8")
     for fault in found:
         print(f"fault: {fault}", file=sys.stderr)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import errno
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import helpers
 import pytest
 import torch
 from helpers import fake_loop
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from attnrl.config import BranchingConfig, LossConfig, OptimizerConfig
-from attnrl.durable import MANIFEST
+from attnrl.durable import MANIFEST, read_manifest, seal
 from attnrl.errors import UserError
 from attnrl.local.checkpoint import (
     OPTIMIZER_FILE,
@@ -370,3 +373,143 @@ def test_a_damaged_file_is_named(tmp_path, policy, state, tokenizer, file, damag
     with pytest.raises(UserError, match=str(directory / file)) as error:
         load_checkpoint(checkpoint, policy)
     assert "\n" not in str(error.value)
+
+
+# --- malformed, though the manifest fits ------------------------------------------------------------------------------
+
+
+def field(*path: str | int, to: object) -> Callable[[Path], None]:
+    """Puts a value at a place of the state; ``...`` takes away what is there."""
+
+    def change(directory: Path) -> None:
+        document: Any = json.loads((directory / STATE_FILE).read_text())
+        *outer, last = path
+        its = document
+        for key in outer:
+            its = its[key]
+        if to is ...:
+            del its[last]
+        else:
+            its[last] = to(its[last]) if callable(to) else to
+        (directory / STATE_FILE).write_text(json.dumps(document))
+
+    return change
+
+
+def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    """Changes the optimizer's tensors by name."""
+
+    def rewrite(directory: Path) -> None:
+        found = load_file(directory / OPTIMIZER_FILE)
+        change(found)
+        save_file(found, directory / OPTIMIZER_FILE)
+
+    return rewrite
+
+
+def manifest_of_step_3(directory: Path) -> None:
+    path = directory / MANIFEST
+    path.write_text(json.dumps({**json.loads(path.read_text()), "step": 3}))
+
+
+def shorter(values: list[object]) -> list[object]:
+    return values[:-1]
+
+
+NORM = "model.norm.weight"
+TRUNK = ("trainer", "pending", 0, "trunks", 0)
+MALFORMED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "moment of another shape": (
+        tensors(lambda its: its.update({f"{NORM}/exp_avg": torch.zeros(3)})),
+        r"optimizer.safetensors: damaged .model.norm.weight/exp_avg is \[3\] of torch.float32, not \[32\]",
+    ),
+    "moment of another type": (
+        tensors(lambda its: its.update({f"{NORM}/exp_avg": its[f"{NORM}/exp_avg"].half()})),
+        "norm.weight/exp_avg is .* of torch.float16, not",
+    ),
+    "moment missing": (tensors(lambda its: its.pop(f"{NORM}/exp_avg_sq")), "norm.weight/exp_avg_sq is missing"),
+    "moments of a weight missing": (
+        tensors(lambda its: [its.pop(key) for key in list(its) if key.startswith(NORM)]),
+        "norm.weight/exp_avg is missing",
+    ),
+    "moment of nothing": (tensors(lambda its: its.update(other=torch.zeros(1))), "other is nothing of the model's"),
+    "moment that is no number": (
+        tensors(lambda its: its[f"{NORM}/exp_avg"].fill_(float("nan"))),
+        "norm.weight/exp_avg has numbers that AdamW does not come to",
+    ),
+    "negative second moment": (
+        tensors(lambda its: its[f"{NORM}/exp_avg_sq"].neg_()),
+        "norm.weight/exp_avg_sq has numbers that AdamW",
+    ),
+    "no moments at all": (tensors(dict.clear), "optimizer.safetensors: damaged .*/exp_avg is missing"),
+    "moments before the first update": (field("updates", to=0), "/step is there, and there was no update"),
+    "other number of updates": (field("updates", to=3), "it is of optimizer step 2, and the loop's state of 3"),
+    "updates in words": (field("updates", to="two"), "trainer_state.json: damaged .updates: a whole number expected"),
+    "updates negative": (field("updates", to=-1), "updates: is out of range"),
+    "packs of no tokens": (field("micro_batch_tokens", to=0), "micro_batch_tokens: is out of range"),
+    "data a list": (field("data", to=[["data.train", "0"]]), "trainer_state.json: not readable .data: fingerprints"),
+    "fingerprint a number": (field("data", to={"data.train": 5}), "data: fingerprints by setting expected"),
+    "trainer a list": (field("trainer", to=[]), "trainer_state.json: not readable .a mapping expected"),
+    "step negative": (field("trainer", "step", to=-3), "not readable .step: is out of range"),
+    "step of another directory": (
+        field("trainer", "step", to=3),
+        "it is of step 3, and the directory's name of step 2",
+    ),
+    "step of another manifest": (manifest_of_step_3, "it is of step 2, and manifest.json of step 3"),
+    "position a text": (field("trainer", "position", to="7"), "damaged .position: a whole number expected"),
+    "position a yes": (field("trainer", "position", to=True), "damaged .position: a whole number expected"),
+    "position missing": (field("trainer", "position", to=...), "damaged .position: is missing"),
+    "position without end": (field("trainer", "position", to=10**400), "damaged .position: is out of range"),
+    "problems that were not drawn": (field("trainer", "position", to=0), "position: is 0, and there is a problem of"),
+    "pending a mapping": (field("trainer", "pending", to={}), "pending: a list of mappings expected"),
+    "a problem a list": (field("trainer", "pending", 1, to=[]), "pending: mappings expected"),
+    "answer a number": (field("trainer", "pending", 0, "answers", to=[5]), r"pending\[0\].answers: texts expected"),
+    "no prompt": (field("trainer", "pending", 0, "prompt", to=[]), r"pending\[0\].prompt: has no tokens"),
+    "no responses": (field("trainer", "pending", 0, "trunks", to=[]), r"pending\[0\].trunks: there are none"),
+    "logprobs short": (field(*TRUNK, "logprobs", to=shorter), r"trunks\[0\].logprobs: has \d+ numbers, not \d+"),
+    "logprobs in words": (field(*TRUNK, "logprobs", 0, to="low"), r"trunks\[0\].logprobs: numbers expected"),
+    "entropy short": (field(*TRUNK, "entropy", to=shorter), r"trunks\[0\].entropy: has"),
+    "influence short": (field(*TRUNK, "fci", to=shorter), r"trunks\[0\].fci: has 1 numbers, not 2"),
+    "weights short": (field(*TRUNK, "weights", to=[1.0]), r"trunks\[0\].weights: has 1 numbers"),
+    "token a fraction": (field(*TRUNK, "tokens", 0, to=1.5), r"trunks\[0\].tokens: whole numbers expected"),
+    "token negative": (field(*TRUNK, "tokens", 0, to=-1), r"trunks\[0\].tokens: token ids expected"),
+    "token unknown": (field(*TRUNK, "tokens", 0, to=10**6), "has the token 1000000, and the model knows"),
+    "steps of other tokens": (field(*TRUNK, "steps", "length", to=99), r"trunks\[0\].steps.length: 99 for"),
+    "steps out of order": (field(*TRUNK, "steps", "starts", to=[1, 0]), r"steps.the first step must start at token 0"),
+    "reward of 2": (field(*TRUNK, "reward", to=2.0), r"trunks\[0\].reward: is not between 0 and 1"),
+    "reward of none": (field(*TRUNK, "reward", to=None), r"trunks\[0\].reward: numbers expected"),
+    "verdict of ours": (field(*TRUNK, "verdict", to="fine"), r"trunks\[0\].verdict: one of correct, wrong"),
+    "mean that is no number": (field("trainer", "solved_fci", "mean", to=float("nan")), "solved_fci.mean: is out of"),
+    "batch beyond its bounds": (field("trainer", "batch_size", "batch", to=1e6), "batch_size.need 1 <= minimum"),
+    "batch without a target": (field("trainer", "batch_size", "target", to=...), "batch_size.target: numbers expected"),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_malformed_checkpoint_is_named_where_it_is_malformed(tmp_path, policy, state, tokenizer, name):
+    directory = save(tmp_path, policy, state, tokenizer)
+    change, message = MALFORMED[name]
+    change(directory)
+    notes = {key: value for key, value in read_manifest(directory).items() if key != "files"}
+    (directory / MANIFEST).unlink()
+    seal(directory, notes)
+    with pytest.raises(UserError, match=message) as error:
+        load(directory)
+    assert re.match(f"checkpoint file {directory}/(trainer_state.json|optimizer.safetensors): ", str(error.value))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 1000
+
+
+def test_a_16_bit_policy_does_not_go_on_without_its_fp32_copies(tmp_path, state, tokenizer):
+    policy = build_policy(helpers.tiny_model(vocab_size=len(tokenizer)).bfloat16())
+    directory = save(tmp_path, policy, state, tokenizer)
+    save_file({}, directory / OPTIMIZER_FILE)
+    with pytest.raises(UserError, match=r"optimizer.safetensors: damaged .*/master is missing"):
+        load_checkpoint(Checkpoint(directory, 2), policy)
+
+
+def test_a_state_without_its_numbers_is_a_state(tmp_path, policy, state, tokenizer):
+    """Numbers that are none are the loop's to leave out, not the checkpoint's to refuse."""
+    group = state.pending[0]
+    odd = replace(group.trunks[0], logprobs=(float("-inf"),) * len(group.trunks[0].tokens))
+    state = replace(state, pending=(replace(group, trunks=(odd, *group.trunks[1:])), *state.pending[1:]))
+    assert load(save(tmp_path, policy, state, tokenizer))[1] == state

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfi
 
 from attnrl.config import BranchingConfig, LossConfig, OptimizerConfig
 from attnrl.fci import forward_context_influence
-from attnrl.local.policy import LocalPolicy
+from attnrl.local.policy import LocalPolicy, optimizer_tensors
 from attnrl.method.influence import lookups
 from attnrl.method.steps import Steps
 from attnrl.protocols import TrainingRow
@@ -423,3 +423,21 @@ def test_the_learning_rate_warms_up_over_optimizer_steps(model, rows):
 
 def test_without_warm_up_the_first_step_has_the_full_rate(model, rows):
     assert build_policy(model, learning_rate=1e-3).update(rows)["learning_rate"] == 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_moments_made_before_the_first_step_are_those_that_adamw_makes(model, rows, dtype, monkeypatch):
+    start = copy.deepcopy(model).to(dtype)
+    early, late = (build_policy(start, learning_rate=1e-3, mini_batches=2) for _ in range(2))
+    early.allocate_moments()
+    assert optimizer_tensors(early).keys() == optimizer_tensors(late).keys()  # no moments before an update
+    metrics = [early.update(rows) for _ in range(2)]
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalPolicy, "allocate_moments", lambda policy: None)
+        assert [late.update(rows) for _ in range(2)] == metrics
+    ours, theirs = optimizer_tensors(early), optimizer_tensors(late)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]) and tensor.dtype == theirs[name].dtype, name
+    for weight, other in zip(early.model.parameters(), late.model.parameters(), strict=True):
+        assert torch.equal(weight, other)

@@ -39,7 +39,10 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
     """Opens a page in a Chromium and gives the document that it comes to, as HTML."""
     browser = os.environ.get("CHROME") or next((path for name in NAMES if (path := shutil.which(name))), None)
     if browser is None:
-        pytest.skip(f"no browser to open the page in (none of {', '.join(NAMES)}, and $CHROME is not set)")
+        pytest.skip(
+            "no browser to open the page in: install Chromium or Chrome (on Debian: apt-get install chromium), so that "
+            f"one of {', '.join(NAMES)} is on the PATH, or have $CHROME name its executable"
+        )
     profile = tmp_path_factory.mktemp("profile")
 
     def open_page(page: Path) -> str:
@@ -47,7 +50,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
         command += ["--virtual-time-budget=3000", "--dump-dom", page.as_uri()]
         found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         if "<html" not in found.stdout:
-            pytest.skip(f"the browser does not start here: {found.stderr[-200:]}")
+            pytest.skip(f"{browser} does not start here, install another and name it by $CHROME: {found.stderr[-200:]}")
         return found.stdout
 
     return open_page

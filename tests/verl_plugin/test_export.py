@@ -478,7 +478,10 @@ REFUSED: dict[str, tuple[Damage, str]] = {
         f"/{MODEL}0.pt: lm_head.weight and model.embed_tokens.weight differ, and huggingface/config.json ties them",
     ),
     "no state": (text_of("../attnrl_state.json", "{"), "attnrl_state.json: damaged ("),
-    "a part of a state": (text_of("../attnrl_state.json", '{"step": 2}'), "attnrl_state.json: damaged ('position')"),
+    "a part of a state": (
+        text_of("../attnrl_state.json", '{"step": 2}'),
+        "attnrl_state.json: damaged (position: is missing)",
+    ),
     "no parameters": (content("optim", lambda its: its.pop("param_groups")), f"/{OPTIM}0.pt{NO_ADAMW}'param_groups')"),
     "two groups": (content("optim", lambda its: its["param_groups"].append({})), f"/{OPTIM}0.pt{NO_ADAMW}too many"),
     "fewer parameters": (

@@ -20,11 +20,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
-from attnrl.durable import check_sealed, read_manifest, seal, sync
-from attnrl.errors import UserError
+from attnrl.durable import MANIFEST, check_sealed, read_manifest, seal, sync
+from attnrl.errors import UserError, one_line
 from attnrl.local.model_files import refuse_pickles
 from attnrl.local.policy import LocalPolicy, load_optimizer_tensors, optimizer_tensors
-from attnrl.state_json import state_from_json, state_to_json
+from attnrl.rollout import Group, UnfinishedGroup
+from attnrl.state_json import count, state_from_json, state_to_json
 from attnrl.trainer import TrainerState
 
 STATE_FILE = "trainer_state.json"
@@ -192,7 +193,7 @@ def find_checkpoint(resume: str, root: Path) -> Found:
         damage = _damage(directory)
         if damage is not None:
             raise UserError(f"resume={resume}: damaged ({damage})")
-        return Found(Checkpoint(directory, int(_read_state(directory)["trainer"]["step"])))
+        return Found(Checkpoint(directory, _read_state(directory)["trainer"]["step"]))
     skipped: list[str] = []
     for checkpoint in reversed(list_checkpoints(root)):
         refuse_pickles(checkpoint.directory)
@@ -220,7 +221,7 @@ def data_of(checkpoint: Checkpoint) -> dict[str, str]:
     Raises:
         UserError: its state is not readable.
     """
-    return dict(_read_state(checkpoint.directory).get("data", {}))
+    return dict(_read_state(checkpoint.directory)["data"])
 
 
 def load_checkpoint(checkpoint: Checkpoint, policy: LocalPolicy) -> TrainerState:
@@ -230,26 +231,62 @@ def load_checkpoint(checkpoint: Checkpoint, policy: LocalPolicy) -> TrainerState
         UserError: the state is missing or damaged; the file is named.
     """
     document = _read_state(checkpoint.directory)
+    exported = "micro_batch_tokens" not in document  # another engine has none
     try:
-        policy.updates = int(document["updates"])
-        tokens = policy.micro_batch_tokens
-        policy.micro_batch_tokens = min(tokens, int(document.get("micro_batch_tokens", tokens)))  # exported: none
+        policy.updates = count(document, "updates")
+        if not exported:
+            policy.micro_batch_tokens = min(policy.micro_batch_tokens, count(document, "micro_batch_tokens", 1))
         state = state_from_json(document["trainer"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"checkpoint file {checkpoint.directory / STATE_FILE}: damaged ({error})") from None
+        _check_step(checkpoint, state.step)
+        _check_vocabulary(policy, state)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"checkpoint file {checkpoint.directory / STATE_FILE}: damaged ({one_line(error)})") from None
     path = checkpoint.directory / OPTIMIZER_FILE
     try:
-        load_optimizer_tensors(policy, load_file(path))
+        load_optimizer_tensors(policy, load_file(path), exported=exported)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"checkpoint file {path}: not readable ({error})") from None
+        raise UserError(f"checkpoint file {path}: not readable ({one_line(error)})") from None
+    except ValueError as error:
+        raise UserError(f"checkpoint file {path}: damaged ({one_line(error)})") from None
     return state
 
 
+def _check_step(checkpoint: Checkpoint, step: int) -> None:
+    """Make sure that a state is of the step that the directory and the manifest are of, which say so beside it."""
+    number = checkpoint.directory.name.removeprefix(PREFIX)
+    named = int(number) if checkpoint.directory.name != number and number.isdecimal() else step
+    if named != step:
+        raise ValueError(f"it is of step {step}, and the directory's name of step {named}")
+    noted = read_manifest(checkpoint.directory).get("step")
+    if noted != step:
+        raise ValueError(f"it is of step {step}, and {MANIFEST} of step {noted}")
+
+
+def _check_vocabulary(policy: LocalPolicy, state: TrainerState) -> None:
+    """Make sure that the model knows the tokens that are to be trained on or continued."""
+    known = policy.model.get_input_embeddings().num_embeddings
+    groups: tuple[Group | UnfinishedGroup, ...] = (*state.pending, *state.carried)
+    for group in groups:
+        largest = max(max(tokens, default=0) for tokens in (group.prompt, *(trunk.tokens for trunk in group.trunks)))
+        if largest >= known:
+            raise ValueError(f"position {group.position} has the token {largest}, and the model knows {known}")
+
+
 def _read_state(directory: Path) -> dict[str, Any]:
+    """What :func:`write_state` has written, of which the step and the fingerprints have been checked.
+
+    Raises:
+        UserError: it has not.
+    """
     path = directory / STATE_FILE
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        int(document["trainer"]["step"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"checkpoint file {path}: not readable ({error})") from None
-    return dict(document)
+        if not isinstance(document, dict) or not isinstance(document.get("trainer"), dict):
+            raise TypeError("a mapping expected, with one called trainer in it")
+        count(document["trainer"], "step")
+        data = document.setdefault("data", {})
+        if not isinstance(data, dict) or not all(isinstance(fingerprint, str) for fingerprint in data.values()):
+            raise TypeError("data: fingerprints by setting expected")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"checkpoint file {path}: not readable ({one_line(error)})") from None
+    return document

@@ -256,8 +256,12 @@ def require_trees(model: PreTrainedModel) -> None:
 
 
 def build_policy(config: TrainConfig, model: PreTrainedModel, reference: PreTrainedModel | None) -> LocalPolicy:
-    """The policy to train, with the frozen starting model of its KL if that is weighed."""
-    return LocalPolicy(
+    """The policy to train, with the frozen starting model of its KL if that is weighed.
+
+    Raises:
+        RunError: memory does not suffice for the optimizer's moments.
+    """
+    policy = LocalPolicy(
         model,
         reference,
         loss=config.loss,
@@ -265,3 +269,5 @@ def build_policy(config: TrainConfig, model: PreTrainedModel, reference: PreTrai
         branching=config.method.branching,
         temperature=config.sampling.temperature,
     )
+    policy.allocate_moments()
+    return policy

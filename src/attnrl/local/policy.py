@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ from attnrl.method.steps import Steps
 from attnrl.protocols import Score, TrainingRow
 
 MASTER = "master"  # the name of a fp32 copy in a checkpoint
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of a weight
 T = TypeVar("T")
 
 
@@ -83,6 +85,37 @@ class LocalPolicy:
             betas=optimizer.betas,
             weight_decay=optimizer.weight_decay,
         )
+
+    def allocate_moments(self) -> None:
+        """Make AdamW's moments now, as it would at its first step: if memory does not suffice, no step is lost.
+
+        Raises:
+            RunError: it does not.
+        """
+        with self._enough_memory():
+            for master in self.masters.values():
+                if not self.optimizer.state[master]:
+                    moments = [torch.zeros_like(master, memory_format=torch.preserve_format) for _ in range(2)]
+                    self.optimizer.state[master] = dict(zip(MOMENTS, (torch.tensor(0.0), *moments), strict=True))
+
+    @contextmanager
+    def _enough_memory(self) -> Iterator[None]:
+        """Say what to do where memory runs out for what no smaller pack helps against.
+
+        Raises:
+            RunError: it has run out in the block.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            gib = sum(2 * master.nbytes for master in self.masters.values()) / 2**30
+            raise RunError(
+                f"out of memory in the optimizer, whose moments take {gib:.1f} GiB on {self.device}: free some of it "
+                "(loss.kl=0 does without a reference model, a smaller vllm.gpu_memory_utilization leaves more), or "
+                "take a smaller model or a larger device"
+            ) from error
 
     @property
     def device(self) -> torch.device:
@@ -182,8 +215,9 @@ class LocalPolicy:
         counts in ``nonfinite/mini_batches``. The means are of the others.
 
         Raises:
-            RunError: memory does not suffice for a single row.
+            RunError: memory does not suffice for a single row, or for the optimizer.
         """
+        self.allocate_moments()
         self.model.train()
         lengths = [len(row.response) for row in rows]
         mini_batches = cut_mini_batches(lengths, self.settings.mini_batches)
@@ -194,13 +228,15 @@ class LocalPolicy:
             its_rows = [rows[i] for i in mini_batch]
             longest = max(len(row.prompt) + len(row.response) for row in its_rows)
             values = self._in_memory(longest, partial(self._accumulate, its_rows, denominator))
-            norm = float(torch.nn.utils.clip_grad_norm_(self.masters.values(), self.settings.max_grad_norm))
+            with self._enough_memory():
+                norm = float(torch.nn.utils.clip_grad_norm_(self.masters.values(), self.settings.max_grad_norm))
             if math.isfinite(norm) and all(map(math.isfinite, values.values())):
                 for name, value in {**values, "grad_norm": norm}.items():
                     sums[name] = sums.get(name, 0.0) + value
                 self._set_learning_rate()
-                self.optimizer.step()
-                self._round_masters()
+                with self._enough_memory():
+                    self.optimizer.step()
+                    self._round_masters()
                 self.updates += 1
                 taken += 1
             self.optimizer.zero_grad(set_to_none=True)
@@ -302,26 +338,62 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 def optimizer_tensors(policy: LocalPolicy) -> dict[str, Tensor]:
     """AdamW's state by parameter name, for a safetensors file.
 
-    The moments (``lm_head.weight/exp_avg``), and of 16-bit weights the fp32 copies (``lm_head.weight/master``).
+    The moments (``lm_head.weight/exp_avg``) once there was an update, and of 16-bit weights the fp32 copies
+    (``lm_head.weight/master``).
     """
     weights = dict(policy.model.named_parameters())
-    tensors = {
-        f"{name}/{moment}": tensor
-        for name, master in policy.masters.items()
-        for moment, tensor in policy.optimizer.state.get(master, {}).items()
-    }
+    tensors: dict[str, Tensor] = {}
+    if policy.updates:
+        for name, master in policy.masters.items():
+            tensors |= {f"{name}/{moment}": policy.optimizer.state[master][moment] for moment in MOMENTS}
     copies = {f"{name}/{MASTER}": m.detach() for name, m in policy.masters.items() if m is not weights[name]}
     return tensors | copies
 
 
 @torch.no_grad()
-def load_optimizer_tensors(policy: LocalPolicy, tensors: dict[str, Tensor]) -> None:
-    """The inverse of :func:`optimizer_tensors`."""
+def load_optimizer_tensors(policy: LocalPolicy, tensors: Mapping[str, Tensor], *, exported: bool = False) -> None:
+    """The inverse of :func:`optimizer_tensors`, for a policy whose number of ``updates`` is back already.
+
+    Args:
+        policy: to load into.
+        tensors: as they were saved.
+        exported: whether they are another engine's, which has no moments of weights that never had a gradient, and no
+            copies of what it trained in 16 bits itself.
+
+    Raises:
+        ValueError: they are not the policy's; the first that is missing, odd or of another shape is named.
+        RunError: memory does not suffice for them.
+    """
+    _check_optimizer_tensors(policy, tensors, exported)
+    policy.allocate_moments()
     for name, master in policy.masters.items():
-        its = {key.rpartition("/")[2]: tensor for key, tensor in tensors.items() if key.rpartition("/")[0] == name}
-        if MASTER in its:
-            master.copy_(its.pop(MASTER))
-        if its:
-            policy.optimizer.state[master] = {
-                moment: tensor.to(master.device if tensor.ndim else "cpu") for moment, tensor in its.items()
-            }
+        moments = policy.optimizer.state[master]
+        for key, target in {MASTER: master, **moments}.items():
+            if f"{name}/{key}" in tensors:
+                target.copy_(tensors[f"{name}/{key}"])
+
+
+def _check_optimizer_tensors(policy: LocalPolicy, tensors: Mapping[str, Tensor], exported: bool) -> None:
+    weights = dict(policy.model.named_parameters())
+    known = {f"{name}/{key}": name for name in weights for key in (*MOMENTS, MASTER)}
+    for key, tensor in tensors.items():
+        if key not in known:
+            raise ValueError(f"{key} is nothing of the model's")
+        master = policy.masters[known[key]]
+        shape, dtype = (torch.Size(), torch.float32) if key.endswith("/step") else (master.shape, master.dtype)
+        if (tensor.shape, tensor.dtype) != (shape, dtype):
+            raise ValueError(f"{key} is {list(tensor.shape)} of {tensor.dtype}, not {list(shape)} of {dtype}")
+        never_negative = key.endswith(("/step", "/exp_avg_sq"))
+        if not tensor.isfinite().all() or (never_negative and (tensor < 0).any()):
+            raise ValueError(f"{key} has numbers that AdamW does not come to")
+    for name, weight in weights.items():
+        moments = [moment for moment in MOMENTS if f"{name}/{moment}" in tensors]
+        if moments and not policy.updates:
+            raise ValueError(f"{name}/{moments[0]} is there, and there was no update")
+        if policy.updates and len(moments) < len(MOMENTS) and (moments or not exported):
+            raise ValueError(f"{name}/{min(set(MOMENTS) - set(moments))} is missing")
+        if weight is not policy.masters[name] and f"{name}/{MASTER}" not in tensors and not exported:
+            raise ValueError(f"{name}/{MASTER} is missing")
+    steps = max((float(tensor) for key, tensor in tensors.items() if key.endswith("/step")), default=0.0)
+    if steps != policy.updates:
+        raise ValueError(f"it is of optimizer step {steps:g}, and the loop's state of {policy.updates}")
