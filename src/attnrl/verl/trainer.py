@@ -20,6 +20,7 @@ from verl.trainer.ppo.v1 import PPOTrainer, register_trainer
 
 from attnrl.config import dump_config
 from attnrl.durable import write_whole
+from attnrl.errors import UserError, one_line
 from attnrl.evaluate import evaluate
 from attnrl.report.recording import record_evaluation, record_faults, record_step
 from attnrl.report.run_directory import METRICS, RunDirectory
@@ -163,7 +164,10 @@ class AttnRLTrainer(PPOTrainer):  # type: ignore[misc]
             folder = Path(self.config.trainer.resume_from_path or self.config.trainer.default_local_dir)
             if self.config.trainer.resume_mode == "auto":
                 folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
-            state = state_from_json(json.loads((folder / STATE_FILE).read_text(encoding="utf-8")))
+            try:
+                state = state_from_json(json.loads((folder / STATE_FILE).read_text(encoding="utf-8")))
+            except (OSError, KeyError, TypeError, ValueError) as error:
+                raise UserError(f"checkpoint file {folder / STATE_FILE}: damaged ({one_line(error)})") from None
             limit = self.recipe.sampling.max_prompt_tokens
             # Held-out problems have been sampled at this step, if it was time to.
             with open_dict(self.config):
