@@ -84,6 +84,8 @@ def train(
     attnrl train attnrl model=PATH task=null data.train=train.parquet data.eval=test.parquet output_dir=runs/mine
 
     attnrl train grpo steps=20 --dry-run
+
+    attnrl train verl/r1_distill_qwen_1.5b_8xh100 --dry-run
     """
     config = load_config(TrainConfig, recipe, overrides or ())  # before torch is imported: a typo is told at once
     if config.engine == "verl":

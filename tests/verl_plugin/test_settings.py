@@ -166,3 +166,29 @@ def test_every_process_finds_the_plug_in():
         settings = to_verl(recipe(), cpu=cpu)
         assert settings["ray_kwargs.ray_init.runtime_env.env_vars"] == environment_of(cpu)
         assert environment_of(cpu)["VERL_USE_EXTERNAL_MODULES"] == "attnrl.verl.plugin"
+
+
+@pytest.mark.parametrize(("rollout", "expected"), [("vllm", 1010), ("sglang", 1011)])
+def test_rollout_engines_make_room_for_the_longest_response(rollout, expected):
+    config = recipe("sampling.max_prompt_tokens=10", "sampling.max_new_tokens=1000", f"verl.rollout={rollout}")
+    assert to_verl(config, cpu=False)["actor_rollout_ref.rollout.max_model_len"] == expected
+
+
+def test_fp32_is_not_asked_of_flash_attention():
+    attention = "actor_rollout_ref.model.override_config.attn_implementation"
+    assert to_verl(recipe("dtype=float32"), cpu=False)[attention] == "sdpa"
+    assert attention not in to_verl(recipe("dtype=bfloat16"), cpu=False)
+
+
+def test_a_run_of_one_machine_starts_a_cluster_of_its_own(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert to_verl(recipe(), cpu=False)["ray_kwargs.ray_init.address"] == "local"
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert "ray_kwargs.ray_init.address" not in to_verl(recipe(), cpu=False)
+
+
+def test_log_probs_of_rollout_engines_are_not_taken_for_the_policy_s(tmp_path):
+    with pytest.raises(UserError, match=r"sampling\.score_continuations=false takes the log-probs of vllm"):
+        recipe("sampling.score_continuations=false")
+    settings = nested({**to_verl(recipe("loss.kl=0.01"), cpu=False), "attnrl": {"task": "ledger"}})
+    assert from_verl(settings).sampling.score_continuations  # though the recipe that it starts from says otherwise

@@ -104,8 +104,9 @@ def to_verl(config: TrainConfig, *, cpu: bool) -> dict[str, Any]:
     }
     if config.resume not in {"auto", "never"}:
         settings["trainer.resume_from_path"] = str(Path(config.resume).absolute())
+    # By default it would be all that the model has positions for. SGLang takes one off for itself.
     longest = config.sampling.max_prompt_tokens + config.sampling.max_new_tokens
-    settings[f"{ROLLOUT}.max_model_len"] = longest + 1  # SGLang counts one off; by default it is all of the model's
+    settings[f"{ROLLOUT}.max_model_len"] = longest + (config.verl.rollout == "sglang")
     if is_own_cluster(config.verl.nodes):
         settings["ray_kwargs.ray_init.address"] = "local"  # not one that somebody has started here for himself
     if cpu or config.dtype == "float32":
