@@ -48,7 +48,9 @@ class Workers:
 
 
 def policy(workers: int, *changes: str) -> VerlPolicy:
-    config = load_config(TrainConfig, "attnrl", ["engine=verl", "loss.kl=0.1", *changes])
+    config = load_config(
+        TrainConfig, "attnrl", ["engine=verl", "sampling.score_continuations=true", "loss.kl=0.1", *changes]
+    )
     group = Workers(workers)
     return VerlPolicy(group, group, config)
 

@@ -87,7 +87,7 @@ def to_verl(config: TrainConfig, *, cpu: bool) -> dict[str, Any]:
         "trainer.resume_mode": {"auto": "auto", "never": "disable"}.get(config.resume, "resume_path"),
         "trainer.val_before_train": config.eval.every > 0,
         "trainer.save_freq": config.checkpoint.every or config.steps + 1,  # the last step always saves
-        "algorithm.adv_estimator": "grpo",  # never asked: advantages come with the batch; it only says "no critic"
+        "critic.enable": False,  # advantages come with the batch
         f"{ACTOR}.strategy": "fsdp2",
         f"{ACTOR}.use_dynamic_bsz": True,  # batches differ in their number of rows
         f"{ACTOR}.use_kl_loss": config.loss.kl > 0,
