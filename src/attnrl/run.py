@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attnrl.config import TrainConfig, validate_config
 from attnrl.errors import UserError
-from attnrl.local.checkpoint import Checkpoint, data_of, find_checkpoint
+from attnrl.local.checkpoint import Checkpoint, data_of, find_checkpoint, list_checkpoints
 from attnrl.local.engine import (
     build_sampler,
     choose_device,
@@ -30,8 +30,6 @@ from attnrl.tasks.dependencies import require_dependencies
 from attnrl.tasks.problem import Problem
 from attnrl.tasks.stream import ProblemSource
 from attnrl.tokens import encode_prompt
-
-EVALUATION_SEED = 20_250_930  # held-out problems are the same for every run of a task, whatever its seed
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,7 @@ class PreparedRun:
         without_influence: kinds of the model's layers that have no softmax attention and so no part in FCI, by
             index; empty too when the method does not look at FCI.
         data: a fingerprint of each set of problems that came from data files, by setting; see :class:`TaskData`.
+        checkpoints: those of the output directory when it was looked for one to resume from.
         notes: what was left out of data files, and what is odd about them, and damaged checkpoints that were skipped.
     """
 
@@ -65,6 +64,7 @@ class PreparedRun:
     held_out: Sequence[Problem]
     without_influence: dict[int, str]
     data: Mapping[str, str] = field(default_factory=dict)
+    checkpoints: Sequence[Checkpoint] = ()
     notes: Sequence[str] = ()
 
 
@@ -82,18 +82,17 @@ def prepare(config: TrainConfig) -> PreparedRun:
     run = RunDirectory(config.output_dir)
     run.check_writable()
     check_trackers(config)
+    checkpoints = list_checkpoints(run.checkpoints)
     found = find_checkpoint(config.resume, run.checkpoints)
     checkpoint = found.checkpoint
     notes = [*found.skipped, *_lost(run, checkpoint)]
     if run.holds_a_run():
-        if config.resume == "never":
-            raise UserError(f"output_dir {config.output_dir}: holds a run already, and resume is never")
         if checkpoint is not None and checkpoint.directory.parent.resolve() != run.checkpoints.resolve():
             raise UserError(
                 f"output_dir {config.output_dir}: holds a run already, which resume=auto continues; to begin another "
                 f"from {config.resume}, choose another output_dir"
             )
-        refuse_other_settings(config, run)
+        refuse_another_run(config, run)
     elif checkpoint is not None and checkpoint.directory.parent.resolve() == run.checkpoints.resolve():
         raise UserError(
             f"output_dir {config.output_dir}: holds checkpoints, but no config.yaml to say what run they are of; "
@@ -131,6 +130,7 @@ def prepare(config: TrainConfig) -> PreparedRun:
         task.training_problems,
         task.held_out,
         data=task.fingerprints,
+        checkpoints=checkpoints,
         notes=(*notes, *task.notes),
         without_influence=require_influence(model) if config.method.needs_fci else {},
     )
@@ -147,11 +147,6 @@ def _lost(run: RunDirectory, checkpoint: Checkpoint | None) -> list[str]:
     return [f"{run.root}: {METRICS} has no lines of {missing} steps up to the checkpoint"] if ours and missing else []
 
 
-def found_again(prepared: PreparedRun) -> Checkpoint | None:
-    """What the run would resume from by now: another process may have trained in its directory in the meantime."""
-    return find_checkpoint(prepared.config.resume, RunDirectory(prepared.config.output_dir).checkpoints).checkpoint
-
-
 # What may differ when a run goes on: how long, where and how it is watched, not what is learned.
 MAY_CHANGE = {
     *("steps", "tokens", "resume", "device", "threads", "output_dir", "vllm", "eval", "checkpoint", "log"),
@@ -161,12 +156,14 @@ MAY_CHANGE = {
 }
 
 
-def refuse_other_settings(config: TrainConfig, run: RunDirectory) -> None:
-    """Refuse to continue a run with settings under which it would be another run.
+def refuse_another_run(config: TrainConfig, run: RunDirectory) -> None:
+    """Refuse to continue the run that ``run`` holds where that is not wanted, or it would be another run.
 
     Raises:
-        UserError: naming the settings that differ and both values.
+        UserError: resume is never; or naming the settings that differ and both values.
     """
+    if config.resume == "never":
+        raise UserError(f"output_dir {config.output_dir}: holds a run already, and resume is never")
     # Settings that came into being since the run began are what they were then: the defaults.
     started = validate_config(TrainConfig, run.read_config(), source=f"output_dir {config.output_dir}: config.yaml")
     before, now = _leaves(started.model_dump(mode="json")), _leaves(config.model_dump(mode="json"))

@@ -33,7 +33,7 @@ from attnrl.report.display import Display
 from attnrl.report.recording import record_evaluation, record_faults, record_step
 from attnrl.report.run_directory import METRICS, RunDirectory
 from attnrl.report.trackers import open_trackers
-from attnrl.run import PreparedRun, found_again
+from attnrl.run import PreparedRun
 from attnrl.task_data import EVALUATION_SEED, grader_for
 from attnrl.trainer import StepResult, Trainer, TrainerState, of_these_problems
 from attnrl.watchdog import SamplerError, WatchedSampler, begun_again
@@ -50,14 +50,15 @@ def train(prepared: PreparedRun, display: Display) -> list[dict[str, float]]:
     """
     config, checkpoint = prepared.config, prepared.checkpoint
     directory = checkpoint.directory if checkpoint else prepared.model_directory
-    with (
-        RunDirectory(config.output_dir).locked(),
-        grader_for(config) as grader,
-        open_samplers(config, prepared.model, prepared.tokenizer, directory, display.sampled) as sampler_at,
-    ):
-        if found_again(prepared) != prepared.checkpoint:
+    run = RunDirectory(config.output_dir)
+    with run.locked():
+        if list_checkpoints(run.checkpoints) != prepared.checkpoints:
             raise UserError(f"output_dir {config.output_dir}: another process has gone on with this run just now")
-        return _Session(prepared, display, grader, sampler_at).run()
+        with (
+            grader_for(config) as grader,
+            open_samplers(config, prepared.model, prepared.tokenizer, directory, display.sampled) as sampler_at,
+        ):
+            return _Session(prepared, display, grader, sampler_at).run()
 
 
 class _StoppedError(Exception):
@@ -95,8 +96,6 @@ class _Session:
             on_phase=self._enter,
         )
         self.directory.open(dump_config(self.config), state.step if state else None)
-        written = self.directory.read(METRICS)
-        self.row: dict[str, float] = written[-1] if written else {}  # the last line of metrics.jsonl
         self.interruption = _Interruption()
         # Of which steps all lines are written, and of which there is a checkpoint.
         self.recorded = self.saved = state.step if state else None
@@ -128,16 +127,18 @@ class _Session:
 
     def _steps(self) -> None:
         if self.recorded is None:
-            self._record_metrics({"step": 0}, 0)
+            fault = self._record_metrics({"step": 0}, 0)
             self.recorded = 0
-        self._evaluate_if_owed()
+            if fault is not None:
+                raise fault
+        else:
+            self._make_up_for_evaluation()
         while not self._over() and not self.interruption.asked:
             try:
                 result = self._step()
             except _StoppedError:
                 break
             self._record(result)
-            self._evaluate_if_owed()
             if self._is_due():
                 self._save()
         if self.saved != self.trainer.state.step:
@@ -154,7 +155,6 @@ class _Session:
 
     def _step(self) -> StepResult:
         """A training step, begun again if the sampler fails; that changes nothing in what comes of it."""
-
         what = f"step {self.trainer.state.step + 1}"
         return begun_again(self.trainer.step, self.config.sampling.retries, self._say_of(what))
 
@@ -163,45 +163,55 @@ class _Session:
 
         Raises:
             RunError: too many steps in a row had numbers that are not finite.
+            Exception: what its evaluation has raised. All of the step but that is written.
         """
         step = self.trainer.state.step
         self.accuracy = None
-        self._record_metrics(result.metrics, step)
+        fault = self._record_metrics(result.metrics, step)
         record_step(self.directory, step, result, self.prepared.tokenizer, self.config.log)
         self.recorded = step
         in_a_row, limit = self.trainer.state.nonfinite_steps, self.config.optimizer.max_nonfinite_steps
         record_faults(self.directory, step, result, in_a_row, limit, self.display.say)
+        if fault is not None:
+            raise fault
 
-    def _record_metrics(self, metrics: dict[str, float], step: int) -> None:
-        self.row = {name: value for name, value in metrics.items() if isfinite(value)}
-        self.directory.append(METRICS, [self.row])
-        if not self._is_evaluated(step):
-            self._show(step)
+    def _record_metrics(self, metrics: dict[str, float], step: int) -> Exception | None:
+        """Write and show the metrics of a step, with its evaluation if it is time to; returns what that has raised."""
+        fault = None
+        if self._is_evaluated(step):
+            try:
+                metrics |= self._evaluation_metrics(step)
+            except Exception as error:
+                fault = error
+        row = _finite(metrics)
+        self.directory.append(METRICS, [row])
+        if fault is None:
+            self._show(row)
+        return fault
 
-    def _show(self, step: int) -> None:
-        if self.trackers is not None:
-            self.trackers.log({name: value for name, value in self.row.items() if name != "step"}, step)
-        self.display.step(self.row)
+    def _make_up_for_evaluation(self) -> None:
+        """Evaluate the step that is resumed after, if it was time to and the session before has failed in that."""
+        step, rows = self.trainer.state.step, self.directory.read(METRICS)
+        row = rows[-1] if rows else {}
+        if self._is_evaluated(step) and row.get("step") == step and "eval/accuracy" not in row:
+            row = _finite(row | self._evaluation_metrics(step))
+            self.directory.replace_last(METRICS, row)
+            self._show(row)
+
+    def _evaluation_metrics(self, step: int) -> dict[str, float]:
+        say = self._say_of(f"evaluation of step {step}")
+        evaluation = begun_again(self._evaluate, self.config.sampling.retries, say)
+        metrics = record_evaluation(self.directory, step, evaluation, self.config.log)
+        self.accuracy = metrics["eval/accuracy"]
+        return metrics
 
     def _is_evaluated(self, step: int) -> bool:
         return bool(self.prepared.held_out) and (step % self.config.eval.every == 0 or self._over())
 
-    def _evaluate_if_owed(self) -> None:
-        """Evaluate the step that was last recorded, if it is time to and that has not been done: not even by a session
-        before this one, whose sampler has failed in it.
-
-        Raises:
-            SamplerError: the sampler has failed, more than once.
-        """
-        step = self.trainer.state.step
-        if not self._is_evaluated(step) or self.row.get("step") != step or "eval/accuracy" in self.row:
-            return
-        say = self._say_of(f"evaluation of step {step}")
-        evaluation = begun_again(self._evaluate, self.config.sampling.retries, say)
-        self.row |= record_evaluation(self.directory, step, evaluation, self.config.log)
-        self.accuracy = self.row["eval/accuracy"]
-        self.directory.replace_last(METRICS, self.row)
-        self._show(step)
+    def _show(self, row: dict[str, float]) -> None:
+        if self.trackers is not None:
+            self.trackers.log({name: value for name, value in row.items() if name != "step"}, int(row["step"]))
+        self.display.step(row)
 
     def _say_of(self, what: str) -> Callable[[str], None]:
         return lambda said: self.display.say(f"{what}: {said}")
@@ -267,6 +277,10 @@ class _Session:
         if not checkpoints:
             return "there is no checkpoint yet: the same command begins anew"
         return f"the same command continues from {checkpoints[-1].directory}"
+
+
+def _finite(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if isfinite(value)}
 
 
 @dataclass

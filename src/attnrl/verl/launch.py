@@ -18,7 +18,7 @@ from attnrl.config import TrainConfig
 from attnrl.errors import RunError, UserError, one_line
 from attnrl.local.engine import load_tokenizer, model_directory
 from attnrl.report.run_directory import METRICS, RunDirectory
-from attnrl.run import refuse_other_settings
+from attnrl.run import refuse_another_run
 from attnrl.task_data import grader_for, load_task
 from attnrl.verl.settings import MODEL, STATE_FILE, check_needs, environment_of, is_own_cluster, to_verl
 
@@ -145,9 +145,7 @@ def check(config: TrainConfig) -> Any:
     run = RunDirectory(config.output_dir)
     run.check_writable()
     if run.holds_a_run():
-        if config.resume == "never":
-            raise UserError(f"output_dir {config.output_dir}: holds a run already, and resume is never")
-        refuse_other_settings(config, run)
+        refuse_another_run(config, run)
     directory = model_directory(config.model)
     tokenizer = load_tokenizer(directory, trust_remote_code=config.trust_remote_code)
     with grader_for(config):

@@ -157,13 +157,7 @@ class VerlPolicy:
             temperature=self.config.sampling.temperature,
         )
         reported = self.actor.update_actor(batch)["metrics"]
-        return self._metrics(reported, len(mini_batches))
-
-    def _metrics(self, reported: Mapping[str, Any], mini_batches: int) -> dict[str, float]:
-        norms = reported["grad_norm"] if isinstance(reported["grad_norm"], list) else [reported["grad_norm"]]
-        means = {name: float(value) for name, value in reduce_metrics(dict(reported)).items()}
-        renamed = {METRICS.get(name, f"verl/{name}"): value for name, value in means.items() if name != "kl_coef"}
-        return {**renamed, "nonfinite/mini_batches": float(sum(not math.isfinite(norm) for norm in norms))}
+        return _metrics(reported)
 
     def _forward(self, method: Any, batch: TensorDict, *, calculate_entropy: bool) -> TensorDict:
         tensordict_utils.assign_non_tensor(
@@ -195,6 +189,13 @@ class VerlPolicy:
                 parts = get_seqlen_balanced_partitions(work, k_partitions=self.workers, equal_size=True)
             dealt.append([index if index < len(lengths) else None for part in parts for index in part])
         return dealt
+
+
+def _metrics(reported: Mapping[str, Any]) -> dict[str, float]:
+    norms = reported["grad_norm"] if isinstance(reported["grad_norm"], list) else [reported["grad_norm"]]
+    means = {name: float(value) for name, value in reduce_metrics(dict(reported)).items()}
+    renamed = {METRICS.get(name, f"verl/{name}"): value for name, value in means.items() if name != "kl_coef"}
+    return {**renamed, "nonfinite/mini_batches": float(sum(not math.isfinite(norm) for norm in norms))}
 
 
 def _row(prompt: Sequence[int], response: Sequence[int]) -> TrainingRow:
