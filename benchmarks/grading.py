@@ -21,10 +21,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from attnrl.tasks.datasets import load_problems
-from attnrl.tasks.graders import build_grader
-from attnrl.tasks.grading_workers import WorkerPool
-from attnrl.tasks.problem import Problem
+from attnrl.data.datasets import load_problems
+from attnrl.grading.registry import build_grader
+from attnrl.grading.worker_pool import WorkerPool
+from attnrl.types import Problem
 
 BATCH = 4_096  # responses handed to the grader at once: a training step's, about
 HOSTILE = [

@@ -39,14 +39,14 @@ import transformers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from attnrl.config import TrainConfig, load_config
-from attnrl.local.engine import build_policy, build_sampler, load_model, load_tokenizer, model_directory
+from attnrl.config.schema import TrainConfig, load_config
+from attnrl.data.run_data import grader_for, load_task
+from attnrl.local.loading import build_policy, build_sampler, load_model, load_tokenizer, model_directory
 from attnrl.local.packing import pack_rows, pack_trees
 from attnrl.local.policy import LocalPolicy
 from attnrl.method.steps import Steps
-from attnrl.protocols import TrainingRow
-from attnrl.task_data import grader_for, load_task
-from attnrl.trainer import Trainer
+from attnrl.rl.trainer import Trainer
+from attnrl.types import TrainingRow
 
 WAYS = {"tree": "tree", "paths": "none"}
 

@@ -34,14 +34,13 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from attnrl.config import TrainConfig, load_config
-from attnrl.local.engine import build_policy
-from attnrl.local.sampler import LocalSampler
-from attnrl.protocols import Completion, Grade, Request
+from attnrl.config.schema import TrainConfig, load_config
+from attnrl.inference.sampler import LocalSampler
+from attnrl.local.loading import build_policy
+from attnrl.rl.trainer import Trainer
 from attnrl.tasks.ledger import build_tokenizer
-from attnrl.tasks.problem import Problem
-from attnrl.tokens import encode_prompt
-from attnrl.trainer import Trainer
+from attnrl.tokenization import encode_prompt
+from attnrl.types import Completion, Grade, Problem, Request
 
 ROWS = {
     "two_phase": ("two_phase", 0.0),
@@ -88,16 +87,16 @@ class GivenLengths:
         self,
         requests: Sequence[Request],
         *,
-        on_finished: Callable[[int, Completion], None] | None = None,
-        enough: Callable[[Collection[int]], bool] | None = None,
+        on_completion: Callable[[int, Completion], None] | None = None,
+        should_stop: Callable[[Collection[int]], bool] | None = None,
     ) -> list[Completion]:
-        """See :class:`attnrl.protocols.Sampler`."""
+        """See :class:`attnrl.types.Sampler`."""
         seen: Counter[str] = Counter()
         given = [
             replace(request, max_new_tokens=self.rest.pop(request.prompt, 0) or self._own(request, seen))
             for request in requests
         ]
-        completions = self.sampler.generate(given, on_finished=on_finished, enough=enough)
+        completions = self.sampler.generate(given, on_completion=on_completion, should_stop=should_stop)
         for request, completion in zip(given, completions, strict=True):
             if completion.finish_reason == "unfinished":
                 left = request.max_new_tokens - len(completion.tokens)
@@ -105,7 +104,7 @@ class GivenLengths:
         return completions
 
     def sync(self) -> None:
-        """See :class:`attnrl.protocols.Sampler`."""
+        """See :class:`attnrl.types.Sampler`."""
         self.sampler.sync()
 
     def _own(self, request: Request, seen: Counter[str]) -> int:

@@ -29,15 +29,15 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from transformers import GenerationConfig, PreTrainedModel
 
-from attnrl.config import BranchingConfig, LossConfig, OptimizerConfig
+from attnrl.config.schema import BranchingConfig, LossConfig, OptimizerConfig
 from attnrl.method.influence import REDUCTIONS, forward_context_influence, step_attention
 from attnrl.method.loss import kl_k3, policy_loss, truncated_importance
 from attnrl.method.steps import Steps
-from attnrl.protocols import Completion, Request, Score, TrainingRow
+from attnrl.types import Completion, Request, Score, TrainingRow
 
 
 class PlainSampler:
-    """:class:`attnrl.protocols.Sampler` by ``model.generate``."""
+    """:class:`attnrl.types.Sampler` by ``model.generate``."""
 
     def __init__(
         self,
@@ -60,10 +60,10 @@ class PlainSampler:
         self,
         requests: Sequence[Request],
         *,
-        on_finished: Callable[[int, Completion], None] | None = None,
-        enough: Callable[[Collection[int]], bool] | None = None,
+        on_completion: Callable[[int, Completion], None] | None = None,
+        should_stop: Callable[[Collection[int]], bool] | None = None,
     ) -> list[Completion]:
-        """Return one completion per request; requests finish, and ``enough`` is asked, a whole batch at a time."""
+        """Return one completion per request; requests finish, and ``should_stop`` is asked, a whole batch at a time."""
         order = sorted(range(len(requests)), key=lambda r: -requests[r].max_new_tokens)
         completions = [Completion((), (), "unfinished")] * len(requests)
         unfinished = set(order)
@@ -72,9 +72,9 @@ class PlainSampler:
             for r, completion in zip(batch, self._generate([requests[r] for r in batch]), strict=True):
                 completions[r] = completion
                 unfinished.remove(r)
-                if on_finished is not None:
-                    on_finished(r, completion)
-            if unfinished and enough is not None and enough(unfinished):
+                if on_completion is not None:
+                    on_completion(r, completion)
+            if unfinished and should_stop is not None and should_stop(unfinished):
                 break
         return completions
 
@@ -121,7 +121,7 @@ class PlainSampler:
 
 
 class PlainPolicy:
-    """:class:`attnrl.protocols.Policy`, path by path; takes what ``LocalPolicy`` takes."""
+    """:class:`attnrl.types.Policy`, path by path; takes what ``LocalPolicy`` takes."""
 
     def __init__(
         self,

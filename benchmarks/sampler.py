@@ -1,4 +1,4 @@
-"""Tokens per second of :class:`attnrl.local.sampler.LocalSampler` against ``model.generate``, in one run.
+"""Tokens per second of :class:`attnrl.inference.sampler.LocalSampler` against ``model.generate``, in one run.
 
 Two cases, each timed in interleaved repeats, the ratio being the median of the repeats' ratios:
 
@@ -13,8 +13,8 @@ Prompts have different lengths and come ``--group`` times each, as the rollouts 
 
     python benchmarks/sampler.py --batch 256 --tokens 128 --repeats 5
 
-``--vllm`` times :class:`attnrl.local.vllm_sampler.VllmSampler` too, on the same prompts in the same repeats, and says
-whether all three decode the same greedily. It needs vLLM (docs/vllm.md) and a ``--model`` that vLLM takes.
+``--vllm`` times :class:`attnrl.inference.vllm_sampler.VllmSampler` too, on the same prompts in the same repeats, and
+says whether all three decode the same greedily. It needs vLLM (docs/vllm.md) and a ``--model`` that vLLM takes.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from attnrl.config import VllmConfig
-from attnrl.local.sampler import LocalSampler
-from attnrl.local.vllm_sampler import VllmEngine, VllmSampler, open_engine
-from attnrl.protocols import Request, Sampler
+from attnrl.config.schema import VllmConfig
+from attnrl.inference.sampler import LocalSampler
+from attnrl.inference.vllm_sampler import VllmEngine, VllmSampler, open_engine
+from attnrl.types import Request, Sampler
 
 VOCABULARY = 64
 PAD = 0

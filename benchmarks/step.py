@@ -1,6 +1,6 @@
 """Seconds of a whole training step with the local engine against the same step written plainly, in one run.
 
-The training loop is :class:`attnrl.trainer.Trainer` for both, with the recipe's own settings. ``attnrl`` gives it
+The training loop is :class:`attnrl.rl.trainer.Trainer` for both, with the recipe's own settings. ``attnrl`` gives it
 ``LocalSampler`` and ``LocalPolicy``; ``plain`` gives it those of ``benchmarks/plain.py``: ``model.generate``, every
 root-to-leaf path a row of its own, FCI from the attention matrices of eager attention.
 
@@ -35,8 +35,9 @@ import transformers
 from plain import PlainPolicy, PlainSampler
 from torch import Tensor
 
-from attnrl.config import TrainConfig, load_config
-from attnrl.local.engine import (
+from attnrl.config.schema import TrainConfig, load_config
+from attnrl.data.run_data import grader_for, load_task
+from attnrl.local.loading import (
     build_policy,
     build_sampler,
     choose_device,
@@ -44,11 +45,10 @@ from attnrl.local.engine import (
     load_tokenizer,
     model_directory,
 )
-from attnrl.protocols import Grader, Policy, Sampler
-from attnrl.rollout import Grown
-from attnrl.task_data import grader_for, load_task
-from attnrl.tokens import end_of_sequence_ids
-from attnrl.trainer import StepResult, Trainer, TrainerState
+from attnrl.rl.rollout import RolloutTree
+from attnrl.rl.trainer import StepResult, Trainer, TrainerState
+from attnrl.tokenization import end_of_sequence_ids
+from attnrl.types import Grader, Policy, Sampler
 
 SIDES = ("attnrl", "plain")
 TOLERANCE = 1e-4
@@ -196,7 +196,7 @@ def taken(result: StepResult, wall: float, cpu: float) -> Taken:
     )
 
 
-def compare(policies: Sequence[Policy], problems: Sequence[Grown], config: TrainConfig) -> dict[str, float]:
+def compare(policies: Sequence[Policy], problems: Sequence[RolloutTree], config: TrainConfig) -> dict[str, float]:
     """The largest difference of each thing that two policies compute, relative to the largest of its values."""
     trunks = [(problem.plan.group.prompt, trunk) for problem in problems for trunk in problem.plan.group.trunks]
     prompts, responses = [prompt for prompt, _ in trunks], [trunk.tokens for _, trunk in trunks]

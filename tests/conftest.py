@@ -12,7 +12,7 @@ from command_line import Attnrl, Outcome
 from hypothesis import settings
 from transformers import PreTrainedTokenizerBase
 
-from attnrl import cli
+from attnrl.cli import app as cli
 from attnrl.tasks.ledger import build_tokenizer
 
 # The first torch operation of a process takes longer than the default deadline of an example.

@@ -13,12 +13,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from attnrl import cli
-from attnrl.config import TrainConfig, load_config
+from attnrl.cli import app as cli
+from attnrl.config.schema import TrainConfig, load_config
 from attnrl.method.steps import Steps
-from attnrl.protocols import Completion, Grade, Request, Score, TrainingRow
-from attnrl.tasks.problem import Problem
-from attnrl.trainer import Trainer, TrainerState
+from attnrl.rl.trainer import Trainer, TrainerState
+from attnrl.types import Completion, Grade, Problem, Request, Score, TrainingRow
 
 
 def tiny_model(*, vocab_size: int = 61, seed: int = 0, **settings: object) -> PreTrainedModel:
@@ -53,7 +52,7 @@ class FakeSampler:
 
     Its log-probs are -99, which no training row may hold: old log-probs are the policy's.
 
-    Requests finish in order or, with ``lateness``, those of the least first; when ``enough`` have finished, the others
+    Requests finish in order or, with ``lateness``, those of the least first; when ``should_stop`` says so, the others
     come back cut off at a place that their seeds decide, some with nothing at all.
     """
 
@@ -66,8 +65,8 @@ class FakeSampler:
         self,
         requests: Sequence[Request],
         *,
-        on_finished: Callable[[int, Completion], None] | None = None,
-        enough: Callable[[Collection[int]], bool] | None = None,
+        on_completion: Callable[[int, Completion], None] | None = None,
+        should_stop: Callable[[Collection[int]], bool] | None = None,
     ) -> list[Completion]:
         self.calls.append(list(requests))
         completions = [self._complete(request) for request in requests]
@@ -75,9 +74,9 @@ class FakeSampler:
         lateness = self.lateness or (lambda request: 0)
         for index in sorted(unfinished, key=lambda index: lateness(requests[index])):
             unfinished.remove(index)
-            if on_finished is not None:
-                on_finished(index, completions[index])
-            if unfinished and enough is not None and enough(unfinished):
+            if on_completion is not None:
+                on_completion(index, completions[index])
+            if unfinished and should_stop is not None and should_stop(unfinished):
                 break
         for index in unfinished:
             completions[index] = cut_off(completions[index], requests[index].seed)

@@ -1,7 +1,7 @@
 """Hostile input for everything that reads what others wrote, and what has to come of it.
 
 Each of :data:`TARGETS` draws inputs and checks one: it raises on a fault. ``tests/test_fuzz.py`` tries some hundred of
-them, always the same; ``tools/fuzz.py`` tries new ones for as long as it is told to.
+them, always the same; ``scripts/fuzz.py`` tries new ones for as long as it is told to.
 """
 
 from __future__ import annotations
@@ -26,17 +26,16 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from transformers import PreTrainedTokenizerBase
 
-from attnrl.config import SftConfig, Strict, TrainConfig, dump_config, load_config
+from attnrl.config.schema import SftConfig, Strict, TrainConfig, dump_config, load_config
+from attnrl.data.datasets import leave_out_duplicates, load_problem_set, note_conflicts
 from attnrl.errors import UserError
-from attnrl.experiments.comparison import Comparison, load_comparison, plan_runs
-from attnrl.local.engine import load_tokenizer, model_directory
+from attnrl.experiments.comparison.config import Comparison, load_comparison, plan_runs
+from attnrl.grading.answers import AnswerGrader
+from attnrl.grading.registry import MathGrader
+from attnrl.local.loading import load_tokenizer, model_directory
 from attnrl.method.steps import Steps, split_steps
-from attnrl.protocols import Grade, Verdict
-from attnrl.tasks.datasets import leave_out_duplicates, load_problem_set, note_conflicts
-from attnrl.tasks.graders import MathGrader
-from attnrl.tasks.grading import AnswerGrader
-from attnrl.tasks.problem import Problem
-from attnrl.tokens import decode, response_steps, step_texts
+from attnrl.tokenization import decode, response_steps, step_texts
+from attnrl.types import Grade, Problem, Verdict
 
 Strategy = st.SearchStrategy[Any]
 PLAIN = st.one_of(

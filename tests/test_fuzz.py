@@ -1,4 +1,4 @@
-"""Some hundred hostile inputs for all that reads what others wrote; ``tools/fuzz.py`` tries many more."""
+"""Some hundred hostile inputs for all that reads what others wrote; ``scripts/fuzz.py`` tries many more."""
 
 from __future__ import annotations
 

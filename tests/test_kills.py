@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-spec = importlib.util.spec_from_file_location("kills", Path(__file__).parents[1] / "tools" / "kills.py")
+spec = importlib.util.spec_from_file_location("kills", Path(__file__).parents[1] / "scripts" / "kills.py")
 kills = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(kills)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-spec = importlib.util.spec_from_file_location("results_page", ROOT / "tools" / "results_page.py")
+spec = importlib.util.spec_from_file_location("results_page", ROOT / "scripts" / "results_page.py")
 results_page = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(results_page)
 

@@ -19,19 +19,19 @@ from helpers import command
 from rich.console import Console
 from transformers import AutoModelForCausalLM, dynamic_module_utils
 
-from attnrl.config import SftConfig, TrainConfig, load_config, validate_config
+from attnrl.config.schema import SftConfig, TrainConfig, load_config, validate_config
+from attnrl.data.datasets import load_problem_set
 from attnrl.errors import UserError
-from attnrl.eval_run import EvalSettings, Suite, load_suites, run_evaluation
-from attnrl.experiments.comparison import Comparison, plan_runs, slug
+from attnrl.evals.runner import EvalSettings, Suite, load_suites, run_evaluation
+from attnrl.experiments.comparison.config import Comparison, plan_runs, slug
 from attnrl.local import checkpoint, model_files
-from attnrl.local.engine import load_model, load_tokenizer
+from attnrl.local.loading import load_model, load_tokenizer
 from attnrl.local.model_files import check_model_files, is_pickled, refuse_pickles
-from attnrl.report.display import Display
 from attnrl.report.html import write_report
-from attnrl.run import prepare
-from attnrl.session import train
-from attnrl.tasks.datasets import load_problem_set
-from attnrl.tasks.problem import Problem
+from attnrl.runs.display import Display
+from attnrl.runs.prepare import prepare
+from attnrl.runs.session import train
+from attnrl.types import Problem
 
 CPU = torch.device("cpu")
 SUMS = Suite("sums", "Sums", "nowhere", tuple(Problem(f"s:{n}", f"A={n}; B+1?", (str(n + 1),)) for n in range(2)), 1, 8)
@@ -517,7 +517,7 @@ def test_what_holds_no_credentials_stays_as_it_is() -> None:
 
 def test_nothing_of_a_run_listens(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     psutil = pytest.importorskip("psutil", reason="comes with the extra trackers")
-    from attnrl.tasks.graders import MathGrader
+    from attnrl.grading.registry import MathGrader
 
     heard: list[object] = []
     workers = 0

@@ -15,11 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnrl.config import BranchingConfig, LossConfig, OptimizerConfig
+from attnrl.config.schema import BranchingConfig, LossConfig, OptimizerConfig
+from attnrl.inference.sampler import LocalSampler
 from attnrl.local.policy import LocalPolicy
-from attnrl.local.sampler import LocalSampler
 from attnrl.method.steps import Steps
-from attnrl.protocols import Completion, Request, TrainingRow
+from attnrl.types import Completion, Request, TrainingRow
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 VOCABULARY = 61
@@ -122,7 +122,7 @@ def test_greedy_samplers_agree(plain: ModuleType) -> None:
     settings: dict[str, Any] = dict(eos_token_ids=[EOS, 7, 11], pad_token_id=0, temperature=0.0, max_batch=8)
     finished: dict[int, Completion] = {}
     sampler = plain.PlainSampler(model, **settings)
-    theirs = sampler.generate(requests, on_finished=finished.__setitem__)
+    theirs = sampler.generate(requests, on_completion=finished.__setitem__)
     ours = LocalSampler(model, **settings).generate(requests)
     assert finished == dict(enumerate(theirs))
     assert {completion.finish_reason for completion in theirs} == {"stop", "length"}
@@ -140,7 +140,7 @@ def test_plain_samples_have_the_policys_logprobs_and_may_end_early(plain: Module
     scores = policy(plain.PlainPolicy).score([r.prompt for r in requests], [c.tokens for c in completions])
     for completion, score in zip(completions, scores, strict=True):
         assert_close(completion.logprobs, score.logprobs)
-    early = sampler.generate(requests, enough=lambda unfinished: len(unfinished) < 6)
+    early = sampler.generate(requests, should_stop=lambda unfinished: len(unfinished) < 6)
     assert early[:4] == completions[:4]  # the largest budgets are the first batch
     assert early[4:] == [Completion((), (), "unfinished")] * 5
     assert sampler.generate([]) == []

@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-import attnrl.run
-import attnrl.session
-import attnrl.task_data
-from attnrl.config import TrainConfig, load_config
-from attnrl.protocols import Grade
-from attnrl.report.display import Display
-from attnrl.tasks.problem import Problem
+import attnrl.data.run_data
+import attnrl.runs.prepare
+import attnrl.runs.session
+from attnrl.config.schema import TrainConfig, load_config
+from attnrl.runs.display import Display
+from attnrl.types import Grade, Problem
 
 STEPS = 4
 
@@ -56,9 +55,9 @@ def run(model: Path, output: Path, *overrides: str, steps: int = STEPS, recipe: 
     """Train with :class:`HashGrader` as far as the run goes; returns what it has printed."""
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attnrl.task_data, "AnswerGrader", lambda flexible: HashGrader())
+        patch.setattr(attnrl.data.run_data, "AnswerGrader", lambda flexible: HashGrader())
         config = load_config(TrainConfig, recipe, [*settings(model, output, steps), *overrides])
-        attnrl.session.train(attnrl.run.prepare(config), Display(Console(file=printed, width=1000)))
+        attnrl.runs.session.train(attnrl.runs.prepare.prepare(config), Display(Console(file=printed, width=1000)))
     return printed.getvalue()
 
 

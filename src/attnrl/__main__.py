@@ -1,5 +1,5 @@
 """``python -m attnrl``: the command line."""
 
-from attnrl.cli import main
+from attnrl.cli.app import main
 
 main()

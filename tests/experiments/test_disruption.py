@@ -10,13 +10,13 @@ import pytest
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from attnrl import cli
+from attnrl.cli import app as cli
 from attnrl.errors import UserError
-from attnrl.eval_run import EvalSettings, Suite
-from attnrl.experiments import disruption
-from attnrl.experiments.disruption import DisruptSettings, run_disruption
-from attnrl.experiments.hidden_steps import HiddenRequest
-from attnrl.tasks.problem import Problem
+from attnrl.evals.runner import EvalSettings, Suite
+from attnrl.experiments.disruption import runner as disruption
+from attnrl.experiments.disruption.hidden_steps import HiddenRequest
+from attnrl.experiments.disruption.runner import DisruptSettings, run_disruption
+from attnrl.types import Problem
 
 EVALUATION = EvalSettings(
     temperature=1.0,

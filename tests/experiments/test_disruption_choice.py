@@ -2,8 +2,8 @@
 
 import pytest
 
-from attnrl.experiments.disruption_choice import choose_steps, conditions, hideable, position_bins, top_share
-from attnrl.experiments.disruption_summary import HiddenStep, estimate, summarize
+from attnrl.experiments.disruption.choice import choose_steps, conditions, hideable, position_bins, top_share
+from attnrl.experiments.disruption.summary import HiddenStep, estimate, summarize
 from attnrl.method.steps import Steps
 
 

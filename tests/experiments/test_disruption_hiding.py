@@ -9,10 +9,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, MptConfig, PreTrainedModel, Qwen2Config
 
 from attnrl.errors import UserError
-from attnrl.experiments import hidden_steps
-from attnrl.experiments.hidden_steps import HiddenRequest, HiddenRows, check_hiding, continue_hidden
-from attnrl.local.sampler import LocalSampler
-from attnrl.protocols import Completion, Request
+from attnrl.experiments.disruption import hidden_steps
+from attnrl.experiments.disruption.hidden_steps import HiddenRequest, HiddenRows, check_hiding, continue_hidden
+from attnrl.inference.sampler import LocalSampler
+from attnrl.types import Completion, Request
 
 SHAPE = dict(
     vocab_size=61,

@@ -1,6 +1,6 @@
 """Tiny random models of many architectures, and what their own eager attention says of them.
 
-The tests of this folder and ``tools/fci_parity.py``, which makes the table of docs/fci.md, share this list.
+The tests of this folder and ``scripts/fci_parity.py``, which makes the table of docs/fci.md, share this list.
 """
 
 from __future__ import annotations

@@ -124,6 +124,6 @@ def test_docs_list_the_same_architectures():
     if not DOCS.exists():
         pytest.skip("docs/fci.md is absent")
     table = re.search(r"<!-- parity -->\n(.*?)<!-- /parity -->", DOCS.read_text(), re.DOTALL)
-    assert table, "docs/fci.md has no table between its parity markers; tools/fci_parity.py prints it"
+    assert table, "docs/fci.md has no table between its parity markers; scripts/fci_parity.py prints it"
     rows = [line.split("|")[1].strip() for line in table[1].splitlines() if line.startswith("|")]
     assert rows[2:] == [architecture.name for architecture in ARCHITECTURES]

@@ -17,14 +17,13 @@ from helpers import fake_loop
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from attnrl.config import BranchingConfig, LossConfig, OptimizerConfig
-from attnrl.durable import MANIFEST, read_manifest, seal
+from attnrl.config.schema import BranchingConfig, LossConfig, OptimizerConfig
 from attnrl.errors import UserError
 from attnrl.local.checkpoint import (
     OPTIMIZER_FILE,
     STATE_FILE,
     Checkpoint,
-    Keep,
+    RetentionPolicy,
     find_checkpoint,
     list_checkpoints,
     load_checkpoint,
@@ -33,9 +32,10 @@ from attnrl.local.checkpoint import (
 from attnrl.local.policy import LocalPolicy, optimizer_tensors
 from attnrl.method.adaptive import RunningMean
 from attnrl.method.steps import Steps
-from attnrl.protocols import TrainingRow
-from attnrl.rollout import SampledTokens, Trunk
-from attnrl.trainer import TrainerState
+from attnrl.rl.rollout import SampledTokens, Trunk
+from attnrl.rl.trainer import TrainerState
+from attnrl.types import TrainingRow
+from attnrl.utils.files import MANIFEST, read_manifest, write_manifest
 
 ROWS = [
     TrainingRow((3, 4, 5), (6, 7, 8, 9), (-3.0, -2.5, -4.0, -1.0), (-3.0, -2.5, -4.0, -1.1), (1.0, 1.0, -0.5, 0.3)),
@@ -91,7 +91,7 @@ def carrying(tokenizer) -> TrainerState:
 
 
 def save(root: Path, policy: LocalPolicy, state: TrainerState, tokenizer, *, step: int = 2, keep_last: int = 9) -> Path:
-    return save_checkpoint(root, replace(state, step=step), policy, tokenizer, keep=Keep(keep_last))
+    return save_checkpoint(root, replace(state, step=step), policy, tokenizer, keep=RetentionPolicy(keep_last))
 
 
 def found(resume: str, root: Path) -> Checkpoint:
@@ -131,7 +131,7 @@ def test_the_state_of_the_loop_comes_back_exactly(tmp_path, policy, state, token
 def test_problems_carried_over_come_back_exactly(tmp_path, policy, carrying, tokenizer):
     trunks = [trunk for group in carrying.carried for trunk in group.trunks]
     assert {type(trunk) for trunk in trunks} == {Trunk, SampledTokens}
-    _, loaded = load(save_checkpoint(tmp_path, carrying, policy, tokenizer, keep=Keep(1)))
+    _, loaded = load(save_checkpoint(tmp_path, carrying, policy, tokenizer, keep=RetentionPolicy(1)))
     assert loaded == carrying
     assert hash(loaded.carried) == hash(carrying.carried)
     assert [type(trunk) for group in loaded.carried for trunk in group.trunks] == list(map(type, trunks))
@@ -236,10 +236,12 @@ def test_a_run_resumed_from_an_earlier_checkpoint_leaves_the_later_ones_behind(t
 def test_the_best_are_kept_beside_the_newest(tmp_path, policy, state, tokenizer):
     accuracies = {2: 0.5, 4: 0.9, 6: None, 8: 0.9, 10: 0.7, 12: 0.6, 14: None}
     for step, accuracy in accuracies.items():
-        keep = Keep(last=2, best=2)
+        keep = RetentionPolicy(last=2, best=2)
         save_checkpoint(tmp_path, replace(state, step=step), policy, tokenizer, keep=keep, accuracy=accuracy)
     assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [4, 8, 12, 14]
-    save_checkpoint(tmp_path, replace(state, step=16), policy, tokenizer, keep=Keep(last=1, best=1), accuracy=0.1)
+    save_checkpoint(
+        tmp_path, replace(state, step=16), policy, tokenizer, keep=RetentionPolicy(last=1, best=1), accuracy=0.1
+    )
     assert [checkpoint.step for checkpoint in list_checkpoints(tmp_path)] == [8, 16]  # of equal ones the newer
 
 
@@ -492,7 +494,7 @@ def test_a_malformed_checkpoint_is_named_where_it_is_malformed(tmp_path, policy,
     change(directory)
     notes = {key: value for key, value in read_manifest(directory).items() if key != "files"}
     (directory / MANIFEST).unlink()
-    seal(directory, notes)
+    write_manifest(directory, notes)
     with pytest.raises(UserError, match=message) as error:
         load(directory)
     assert re.match(f"checkpoint file {directory}/(trainer_state.json|optimizer.safetensors): ", str(error.value))

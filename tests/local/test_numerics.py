@@ -19,17 +19,17 @@ from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from attnrl.config import BranchingConfig, LossConfig, OptimizerConfig, TrainConfig, load_config
+from attnrl.config.schema import BranchingConfig, LossConfig, OptimizerConfig, TrainConfig, load_config
+from attnrl.data.run_data import held_out_problems
+from attnrl.grading.answers import AnswerGrader
 from attnrl.local import logprobs
-from attnrl.local.engine import build_sampler, load_model, load_tokenizer, model_directory
+from attnrl.local.loading import build_sampler, load_model, load_tokenizer, model_directory
 from attnrl.local.policy import LocalPolicy
-from attnrl.protocols import Request, TrainingRow
-from attnrl.report.display import Display
-from attnrl.run import prepare
-from attnrl.session import train
-from attnrl.task_data import held_out_problems
-from attnrl.tasks.grading import AnswerGrader
-from attnrl.tokens import decode, encode_prompt
+from attnrl.runs.display import Display
+from attnrl.runs.prepare import prepare
+from attnrl.runs.session import train
+from attnrl.tokenization import decode, encode_prompt
+from attnrl.types import Request, TrainingRow
 
 LEDGER = model_directory("ledger")
 TEMPERATURE = 0.9

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig, PreTrainedModel
 
-from attnrl.config import BranchingConfig, LossConfig, OptimizerConfig
+from attnrl.config.schema import BranchingConfig, LossConfig, OptimizerConfig
 from attnrl.fci import forward_context_influence
 from attnrl.local.policy import LocalPolicy, optimizer_tensors
 from attnrl.method.influence import lookups
 from attnrl.method.steps import Steps
-from attnrl.protocols import TrainingRow
+from attnrl.types import TrainingRow
 
 VOCABULARY = 61
 SHAPE = dict(

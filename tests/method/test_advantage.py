@@ -42,17 +42,17 @@ def test_grpo_without_signal_is_exactly_zero(rewards: list[float]) -> None:
 
 def test_tokens_of_the_most_influential_steps_count_in_full() -> None:
     steps = Steps((0, 2, 3, 6, 7), 8)
-    weights = influence_weights((0.1, 0.9, 0.5, 0.5, 0.0), steps, share=0.4, rest=0.25)
+    weights = influence_weights((0.1, 0.9, 0.5, 0.5, 0.0), steps, top_share=0.4, rest_weight=0.25)
     assert weights == (0.25, 0.25, 1.0, 1.0, 1.0, 1.0, 0.25, 0.25)  # steps 1 and 2: of the equal ones the earlier
 
 
 def test_the_first_step_may_count_in_full() -> None:
-    assert influence_weights((3.0, 1.0), Steps((0, 1), 3), share=0.5, rest=0.5) == (1.0, 0.5, 0.5)
+    assert influence_weights((3.0, 1.0), Steps((0, 1), 3), top_share=0.5, rest_weight=0.5) == (1.0, 0.5, 0.5)
 
 
 def test_influence_of_other_steps_is_refused() -> None:
     with pytest.raises(ValueError, match="2 values of influence for 1 steps"):
-        influence_weights((0.1, 0.2), Steps((0,), 3), share=0.5, rest=0.5)
+        influence_weights((0.1, 0.2), Steps((0,), 3), top_share=0.5, rest_weight=0.5)
 
 
 @given(st.data())

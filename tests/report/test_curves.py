@@ -7,7 +7,7 @@ import pytest
 
 from attnrl.errors import UserError
 from attnrl.report.curves import _series, draw_curves
-from attnrl.report.run_directory import METRICS, RunDirectory
+from attnrl.runs.directory import METRICS, RunDirectory
 
 matplotlib = pytest.importorskip("matplotlib")
 

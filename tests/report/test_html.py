@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from attnrl.errors import UserError
 from attnrl.report.html import inline_json, keep_forests, write_report
 from attnrl.report.html_data import MAX_POINTS, Forests, columns, pieces, read_run, run_names, thinned
-from attnrl.report.run_directory import METRICS, TREES, RunDirectory
+from attnrl.runs.directory import METRICS, TREES, RunDirectory
 
 HOSTILE = (
     "</script><script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\">\u2028\u2029&lt;"
@@ -153,14 +153,14 @@ def test_a_row_of_the_log_as_a_run_writes_it(tmp_path: Path, tokenizer: PreTrain
     from test_forest_row import sample
 
     from attnrl.method.steps import Steps
-    from attnrl.report.trees import forest_row
-    from attnrl.rollout import Group, Grown, Plan, Trunk
+    from attnrl.rl.rollout import BranchPlan, Group, RolloutTree, Trunk
+    from attnrl.runs.forest_rows import forest_row
 
     trunks = (
         Trunk(**sample(tokenizer, "so 1", 1.0), steps=Steps((0,), 2), fci=(0.0,)),
         Trunk((), (), (), (), 0.0, "no_answer", "length", steps=Steps((), 0), fci=()),
     )
-    row = forest_row(Grown(Plan(Group(0, "x:0", ("1",), (5,), trunks), True, {}, 2), ()), tokenizer, 1)
+    row = forest_row(RolloutTree(BranchPlan(Group(0, "x:0", ("1",), (5,), trunks), True, {}, 2), ()), tokenizer, 1)
     forests = Forests(run(tmp_path / "run", [], [row]))
     first, empty = forests.compact(forests.lines[0])["trees"]
     assert first["nodes"][0]["pieces"] == ["so 1"]

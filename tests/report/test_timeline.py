@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from attnrl.errors import UserError
-from attnrl.metrics import Span
-from attnrl.report.run_directory import TIMELINE, RunDirectory
 from attnrl.report.timeline import draw_timeline, timeline_row
+from attnrl.rl.metrics import Span
+from attnrl.runs.directory import TIMELINE, RunDirectory
 
 matplotlib = pytest.importorskip("matplotlib")
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from attnrl.errors import UserError
-from attnrl.local.engine import model_directory
+from attnrl.grading.answers import extract_boxed
+from attnrl.local.loading import model_directory
 from attnrl.tasks.chain_sum import (
     ENDING,
     QUESTION,
@@ -19,9 +20,8 @@ from attnrl.tasks.chain_sum import (
     demonstrate,
     read_terms,
 )
-from attnrl.tasks.grading import extract_boxed
 from attnrl.tasks.ledger import CONNECTIVES, STEP_END
-from attnrl.tasks.procedural import TASKS, find_demonstrated_task, find_task
+from attnrl.tasks.registry import TASKS, find_demonstrated_task, find_task
 
 SHIPPED = "reasoning_gym:chain_sum?min_terms=8&max_terms=12&min_digits=1&max_digits=1"
 OTHERS = ["reasoning_gym:chain_sum", "reasoning_gym:chain_sum?allow_negation=true&max_digits=2&min_terms=1"]

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from attnrl.errors import UserError
 from attnrl.tasks.dependencies import require_dependencies, step_dependents
 from attnrl.tasks.ledger import STEP_END, Ledger, demonstrate, make_problem
-from attnrl.tasks.problem import Problem
-from attnrl.tasks.procedural import find_task
+from attnrl.tasks.registry import find_task
+from attnrl.types import Problem
 
 LEDGER = Ledger(
     (

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
 
-from attnrl.tasks.grading import extract_boxed
+from attnrl.grading.answers import extract_boxed
 from attnrl.tasks.ledger import (
     CONNECTIVES,
     RECHECKS,
@@ -23,8 +23,8 @@ from attnrl.tasks.ledger import (
     make_problem,
     work_out,
 )
-from attnrl.tasks.problem import Problem
-from attnrl.tasks.procedural import TASKS, draw_distinct
+from attnrl.tasks.registry import TASKS, draw_distinct
+from attnrl.types import Problem
 
 NEVER = (0.0,) * 10
 ALWAYS = (1.0,) * 10

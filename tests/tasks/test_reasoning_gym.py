@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 import attnrl.tasks.reasoning_gym
+from attnrl.data.stream import ProceduralProblems
 from attnrl.errors import UserError
-from attnrl.tasks.problem import Problem
-from attnrl.tasks.procedural import draw_distinct, find_task
 from attnrl.tasks.reasoning_gym import (
     EVALUATED_AS_PYTHON,
     INSTRUCTION,
@@ -27,7 +26,8 @@ from attnrl.tasks.reasoning_gym import (
     is_small_expression,
     runs_no_code,
 )
-from attnrl.tasks.stream import ProceduralProblems
+from attnrl.tasks.registry import draw_distinct, find_task
+from attnrl.types import Problem
 
 
 def task(name: str) -> ReasoningGymTask:
@@ -102,7 +102,7 @@ SAMPLE = ["chain_sum", "gsm_symbolic", "word_ladder", "letter_jumble", "knights_
 
 def test_problems_are_the_same_in_every_process() -> None:
     code = (
-        "import random, sys; from attnrl.tasks.procedural import find_task\n"
+        "import random, sys; from attnrl.tasks.registry import find_task\n"
         f"for name in {SAMPLE}: print(find_task('reasoning_gym:' + name).draw(random.Random(0)).id)"
     )
     run = subprocess.run(

@@ -21,11 +21,11 @@ from command_line import Attnrl, tree
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, dynamic_module_utils
 
-from attnrl.config import TrainConfig, load_config
+from attnrl.config.schema import TrainConfig, load_config
 from attnrl.local.checkpoint import OPTIMIZER_FILE, STATE_FILE, Checkpoint, find_checkpoint, load_checkpoint
-from attnrl.local.engine import build_policy
-from attnrl.protocols import TrainingRow
-from attnrl.run import prepare
+from attnrl.local.loading import build_policy
+from attnrl.runs.prepare import prepare
+from attnrl.types import TrainingRow
 from attnrl.verl import export as exporting
 
 MOMENTS = {"step", "exp_avg", "exp_avg_sq"}

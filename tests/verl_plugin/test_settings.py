@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from attnrl.config import TrainConfig, load_config
+from attnrl.config.schema import TrainConfig, load_config
 from attnrl.errors import UserError
 from attnrl.verl.settings import SAME, environment_of, from_verl, to_verl
 

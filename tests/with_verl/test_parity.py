@@ -11,11 +11,11 @@ import psutil
 import pytest
 import torch
 
-from attnrl.config import TrainConfig, load_config
-from attnrl.local.engine import build_policy, build_sampler, load_model, load_tokenizer, model_directory
-from attnrl.protocols import Completion, Policy, Request, Sampler
-from attnrl.task_data import grader_for, load_task
-from attnrl.trainer import StepResult, Trainer
+from attnrl.config.schema import TrainConfig, load_config
+from attnrl.data.run_data import grader_for, load_task
+from attnrl.local.loading import build_policy, build_sampler, load_model, load_tokenizer, model_directory
+from attnrl.rl.trainer import StepResult, Trainer
+from attnrl.types import Completion, Policy, Request, Sampler
 from attnrl.verl.launch import compose, installed_version
 
 if installed_version() is None:
@@ -51,7 +51,9 @@ class Recorded:
         self.sampler = sampler
         self.kept: list[tuple[list[Request], list[Completion]]] = []
 
-    def generate(self, requests: Sequence[Request], *, on_finished: Any = None, enough: Any = None) -> list[Completion]:
+    def generate(
+        self, requests: Sequence[Request], *, on_completion: Any = None, should_stop: Any = None
+    ) -> list[Completion]:
         if self.sampler is not None:
             completions = self.sampler.generate(requests)
             self.kept.append((list(requests), completions))
@@ -59,7 +61,7 @@ class Recorded:
             asked, completions = self.kept.pop(0)
             assert list(requests) == asked  # a branch somewhere else would ask for something else
         for index, completion in enumerate(completions):
-            on_finished(index, completion)
+            on_completion(index, completion)
         return completions
 
     def sync(self) -> None:

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnrl.config import TrainConfig, load_config
+from attnrl.config.schema import TrainConfig, load_config
 from attnrl.method.loss import cut_mini_batches
 from attnrl.method.steps import Steps
-from attnrl.protocols import TrainingRow
+from attnrl.types import TrainingRow
 from attnrl.verl.launch import installed_version
 
 if installed_version() is None:

@@ -17,12 +17,12 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from attnrl.config import TrainConfig, load_config
-from attnrl.local.engine import model_directory
-from attnrl.report.display import Display
-from attnrl.run import prepare
-from attnrl.session import train
-from attnrl.tasks.procedural import draw_distinct, find_task
+from attnrl.config.schema import TrainConfig, load_config
+from attnrl.local.loading import model_directory
+from attnrl.runs.display import Display
+from attnrl.runs.prepare import prepare
+from attnrl.runs.session import train
+from attnrl.tasks.registry import draw_distinct, find_task
 from attnrl.verl.launch import installed_version
 from attnrl.verl.settings import environment_of
 

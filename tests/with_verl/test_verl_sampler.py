@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from attnrl.protocols import Request
+from attnrl.types import Request
 from attnrl.verl.launch import installed_version
 
 if installed_version() is None:
@@ -15,9 +15,9 @@ if installed_version() is None:
 
 from verl.utils import tensordict_utils
 
+from attnrl.runs.watchdog import SamplerError, WatchedSampler
 from attnrl.verl import sampler as module
 from attnrl.verl.sampler import VerlSampler
-from attnrl.watchdog import SamplerError, WatchedSampler
 
 END = 9
 
@@ -79,7 +79,7 @@ def requests(count: int) -> list[Request]:
 
 def test_completions_come_in_the_order_of_the_requests(cluster):
     told: list[int] = []
-    done = VerlSampler(cluster, [END], 1.0, 1.0).generate(requests(5), on_finished=lambda i, c: told.append(i))
+    done = VerlSampler(cluster, [END], 1.0, 1.0).generate(requests(5), on_completion=lambda i, c: told.append(i))
     assert [completion.tokens for completion in done] == [(0, 0), (1, 1, 9), (2,) * 4, (3, 3, 3, 3, 9), (4,) * 6]
     assert [completion.finish_reason for completion in done] == ["length", "stop", "length", "stop", "length"]
     assert done[1].logprobs == (-0.5, -0.5, -4.5)

@@ -9,8 +9,8 @@ import helpers
 import torch
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from attnrl.config import VllmConfig
-from attnrl.protocols import Completion, Request
+from attnrl.config.schema import VllmConfig
+from attnrl.types import Completion, Request
 
 EOS = 1
 MAX_LENGTH = 256

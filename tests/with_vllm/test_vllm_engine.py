@@ -19,8 +19,8 @@ from engines import EOS, MAX_LENGTH, SMALL, llama, requests
 from transformers import PreTrainedModel
 
 from attnrl.errors import UserError
-from attnrl.local.vllm_sampler import ENVIRONMENT, VllmEngine, VllmSampler, open_engine, require_vllm
-from attnrl.protocols import Request
+from attnrl.inference.vllm_sampler import ENVIRONMENT, VllmEngine, VllmSampler, open_engine, require_vllm
+from attnrl.types import Request
 
 
 class FakeLLM:

@@ -9,9 +9,9 @@ from types import ModuleType
 
 import pytest
 
-from attnrl.config import TrainConfig, load_config
+from attnrl.config.schema import TrainConfig, load_config
 from attnrl.errors import UserError
-from attnrl.run import prepare
+from attnrl.runs.prepare import prepare
 
 
 def told(output: Path) -> str:

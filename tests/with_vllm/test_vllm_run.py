@@ -60,7 +60,7 @@ def test_a_run_learns_and_samples_from_what_it_has_learned(checkpoint: Path, tmp
 
 
 def test_ctrl_c_finishes_the_phase_and_ends_everything(checkpoint: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from attnrl.cli import main; main()", "train", "attnrl"]
+    command = [sys.executable, "-c", "from attnrl.cli.app import main; main()", "train", "attnrl"]
     metrics = tmp_path / "run/metrics.jsonl"
     process = subprocess.Popen(
         [*command, *tiny_runs.settings(checkpoint, tmp_path / "run", 1000), *VLLM],

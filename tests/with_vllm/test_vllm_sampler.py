@@ -11,9 +11,9 @@ pytest.importorskip("vllm", reason="needs vLLM, in an environment of its own: ma
 
 from engines import EOS, MAX_LENGTH, mismatch, requests
 
-from attnrl.local.sampler import LocalSampler
-from attnrl.local.vllm_sampler import VllmEngine, VllmSampler
-from attnrl.protocols import Completion, Request
+from attnrl.inference.sampler import LocalSampler
+from attnrl.inference.vllm_sampler import VllmEngine, VllmSampler
+from attnrl.types import Completion, Request
 
 
 def tokens(completions: list[Completion]) -> list[tuple[int, ...]]:
@@ -89,11 +89,13 @@ def test_a_call_tells_what_finishes_and_ends_when_that_is_enough(engine: VllmEng
     whole = sampler.generate(asked)
     told: dict[int, Completion] = {}
 
-    def enough(unfinished: Collection[int]) -> bool:
+    def should_stop(unfinished: Collection[int]) -> bool:
         assert set(unfinished).isdisjoint(told) and len(unfinished) + len(told) == len(asked)
         return len(unfinished) <= 12
 
-    ended = sampler.generate(asked, on_finished=lambda r, completion: told.setdefault(r, completion), enough=enough)
+    ended = sampler.generate(
+        asked, on_completion=lambda r, completion: told.setdefault(r, completion), should_stop=should_stop
+    )
     left = [r for r, completion in enumerate(ended) if completion.finish_reason == "unfinished"]
     assert 0 < len(left) <= 12
     assert set(left) == set(range(len(asked))) - set(told)
@@ -147,7 +149,7 @@ def test_bad_requests_are_refused_before_anything_is_sampled(
 ) -> None:
     sampler = VllmSampler(engine, eos_token_ids=[EOS])
     with pytest.raises(ValueError, match=message):
-        sampler.generate([Request((3, 4), 5, 0), request_], on_finished=lambda *_: pytest.fail("sampled"))
+        sampler.generate([Request((3, 4), 5, 0), request_], on_completion=lambda *_: pytest.fail("sampled"))
     assert not engine.llm.has_unfinished_requests()
     # The longest that it takes.
     (longest,) = VllmSampler(engine, eos_token_ids=[]).generate([Request((3,) * 10, MAX_LENGTH - 10, 0)])
@@ -169,7 +171,7 @@ def test_a_fault_leaves_the_engine_empty(engine: VllmEngine) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sampler.generate(asked, on_finished=interrupt)
+        sampler.generate(asked, on_completion=interrupt)
     assert not engine.llm.has_unfinished_requests()
     assert tokens(sampler.generate(asked)) == whole
 

@@ -12,7 +12,7 @@ pytest.importorskip("vllm", reason="needs vLLM, in an environment of its own: ma
 from engines import EOS, llama, mismatch, perturbed, qwen2, requests
 from transformers import PreTrainedModel
 
-from attnrl.local.vllm_sampler import VllmEngine, VllmSampler
+from attnrl.inference.vllm_sampler import VllmEngine, VllmSampler
 
 AGREED = 1e-4  # nats, fp32
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {

@@ -23,13 +23,14 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from attnrl.config import BranchingConfig
+from attnrl.config.schema import BranchingConfig
+from attnrl.data.run_data import held_out_problems
 from attnrl.errors import UserError
-from attnrl.eval_run import require_positions
-from attnrl.experiments.disruption_choice import position_bins
-from attnrl.experiments.disruption_summary import estimate
+from attnrl.evals.runner import require_positions
+from attnrl.experiments.disruption.choice import position_bins
+from attnrl.experiments.disruption.summary import estimate
 from attnrl.fci import CaptureSpec, capture
-from attnrl.local.engine import (
+from attnrl.local.loading import (
     build_sampler,
     choose_device,
     load_model,
@@ -40,13 +41,11 @@ from attnrl.local.engine import (
 from attnrl.method.branching import RolloutSignals, branch_points
 from attnrl.method.influence import eligible_steps, mask_influence
 from attnrl.method.steps import Steps
-from attnrl.outputs import require_writable
-from attnrl.protocols import Request
-from attnrl.report.display import counting
-from attnrl.task_data import held_out_problems
+from attnrl.runs.display import counting
 from attnrl.tasks.dependencies import require_dependencies, step_dependents
-from attnrl.tasks.problem import Problem
-from attnrl.tokens import encode_prompt, response_steps, step_texts
+from attnrl.tokenization import encode_prompt, response_steps, step_texts
+from attnrl.types import Problem, Request
+from attnrl.utils.files import require_writable
 
 #: The rules that are compared, each as training would be told.
 RULES: dict[str, BranchingConfig] = {

@@ -20,13 +20,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
-from attnrl.durable import MANIFEST, check_sealed, read_manifest, seal, sync
 from attnrl.errors import UserError, one_line
 from attnrl.local.model_files import refuse_pickles
 from attnrl.local.policy import LocalPolicy, load_optimizer_tensors, optimizer_tensors
-from attnrl.rollout import Group, UnfinishedGroup
-from attnrl.state_json import count, state_from_json, state_to_json
-from attnrl.trainer import TrainerState
+from attnrl.rl.rollout import Group, PartialGroup
+from attnrl.rl.state import count, state_from_json, state_to_json
+from attnrl.rl.trainer import TrainerState
+from attnrl.utils.files import MANIFEST, fsync_path, read_manifest, verify_manifest, write_manifest
 
 STATE_FILE = "trainer_state.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -42,7 +42,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Keep:
+class RetentionPolicy:
     """Which checkpoints stay: the ``last`` newest ones, and the ``best`` ones by held-out accuracy."""
 
     last: int
@@ -55,7 +55,7 @@ def save_checkpoint(
     policy: LocalPolicy,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    keep: Keep,
+    keep: RetentionPolicy,
     data: Mapping[str, str] | None = None,
     accuracy: float | None = None,
 ) -> Path:
@@ -77,7 +77,7 @@ def save_checkpoint(
     """
     directory = root / f"{PREFIX}{state.step:06d}"
     # An earlier run of the same step is replaced, when this one was resumed from before it.
-    with written_aside(directory, {"step": state.step, "accuracy": accuracy}, replace=True) as aside:
+    with staged_directory(directory, {"step": state.step, "accuracy": accuracy}, replace=True) as aside:
         policy.model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         save_file(optimizer_tensors(policy), aside / OPTIMIZER_FILE)
@@ -89,7 +89,7 @@ def save_checkpoint(
 
 
 @contextmanager
-def written_aside(directory: Path, notes: dict[str, Any], *, replace: bool) -> Iterator[Path]:
+def staged_directory(directory: Path, notes: dict[str, Any], *, replace: bool) -> Iterator[Path]:
     """A directory to write what is to be in ``directory``: sealed, and renamed to that when all of it is there.
 
     Args:
@@ -107,14 +107,14 @@ def written_aside(directory: Path, notes: dict[str, Any], *, replace: bool) -> I
     try:
         aside.mkdir(parents=True)
         yield aside
-        seal(aside, notes)
+        write_manifest(aside, notes)
         if replace and directory.exists():
             os.rename(directory, replaced)
         os.rename(aside, directory)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)  # a full disk should have the room again
         raise
-    sync(root)
+    fsync_path(root)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -124,7 +124,7 @@ def write_state(directory: Path, state: TrainerState, **others: Any) -> None:
     (directory / STATE_FILE).write_text(json.dumps(document), encoding="utf-8")
 
 
-def _remove_others(root: Path, step: int, keep: Keep) -> None:
+def _remove_others(root: Path, step: int, keep: RetentionPolicy) -> None:
     """Remove all but the checkpoints to keep when that of ``step`` has just been written."""
     checkpoints = list_checkpoints(root)
     course = [checkpoint for checkpoint in checkpoints if checkpoint.step <= step]
@@ -164,7 +164,7 @@ def list_checkpoints(root: Path) -> list[Checkpoint]:
 
 
 @dataclass(frozen=True)
-class Found:
+class ResumePoint:
     """What there is to resume from.
 
     Attributes:
@@ -176,7 +176,7 @@ class Found:
     skipped: tuple[str, ...] = ()
 
 
-def find_checkpoint(resume: str, root: Path) -> Found:
+def find_checkpoint(resume: str, root: Path) -> ResumePoint:
     """What ``resume`` means: ``auto`` (the newest undamaged one below ``root``, if any), ``never``, or a directory.
 
     Raises:
@@ -184,7 +184,7 @@ def find_checkpoint(resume: str, root: Path) -> Found:
             holds a pickled file.
     """
     if resume == "never":
-        return Found(None)
+        return ResumePoint(None)
     if resume != "auto":
         directory = Path(resume)
         if not (directory / STATE_FILE).is_file():
@@ -193,23 +193,23 @@ def find_checkpoint(resume: str, root: Path) -> Found:
         damage = _damage(directory)
         if damage is not None:
             raise UserError(f"resume={resume}: damaged ({damage})")
-        return Found(Checkpoint(directory, _read_state(directory)["trainer"]["step"]))
+        return ResumePoint(Checkpoint(directory, _read_state(directory)["trainer"]["step"]))
     skipped: list[str] = []
     for checkpoint in reversed(list_checkpoints(root)):
         refuse_pickles(checkpoint.directory)
         damage = _damage(checkpoint.directory)
         if damage is None:
-            return Found(checkpoint, tuple(skipped))
+            return ResumePoint(checkpoint, tuple(skipped))
         skipped.append(f"checkpoint {checkpoint.directory}: skipped, damaged ({damage})")
     if skipped:
         raise UserError(f"{'; '.join(skipped)}; none is left to resume from: repair one or choose another output_dir")
-    return Found(None)
+    return ResumePoint(None)
 
 
 def _damage(directory: Path) -> str | None:
     """What is wrong with a checkpoint directory."""
     try:
-        check_sealed(directory)
+        verify_manifest(directory)
     except (OSError, ValueError) as error:
         return str(error)
     return None
@@ -265,7 +265,7 @@ def _check_step(checkpoint: Checkpoint, step: int) -> None:
 def _check_vocabulary(policy: LocalPolicy, state: TrainerState) -> None:
     """Make sure that the model knows the tokens that are to be trained on or continued."""
     known = policy.model.get_input_embeddings().num_embeddings
-    groups: tuple[Group | UnfinishedGroup, ...] = (*state.pending, *state.carried)
+    groups: tuple[Group | PartialGroup, ...] = (*state.pending, *state.carried)
     for group in groups:
         largest = max(max(tokens, default=0) for tokens in (group.prompt, *(trunk.tokens for trunk in group.trunks)))
         if largest >= known:

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from attnrl.fci import Capture, CaptureSpec, capture
-from attnrl.local.prefixes import common_length
+from attnrl.inference.prefixes import common_length
 
 
 @dataclass(frozen=True)

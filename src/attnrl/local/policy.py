@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from attnrl.config import BranchingConfig, LossConfig, OptimizerConfig
+from attnrl.config.schema import BranchingConfig, LossConfig, OptimizerConfig
 from attnrl.errors import RunError
 from attnrl.local.logprobs import token_logprobs
 from attnrl.local.packing import Pack, pack_rows, pack_trees
 from attnrl.method.loss import cut_mini_batches, kl_k3, policy_loss, truncated_importance
 from attnrl.method.steps import Steps
-from attnrl.protocols import Score, TrainingRow
+from attnrl.types import Score, TrainingRow
 
 MASTER = "master"  # the name of a fp32 copy in a checkpoint
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of a weight
@@ -42,7 +42,7 @@ def disable_dropout(model: nn.Module) -> None:
 class LocalPolicy:
     """A causal language model with its AdamW optimizer and, when the KL is weighed, its frozen reference.
 
-    ``score`` and ``update`` are those of :class:`attnrl.protocols.Policy`. Where memory runs out in one of them, it
+    ``score`` and ``update`` are those of :class:`attnrl.types.Policy`. Where memory runs out in one of them, it
     starts over with packs of half as many tokens, and stays with those.
 
     Attributes:

@@ -49,18 +49,20 @@ def grpo_advantages(rewards: Sequence[float], normalize_std: bool = True, eps: f
     return [(reward - mean) / scale for reward in rewards]
 
 
-def influence_weights(influence: Sequence[float], steps: Steps, share: float, rest: float) -> tuple[float, ...]:
+def influence_weights(
+    influence: Sequence[float], steps: Steps, top_share: float, rest_weight: float
+) -> tuple[float, ...]:
     """Return how much each token's advantage counts, by the influence of its step (ours).
 
     Most tokens of a response have no part in how it ends, but an advantage moves them all the same, which is noise. So
-    the tokens of the ``ceil(share * S)`` steps of highest influence (of equal ones the earlier) count in full, all
-    others as ``rest``.
+    the tokens of the ``ceil(top_share * S)`` steps of highest influence (of equal ones the earlier) count in full, all
+    others as ``rest_weight``.
 
     Args:
         influence: of each of the S steps, before any masking: the first step may well be the one that decides.
         steps: the steps of T tokens.
-        share: share of steps that count in full, in (0, 1].
-        rest: weight of the others.
+        top_share: share of steps that count in full, in (0, 1].
+        rest_weight: weight of the others.
 
     Returns:
         One weight for each token, length T.
@@ -70,8 +72,10 @@ def influence_weights(influence: Sequence[float], steps: Steps, share: float, re
     """
     if len(influence) != len(steps):
         raise ValueError(f"{len(influence)} values of influence for {len(steps)} steps")
-    full = set(rank_steps(influence, range(len(steps)))[: share_of(share, len(steps))])
-    return tuple(1.0 if step in full else rest for step, length in enumerate(steps.lengths) for _ in range(length))
+    full = set(rank_steps(influence, range(len(steps)))[: share_of(top_share, len(steps))])
+    return tuple(
+        1.0 if step in full else rest_weight for step, length in enumerate(steps.lengths) for _ in range(length)
+    )
 
 
 def weigh_advantages(advantages: Sequence[float], weights: Sequence[float]) -> list[float]:

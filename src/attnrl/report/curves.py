@@ -7,9 +7,9 @@ from itertools import accumulate
 from pathlib import Path
 
 from attnrl.errors import UserError
-from attnrl.report.metrics_file import read_metrics
 from attnrl.report.pictures import pyplot_for, save_picture
-from attnrl.report.run_directory import METRICS, RunDirectory
+from attnrl.runs.directory import METRICS, RunDirectory
+from attnrl.runs.metrics_file import read_metrics
 
 
 def draw_curves(runs: Sequence[Path], output: Path) -> None:

@@ -17,10 +17,10 @@ from importlib import resources
 from pathlib import Path
 
 from attnrl import __version__
-from attnrl.durable import write_whole
 from attnrl.errors import UserError
 from attnrl.report.html_attention import attention_maps
 from attnrl.report.html_data import Forests, Json, read_run, run_names
+from attnrl.utils.files import write_atomic
 
 DEFAULT_MEGABYTES = 10.0
 
@@ -56,7 +56,7 @@ def write_report(
     page = assemble({"version": __version__, "megabytes": max_megabytes, "runs": data}, blocks)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(output, page)
+        write_atomic(output, page)
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror})") from None
     return len(page)

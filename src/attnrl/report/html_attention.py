@@ -8,7 +8,7 @@ from typing import Any
 
 from attnrl.errors import UserError, one_line
 from attnrl.report.html_data import Forests, Json, pieces, rounded
-from attnrl.report.run_directory import RunDirectory
+from attnrl.runs.directory import RunDirectory
 
 PROBLEMS = 4
 MAX_STEPS = 160  # of a response: a map of more is megabytes in the page, and finer than a screen
@@ -65,7 +65,7 @@ def _maps(checkpoint: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, Js
     import torch
 
     from attnrl.fci import step_attention
-    from attnrl.local.engine import choose_device, load_model, load_tokenizer
+    from attnrl.local.loading import choose_device, load_model, load_tokenizer
 
     tokenizer = load_tokenizer(checkpoint)
     model = load_model(checkpoint, device=choose_device("auto"), dtype="float32")

@@ -16,8 +16,8 @@ from typing import Any
 
 from attnrl.errors import UserError
 from attnrl.method.steps import split_steps
-from attnrl.report.metrics_file import read_metrics
-from attnrl.report.run_directory import CONFIG, METRICS, TREES, RunDirectory
+from attnrl.runs.directory import CONFIG, METRICS, TREES, RunDirectory
+from attnrl.runs.metrics_file import read_metrics
 
 MAX_POINTS = 600  # of a curve: more than a chart has pixels for
 DIGITS = 5  # of a number, significant ones

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from attnrl.errors import UserError
-from attnrl.metrics import Span
 from attnrl.report.pictures import pyplot_for, save_picture
-from attnrl.report.run_directory import TIMELINE, RunDirectory
+from attnrl.rl.metrics import Span
+from attnrl.runs.directory import TIMELINE, RunDirectory
 
 LANES = ("sampler", "grader", "policy")  # from top to bottom
 PHASES = {  # each with its lane and its colour

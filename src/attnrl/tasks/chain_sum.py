@@ -19,15 +19,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from attnrl.data.rows import PROMPT_SUFFIX
 from attnrl.tasks.ledger import CONNECTIVES, STEP_END
-from attnrl.tasks.rows import PROMPT_SUFFIX
 from attnrl.tasks.word_tokenizer import build_word_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from attnrl.tasks.problem import Problem
-    from attnrl.tasks.procedural import DrawnTask
+    from attnrl.tasks.registry import DrawnTask
+    from attnrl.types import Problem
 
 QUESTION = "State the final answer to the following arithmetic problem: "
 ENDING = " =\n" + PROMPT_SUFFIX.strip()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from attnrl.errors import UserError
 from attnrl.tasks.ledger import line_of_step
-from attnrl.tasks.problem import Problem
+from attnrl.types import Problem
 
 
 def require_dependencies(problem: Problem) -> None:

@@ -30,8 +30,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from attnrl.tasks.problem import Problem
 from attnrl.tasks.word_tokenizer import build_word_tokenizer
+from attnrl.types import Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

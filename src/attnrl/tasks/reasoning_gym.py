@@ -21,13 +21,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from attnrl.data.rows import PROMPT_SUFFIX
 from attnrl.errors import UserError
-from attnrl.protocols import Grade
-from attnrl.safe_yaml import load_yaml
-from attnrl.tasks.grading import extract_boxed, last_number
-from attnrl.tasks.problem import Problem
-from attnrl.tasks.procedural import REASONING_GYM
-from attnrl.tasks.rows import PROMPT_SUFFIX
+from attnrl.grading.answers import extract_boxed, last_number
+from attnrl.tasks.registry import REASONING_GYM
+from attnrl.types import Grade, Problem
+from attnrl.utils.yaml import load_yaml
 
 INSTRUCTION = "\n" + PROMPT_SUFFIX.strip()
 
@@ -180,7 +179,7 @@ def _hashable(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class ReasoningGymGrader:
-    """Grades with a data set's own scorer what a response boxes last; see :class:`attnrl.protocols.Grader`.
+    """Grades with a data set's own scorer what a response boxes last; see :class:`attnrl.types.Grader`.
 
     The reward is the score, which may be part of 1; correct is a score of 1.
 

@@ -23,13 +23,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from attnrl.errors import RunError, UserError, one_line
-from attnrl.local.checkpoint import OPTIMIZER_FILE, write_state, written_aside
-from attnrl.local.engine import LOADING_ERRORS, load_model_config, load_tokenizer
+from attnrl.local.checkpoint import OPTIMIZER_FILE, staged_directory, write_state
+from attnrl.local.loading import LOADING_ERRORS, load_model_config, load_tokenizer
 from attnrl.local.model_files import check_model_files
 from attnrl.local.policy import MASTER
-from attnrl.outputs import require_writable
-from attnrl.state_json import state_from_json
-from attnrl.trainer import TrainerState
+from attnrl.rl.state import state_from_json
+from attnrl.rl.trainer import TrainerState
+from attnrl.utils.files import require_writable
 from attnrl.verl.settings import STATE_FILE
 from attnrl.verl.shards import Pieces, Shards
 
@@ -101,7 +101,7 @@ def export(
     say(f"Writing the weights to {output}")
     transformers_logging.disable_progress_bar()
     try:
-        with written_aside(output, {"step": exported.step, "accuracy": None}, replace=False) as aside:
+        with staged_directory(output, {"step": exported.step, "accuracy": None}, replace=False) as aside:
             whole = {name: pieces.whole() for name, pieces in weights.items() if name not in tied}
             model.save_pretrained(aside, state_dict=whole)
             del whole

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 from warnings import catch_warnings, simplefilter
 
-from attnrl.config import TrainConfig
+from attnrl.config.schema import TrainConfig
+from attnrl.data.run_data import grader_for, load_task
 from attnrl.errors import RunError, UserError, one_line
-from attnrl.local.engine import load_tokenizer, model_directory
-from attnrl.report.run_directory import METRICS, RunDirectory
-from attnrl.run import refuse_another_run
-from attnrl.task_data import grader_for, load_task
+from attnrl.local.loading import load_tokenizer, model_directory
+from attnrl.runs.directory import METRICS, RunDirectory
+from attnrl.runs.prepare import refuse_another_run
 from attnrl.verl.settings import MODEL, STATE_FILE, check_needs, environment_of, is_own_cluster, to_verl
 
 VERSION = "0.9.1"  # the release whose inner workings the plug-in is written against

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from attnrl.config import TrainConfig
+from attnrl.config.schema import TrainConfig
 from attnrl.errors import UserError, one_line
-from attnrl.local.engine import load_model_config, model_directory, shipped_models
+from attnrl.local.loading import load_model_config, model_directory, shipped_models
 
 GIB = 2**30
 OTHER_GIB = 4.0  # a guess: contexts of two processes, NCCL's buffers, CUDA graphs, what the allocator cannot use

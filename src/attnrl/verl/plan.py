@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from math import ceil
 
-from attnrl.config import TrainConfig
+from attnrl.config.schema import TrainConfig
 from attnrl.verl.memory import (
     Shape,
     cached_sequences,

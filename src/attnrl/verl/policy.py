@@ -17,10 +17,10 @@ from verl.utils import tensordict_utils
 from verl.utils.metric import reduce_metrics
 from verl.utils.seqlen_balancing import calculate_workload, get_seqlen_balanced_partitions
 
-from attnrl.config import TrainConfig
+from attnrl.config.schema import TrainConfig
 from attnrl.method.loss import cut_mini_batches, truncated_importance
 from attnrl.method.steps import Steps
-from attnrl.protocols import Score, TrainingRow
+from attnrl.types import Score, TrainingRow
 from attnrl.verl.engine import INFLUENCE, MEASURE, STEP_STARTS
 
 FILLER = TrainingRow(prompt=(0,), response=(0,), old_logprobs=(0.0,), sampler_logprobs=(0.0,), advantages=(0.0,))
@@ -37,7 +37,7 @@ METRICS = {
 
 
 class VerlPolicy:
-    """``score`` and ``update`` of :class:`attnrl.protocols.Policy`, by verl's worker groups."""
+    """``score`` and ``update`` of :class:`attnrl.types.Policy`, by verl's worker groups."""
 
     def __init__(self, actor: Any, reference: Any, config: TrainConfig) -> None:
         """Use the worker group of the actor, and that of the frozen starting model (None where no KL is weighed)."""

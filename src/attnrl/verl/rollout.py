@@ -17,8 +17,8 @@ from torch import Tensor
 from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 
-from attnrl.local.engine import build_sampler, load_model
-from attnrl.protocols import Completion, Request
+from attnrl.local.loading import build_sampler, load_model
+from attnrl.types import Completion, Request
 
 NAME = "transformers"
 QUIET_SECONDS = 0.05  # nothing new for so long: what has come in is decoded together

@@ -13,7 +13,7 @@ from uuid import uuid4
 import transfer_queue
 from verl.utils import tensordict_utils
 
-from attnrl.protocols import Completion, Request
+from attnrl.types import Completion, Request
 from attnrl.verl.settings import NAME
 
 PARTITION = "train"  # the only one that verl's agent loops write to, beside that of its own validation
@@ -21,7 +21,7 @@ POLL_SECONDS = 0.1
 
 
 class VerlSampler:
-    """``generate`` and ``sync`` of :class:`attnrl.protocols.Sampler`.
+    """``generate`` and ``sync`` of :class:`attnrl.types.Sampler`.
 
     The engines of all samplers of a run are the same, and share GPUs with training: they wake up with the policy's
     weights when there is something to sample, and sleep otherwise.
@@ -38,10 +38,10 @@ class VerlSampler:
         self,
         requests: Sequence[Request],
         *,
-        on_finished: Callable[[int, Completion], None] | None = None,
-        enough: Callable[[Collection[int]], bool] | None = None,
+        on_completion: Callable[[int, Completion], None] | None = None,
+        should_stop: Callable[[Collection[int]], bool] | None = None,
     ) -> list[Completion]:
-        """See :meth:`attnrl.protocols.Sampler.generate`; it always waits for all; ``enough`` only hears of life.
+        """See :meth:`attnrl.types.Sampler.generate`; it always waits for all; ``should_stop`` only hears of life.
 
         Raises:
             RuntimeError: a request has failed; why is in verl's log.
@@ -52,7 +52,7 @@ class VerlSampler:
         names = [uuid4().hex for _ in requests]
         try:
             manager.update_weights(self.trainer.global_steps)
-            return self._generate(names, requests, on_finished, enough)
+            return self._generate(names, requests, on_completion, should_stop)
         except BaseException:
             # What is left of it would go on beside the next try, and the engines sleep only when nothing runs.
             manager.abort_replicas()
@@ -73,8 +73,8 @@ class VerlSampler:
         self,
         names: Sequence[str],
         requests: Sequence[Request],
-        on_finished: Callable[[int, Completion], None] | None,
-        enough: Callable[[Collection[int]], bool] | None,
+        on_completion: Callable[[int, Completion], None] | None,
+        should_stop: Callable[[Collection[int]], bool] | None,
     ) -> list[Completion]:
         batch = tensordict_utils.get_tensordict(
             {
@@ -94,13 +94,13 @@ class VerlSampler:
         tags = [{"is_prompt": True, "status": "pending", "global_steps": step} for _ in requests]
         transfer_queue.kv_batch_put(keys=list(names), partition_id=PARTITION, tags=tags)
         self.trainer.agent_loop_manager.generate_sequences(batch)
-        return self._collect(names, on_finished, enough)
+        return self._collect(names, on_completion, should_stop)
 
     def _collect(
         self,
         names: Sequence[str],
-        on_finished: Callable[[int, Completion], None] | None,
-        enough: Callable[[Collection[int]], bool] | None,
+        on_completion: Callable[[int, Completion], None] | None,
+        should_stop: Callable[[Collection[int]], bool] | None,
     ) -> list[Completion]:
         unfinished = {name: index for index, name in enumerate(names)}
         completions: dict[int, Completion] = {}
@@ -120,10 +120,10 @@ class VerlSampler:
                 for name, tokens, logprobs in rows:
                     index = unfinished.pop(name)
                     completions[index] = self._completion(tokens.tolist(), logprobs.tolist())
-                    if on_finished is not None:
-                        on_finished(index, completions[index])
-                if enough is not None:
-                    enough(unfinished.values())
+                    if on_completion is not None:
+                        on_completion(index, completions[index])
+                if should_stop is not None:
+                    should_stop(unfinished.values())
             else:
                 time.sleep(POLL_SECONDS)
         return [completions[index] for index in range(len(names))]

@@ -1,6 +1,6 @@
 """AttnRL's trainer for verl: one step of verl's loop is one step of ours, on verl's workers.
 
-verl sets everything up, steps, saves and logs; what a step is, :class:`attnrl.trainer.Trainer` knows. Problems,
+verl sets everything up, steps, saves and logs; what a step is, :class:`attnrl.rl.trainer.Trainer` knows. Problems,
 grading, held-out evaluation and the files of the run directory are those of the local engine.
 """
 
@@ -18,20 +18,20 @@ from transfer_queue import KVBatchMeta
 from transformers import GenerationConfig
 from verl.trainer.ppo.v1 import PPOTrainer, register_trainer
 
-from attnrl.config import dump_config
-from attnrl.durable import write_whole
+from attnrl.config.schema import dump_config
+from attnrl.data.run_data import EVALUATION_SEED, grader_for, load_task
 from attnrl.errors import UserError, one_line
-from attnrl.evaluate import evaluate
-from attnrl.report.recording import record_evaluation, record_faults, record_step
-from attnrl.report.run_directory import METRICS, RunDirectory
-from attnrl.state_json import state_from_json, state_to_json
-from attnrl.task_data import EVALUATION_SEED, grader_for, load_task
-from attnrl.tokens import end_of_sequence_ids
-from attnrl.trainer import Trainer, TrainerState, of_these_problems
+from attnrl.rl.evaluation import evaluate
+from attnrl.rl.state import state_from_json, state_to_json
+from attnrl.rl.trainer import Trainer, TrainerState, drop_stale_samples
+from attnrl.runs.directory import METRICS, RunDirectory
+from attnrl.runs.recording import record_evaluation, record_faults, record_step
+from attnrl.runs.watchdog import WatchedSampler, retry_on_sampler_error
+from attnrl.tokenization import end_of_sequence_ids
+from attnrl.utils.files import write_atomic
 from attnrl.verl.policy import VerlPolicy
 from attnrl.verl.sampler import PARTITION, VerlSampler
 from attnrl.verl.settings import NAME, STATE_FILE, from_verl
-from attnrl.watchdog import WatchedSampler, begun_again
 
 
 class _NoLoader:
@@ -97,7 +97,7 @@ class AttnRLTrainer(PPOTrainer):  # type: ignore[misc]
             SamplerError: the sampler has failed or stalled, more than once.
             RunError: too many steps in a row had numbers that are not finite.
         """
-        result = begun_again(self.loop.step, self.recipe.sampling.retries, print)
+        result = retry_on_sampler_error(self.loop.step, self.recipe.sampling.retries, print)
         step = int(result.metrics["step"])
         over = self.recipe.is_over(step, self.loop.state.sampled_tokens)
         row = dict(result.metrics)
@@ -151,7 +151,7 @@ class AttnRLTrainer(PPOTrainer):  # type: ignore[misc]
         folder.mkdir(parents=True, exist_ok=True)
         self.directory.sync()
         # Before verl's own files: only when those are written does verl call the checkpoint the latest.
-        write_whole(folder / STATE_FILE, json.dumps(state_to_json(self.loop.state)))
+        write_atomic(folder / STATE_FILE, json.dumps(state_to_json(self.loop.state)))
         super()._save_checkpoint()
         # verl takes away what is more than that, but only of this session, and not all of it.
         saved = sorted(folder.parent.glob("global_step_*"), key=lambda one: int(one.name.rpartition("_")[2]))
@@ -172,7 +172,7 @@ class AttnRLTrainer(PPOTrainer):  # type: ignore[misc]
             # Held-out problems have been sampled at this step, if it was time to.
             with open_dict(self.config):
                 self.config.trainer.val_before_train = False
-            self.state = of_these_problems(state, self.problems.source, self.tokenizer, limit)
+            self.state = drop_stale_samples(state, self.problems.source, self.tokenizer, limit)
 
     def _compute_metrics(
         self, batch: KVBatchMeta, metrics: dict[str, Any], timing_raw: dict[str, float], global_steps: int, epoch: int

@@ -1,0 +1,181 @@
+"""A comparison as tables (markdown) and pictures: learning curves with bands, and the curves that the paper watches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from attnrl.experiments.comparison.results import ArmResult, Difference, RunResult, Spread, interpolate, spread
+from attnrl.report.pictures import pyplot_for, save_picture
+
+POINTS = 60  # of a drawn curve
+SMOOTHED = 5  # steps that a point of a watched curve is the mean of
+COLUMNS = 4  # of panels
+
+# How the curves that the paper watches are called in pictures.
+TITLES = {
+    "mc/solve_all_ratio": "continuations all correct",
+    "mc/solve_none_ratio": "continuations all wrong",
+    "mc/valid_ratio": "continuations valid",
+    "all/valid_ratio": "problems valid",
+    "all_correct_then_valid_ratio": "all correct at first, then valid",
+    "tokens/valid_ratio": "valid tokens",
+    "filtered_ratio": "problems filtered",
+    "prompt_batch_size": "problems per step",
+    "entropy": "entropy",
+    "reward": "reward",
+    "response_length": "response length",
+    "branch/position": "place of branches",
+}
+
+
+def ablation_table(arms: Sequence[ArmResult], budget: float, target: float) -> list[str]:
+    """The arms against the first: markdown lines in the shape of the paper's Table 2, with what we test."""
+    first = arms[0].arm
+    return [
+        f"| {arms[0].seeds} seeds, {budget / 1e6:g}M tokens | accuracy | mean accuracy over the run | "
+        f"against {first} (95 % interval, p) | tokens to {target:.0%} | {first}'s by these |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {arm.arm} | {_percent(arm.accuracy)} | {_percent(arm.area)} | "
+            f"{'' if arm.arm == first else _difference(arm.area_difference)} | {_tokens_to_target(arm)} | "
+            f"{_speedup(arm, arms[0])} |"
+            for arm in arms
+        ),
+    ]
+
+
+def efficiency_table(arms: Sequence[ArmResult], budget: float, target: float) -> list[str]:
+    """What the arms cost: markdown lines in the shape of the paper's Table 3."""
+    return [
+        f"| {arms[0].seeds} seeds, {budget / 1e6:g}M tokens | steps | optimizer steps | seconds | valid tokens | "
+        f"accuracy | seconds to {target:.0%} |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| {arm.arm} | {arm.steps.mean:.1f} | {arm.updates.mean:.1f} | {_plain(arm.seconds)} | "
+            f"{arm.valid_ratio.mean:.0%} | {_percent(arm.accuracy)} | "
+            f"{'> ' if arm.reached < arm.seeds else ''}{_plain(arm.seconds_to_target)} |"
+            for arm in arms
+        ),
+    ]
+
+
+def _percent(value: Spread) -> str:
+    return f"{100 * value.mean:.1f} ± {100 * value.standard_error:.1f} %"
+
+
+def _plain(value: Spread) -> str:
+    return f"{value.mean:,.0f} ± {value.standard_error:,.0f}"
+
+
+def _difference(difference: Difference) -> str:
+    if math.isnan(difference.p):
+        return f"{100 * difference.mean:+.1f} points"
+    return (
+        f"{100 * difference.mean:+.1f} points ({100 * difference.low:+.1f} to {100 * difference.high:+.1f}, "
+        f"p = {difference.p:.2g})"
+    )
+
+
+def _tokens_to_target(arm: ArmResult) -> str:
+    missed = arm.seeds - arm.reached
+    if missed == arm.seeds:
+        return "not reached"
+    tokens = f"{arm.tokens_to_target.mean / 1e6:.2f} ± {arm.tokens_to_target.standard_error / 1e6:.2f}M"
+    return f"> {tokens} ({missed} of {arm.seeds} never)" if missed else tokens
+
+
+def _speedup(arm: ArmResult, first: ArmResult) -> str:
+    if arm.arm == first.arm or not arm.reached or not first.reached:
+        return ""
+    # Runs that never get there count with the budget: an arm's tokens are then at least what is said.
+    bound = "" if first.reached == first.seeds else "> "
+    if arm.reached < arm.seeds:
+        bound = "about " if bound else "< "
+    return f"{bound}{arm.speedup:.2f}x"
+
+
+def draw_comparison(results: Sequence[RunResult], budget: float, target: float, output: Path) -> None:
+    """Draw accuracy over tokens and over seconds of training: means over seeds, with bands of a standard error.
+
+    Raises:
+        UserError: matplotlib is missing, or the picture cannot be written.
+    """
+    pyplot = pyplot_for("compare")
+    figure, panels = pyplot.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
+    for number, (arm, runs) in enumerate(_by_arm(results).items()):
+        style = _style(number)
+        tokens = [budget * point / POINTS for point in range(POINTS + 1)]
+        _band(panels[0], tokens, [[run.accuracy_at(x) for x in tokens] for run in runs], style, arm)
+        # Seeds take different times: the mean of all is drawn as far as all of them go.
+        end = min(run.seconds_at(budget) for run in runs)
+        seconds = [end * point / POINTS for point in range(POINTS + 1)]
+        by_seconds = [[interpolate(run.seconds, run.accuracy, x) for x in seconds] for run in runs]
+        _band(panels[1], seconds, by_seconds, style, arm)
+    panels[0].set(xlabel="tokens sampled", ylabel="held-out accuracy", xlim=(0, budget))
+    panels[1].set(xlabel="seconds of training", xlim=(0, None))
+    for panel in panels:
+        panel.axhline(target, color="grey", linewidth=0.8, linestyle=":")
+        panel.grid(alpha=0.3)
+    panels[1].legend(fontsize="small")
+    save_picture(figure, output)
+
+
+def draw_dynamics(results: Sequence[RunResult], output: Path) -> None:
+    """Draw the curves that the paper watches (its figures 6, 7 and 8) over training steps.
+
+    Means over seeds and over :data:`SMOOTHED` steps: a single step's batch is small.
+
+    Raises:
+        UserError: matplotlib is missing, or the picture cannot be written.
+    """
+    pyplot = pyplot_for("compare")
+    rows = math.ceil(len(TITLES) / COLUMNS)
+    figure, grid = pyplot.subplots(rows, COLUMNS, figsize=(3.4 * COLUMNS, 2.6 * rows), layout="constrained")
+    panels = dict(zip(TITLES, grid.flat, strict=False))
+    for number, (arm, runs) in enumerate(_by_arm(results).items()):
+        for name, panel in panels.items():
+            # As far as all seeds go.
+            by_step = zip(*(run.dynamics[name] for run in runs), strict=False)
+            means = [fmean(values) if not any(map(math.isnan, values)) else math.nan for values in by_step]
+            panel.plot(range(1, len(means) + 1), running_mean(means), label=arm, linewidth=1.2, **_style(number))
+    for name, panel in panels.items():
+        panel.set_title(TITLES[name], fontsize="medium")
+        panel.grid(alpha=0.3)
+    for panel in grid[-1]:
+        panel.set_xlabel("training step")
+    figure.legend(*grid.flat[-1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
+    save_picture(figure, output)
+
+
+def running_mean(values: Sequence[float], width: int = SMOOTHED) -> list[float]:
+    """The mean of ``width`` neighbours around each value, of fewer at the ends; nan where they all are."""
+    half = width // 2
+    windows = [values[max(0, place - half) : place + half + 1] for place in range(len(values))]
+    known = [[value for value in window if not math.isnan(value)] for window in windows]
+    return [fmean(window) if window else math.nan for window in known]
+
+
+def _by_arm(results: Sequence[RunResult]) -> dict[str, list[RunResult]]:
+    arms: dict[str, list[RunResult]] = {}
+    for result in results:
+        arms.setdefault(result.arm, []).append(result)
+    return arms
+
+
+def _style(number: int) -> dict[str, Any]:
+    """Ten colours, then the same ones dashed."""
+    return {"color": f"C{number % 10}", "linestyle": "-" if number < 10 else "--"}
+
+
+def _band(
+    panel: Any, xs: Sequence[float], curves: Sequence[Sequence[float]], style: dict[str, Any], label: str
+) -> None:
+    spreads = [spread(values) for values in zip(*curves, strict=True)]
+    panel.plot(xs, [point.mean for point in spreads], label=label, **style)
+    low = [point.mean - point.standard_error for point in spreads]
+    high = [point.mean + point.standard_error for point in spreads]
+    panel.fill_between(xs, low, high, color=style["color"], alpha=0.12, linewidth=0)

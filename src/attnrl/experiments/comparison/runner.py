@@ -1,0 +1,213 @@
+"""Runs a comparison: each training run in a process of its own, several at a time, going on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from attnrl.errors import UserError
+from attnrl.experiments.comparison.config import Comparison, PlannedRun
+from attnrl.experiments.comparison.report import ablation_table, draw_comparison, draw_dynamics, efficiency_table
+from attnrl.experiments.comparison.results import as_document, complete_seeds, read_run, recorded_runs, summarize_arms
+from attnrl.runs.directory import RunDirectory
+from attnrl.runs.metrics_file import read_metrics
+
+POLL_SECONDS = 0.5
+RESULTS = "results.json"
+
+
+def run_comparison(comparison: Comparison, runs: Sequence[PlannedRun], console: Console) -> None:
+    """Train every run that is not at its end yet; what is done is not done again.
+
+    Ctrl-C (or SIGTERM) lets the runs in progress finish their step and save; twice ends them at once.
+
+    Raises:
+        UserError: runs failed; the first is named with the last line it printed, after all others have ended.
+        KeyboardInterrupt: it was stopped; the same call goes on.
+    """
+    recorded = recorded_runs(comparison.output_dir / RESULTS, comparison)
+    waiting = [run for run in runs if (run.arm, run.seed) not in recorded and not is_finished(run)]
+    if len(waiting) < len(runs):
+        console.print(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already", highlight=False)
+    with _progress(console, len(runs) * comparison.tokens) as bar, _sigterm_interrupts():
+        failed = _Workers(comparison, runs, waiting, bar).work()
+    if failed:
+        log = failed[0].log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        last = log[-1] if log else "it printed nothing"
+        raise UserError(
+            f"{len(failed)} of {len(runs)} runs failed, first arm {failed[0].arm}, seed {failed[0].seed}: {last} "
+            f"(log: {failed[0].log})"
+        )
+
+
+def is_finished(run: PlannedRun) -> bool:
+    """Whether a run has come to its end, its last evaluation included."""
+    rows = read_metrics(RunDirectory(run.directory), numbers=("tokens/total",))
+    return bool(rows) and run.config.is_over(rows[-1]["step"], rows[-1].get("tokens/total", 0.0))
+
+
+@dataclass
+class _Workers:
+    """The processes at work, and the bar that shows what all runs have sampled."""
+
+    comparison: Comparison
+    runs: Sequence[PlannedRun]
+    waiting: list[PlannedRun]
+    bar: Progress
+    working: dict[int, tuple[PlannedRun, subprocess.Popen[bytes]]] = field(default_factory=dict)
+
+    def work(self) -> list[PlannedRun]:
+        """Run all that wait; returns those that failed."""
+        failed: list[PlannedRun] = []
+        done = len(self.runs) - len(self.waiting)
+        try:
+            while self.waiting or self.working:
+                while self.waiting and len(self.working) < self.comparison.workers:
+                    run = self.waiting.pop(0)
+                    process = _start(run)
+                    self.working[process.pid] = run, process
+                    self._show(done)
+                time.sleep(POLL_SECONDS)
+                for pid, (run, process) in list(self.working.items()):
+                    if process.poll() is None:
+                        continue
+                    del self.working[pid]
+                    done += 1
+                    if process.returncode or not is_finished(run):
+                        failed.append(run)
+                    word = "failed" if run in failed else "finished"
+                    self.bar.console.print(f"{word}: {run.arm}, seed {run.seed} ({done} of {len(self.runs)})")
+                self._show(done)
+        except KeyboardInterrupt:
+            self._stop()
+            raise
+        return failed
+
+    def _show(self, done: int) -> None:
+        budget = self.comparison.tokens
+        tokens = done * budget + sum(min(_sampled(run), budget) for run, _ in self.working.values())
+        names = "; ".join(f"{run.arm} {run.seed}" for run, _ in self.working.values())
+        self.bar.update(self.bar.task_ids[0], completed=tokens, description=f"{done}/{len(self.runs)} runs  {names}")
+
+    def _stop(self) -> None:
+        """Have the runs finish their step and save; a second Ctrl-C ends them at once."""
+        self.bar.console.print("Stopping the runs after their step; the same command goes on. Again to leave at once.")
+        for _, process in self.working.values():
+            process.send_signal(signal.SIGINT)
+        try:
+            for _, process in self.working.values():
+                process.wait()
+        except KeyboardInterrupt:
+            for _, process in self.working.values():
+                process.kill()
+            raise
+
+
+def _start(run: PlannedRun) -> subprocess.Popen[bytes]:
+    run.directory.parent.mkdir(parents=True, exist_ok=True)
+    with run.log.open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "attnrl", "train", run.recipe, *run.overrides],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            # Runs share the cores by being several, not by threads that wait for each other.
+            env={"OMP_NUM_THREADS": "1", **os.environ},
+            # A terminal's Ctrl-C reaches this process alone, which passes it on once.
+            start_new_session=True,
+        )
+
+
+def _sampled(run: PlannedRun) -> float:
+    rows = read_metrics(RunDirectory(run.directory), numbers=("tokens/total",))
+    return float(rows[-1].get("tokens/total", 0.0)) if rows else 0.0
+
+
+@contextmanager
+def _progress(console: Console, tokens: int) -> Iterator[Progress]:
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}% of the tokens"))
+    with Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console) as bar:
+        bar.add_task("", total=tokens)
+        yield bar
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM acts as Ctrl-C does, also where a shell has started this in the background, deaf to Ctrl-C."""
+    former = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def write_results(comparison: Comparison, runs: Sequence[PlannedRun]) -> list[str]:
+    """Write ``results.json``, ``results.md``, ``curves.png`` and ``dynamics.png`` of the runs that are finished.
+
+    A run counts as well whose directory is gone, if an earlier ``results.json`` has it.
+
+    Returns:
+        The lines of ``results.md``.
+
+    Raises:
+        UserError: no seed has finished runs of all arms, or matplotlib or scipy is missing.
+    """
+    known = recorded_runs(comparison.output_dir / RESULTS, comparison)
+    known |= {(run.arm, run.seed): read_run(run) for run in runs if is_finished(run)}
+    results = [known[run.arm, run.seed] for run in runs if (run.arm, run.seed) in known]
+    arms = summarize_arms(results, comparison.tokens, comparison.target)
+    output = comparison.output_dir
+    document = as_document(comparison, results, arms, describe_machine())
+    (output / RESULTS).write_text(json.dumps(document) + "\n", encoding="utf-8")
+    lines = [
+        *ablation_table(arms, comparison.tokens, comparison.target),
+        "",
+        *efficiency_table(arms, comparison.tokens, comparison.target),
+    ]
+    (output / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    drawn = complete_seeds(results)
+    draw_comparison(drawn, comparison.tokens, comparison.target, output / "curves.png")
+    draw_dynamics(drawn, output / "dynamics.png")
+    return lines
+
+
+def describe_machine() -> dict[str, str | int | None]:
+    """Where and with what results were made: processor, cores, versions, date, and the commit of a checkout of ours."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("attnrl", "torch", "transformers")},
+        "date": date.today().isoformat(),
+        "commit": _commit(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

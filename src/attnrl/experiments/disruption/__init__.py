@@ -1,0 +1,1 @@
+"""Hidden steps (``attnrl disrupt``)."""

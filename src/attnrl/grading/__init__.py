@@ -1,0 +1,1 @@
+"""Graders: rules, math-verify in worker processes, user functions."""

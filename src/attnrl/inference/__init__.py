@@ -1,0 +1,1 @@
+"""Samplers: the local sampler and vLLM."""

@@ -1,0 +1,85 @@
+"""Random draws and the choice of a token; the draw of a request's i-th token depends on its seed and i alone.
+
+Suffixes: ``B`` rows, ``S`` steps, ``V`` vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def uniforms(seeds_B: Tensor, counters_BS: Tensor) -> Tensor:
+    """Counter-based uniform draws in (0, 1): the same (seed, counter) gives the same number, always and anywhere.
+
+    A splitmix64 finaliser over ``mix(seed) + counter * golden``, in wrapping int64 arithmetic, so that a draw
+    needs no generator state and is the same on every device.
+
+    Args:
+        seeds_B: int64 seeds [B].
+        counters_BS: int64 indices of the draws [B, S].
+
+    Returns:
+        float32 [B, S]: odd multiples of 2**-24, hence neither 0 nor 1.
+    """
+    bits_BS = _mix(_mix(seeds_B)[:, None] + counters_BS * -7046029254386353131)  # 0x9E3779B97F4A7C15
+    return (_shift(bits_BS, 41).to(torch.float32) + 0.5) * 2.0**-23
+
+
+def wrapped(seed: int) -> int:
+    """Any integer as the signed 64-bit one that :func:`uniforms` takes."""
+    return (seed + 2**63) % 2**64 - 2**63
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
+    x = (x ^ _shift(x, 27)) * -7723592293110705685  # 0x94D049BB133111EB
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift; torch's own is arithmetic."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def sample_token(
+    logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float, top_k: int
+) -> tuple[Tensor, Tensor]:
+    """Choose one token per row by inverting the cumulative distribution at ``uniform_B``.
+
+    Args:
+        logits_BV: raw logits, any float dtype.
+        uniform_B: draws in (0, 1).
+        temperature: divides the logits; 0 takes the most probable token.
+        top_p: keep the smallest set of most probable tokens whose mass reaches this; 1 keeps all.
+        top_k: keep this many most probable tokens; 0 keeps all.
+
+    Returns:
+        ``(token_B, logprob_B)``; the log-probability is float32, under the full softmax of ``logits /
+        temperature`` (under temperature 1 when greedy), before top-p and top-k.
+    """
+    logits_BV = logits_BV.float()
+    if temperature not in (0.0, 1.0):
+        logits_BV = logits_BV / temperature
+    logprobs_BV = logits_BV.log_softmax(-1)
+    if temperature == 0.0:
+        logprob_B, token_B = logprobs_BV.max(-1)
+        return token_B, logprob_B
+    probs_BV = logprobs_BV.exp()
+    if top_p < 1.0 or top_k:
+        probs_BV = _truncated(probs_BV, top_p, top_k)
+    cdf_BV = probs_BV.cumsum(-1)
+    # u < 1 keeps u * total below the total in float32 too, so a token of probability 0 is never chosen.
+    token_B1 = torch.searchsorted(cdf_BV, uniform_B[:, None] * cdf_BV[:, -1:], right=True)
+    token_B1 = token_B1.clamp_max(cdf_BV.shape[1] - 1)  # a NaN row would point past the end; collected as an error
+    return token_B1[:, 0], logprobs_BV.gather(1, token_B1)[:, 0]
+
+
+def _truncated(probs_BV: Tensor, top_p: float, top_k: int) -> Tensor:
+    sorted_BV, order_BV = probs_BV.sort(-1, descending=True)
+    if top_k:
+        sorted_BV[:, top_k:] = 0.0
+    if top_p < 1.0:
+        mass_before_BV = sorted_BV.cumsum(-1) - sorted_BV
+        sorted_BV = sorted_BV.masked_fill(mass_before_BV >= top_p * sorted_BV.sum(-1, keepdim=True), 0.0)
+    return torch.zeros_like(probs_BV).scatter_(1, order_BV, sorted_BV)

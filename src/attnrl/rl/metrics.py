@@ -1,0 +1,194 @@
+"""What one training step reports. Every name is documented in docs/metrics.md."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from statistics import fmean
+from typing import get_args
+
+from attnrl.rl.rollout import RolloutTree, Sample, sampled_tokens
+from attnrl.types import Verdict
+
+CORRECT = 1.0
+MAX_EXPONENT = 700.0  # the exponential of more is no float
+
+
+#: A phase, and its start and end in seconds since the step's start.
+Span = tuple[str, float, float]
+
+
+class PhaseClock:
+    """Seconds spent in each phase of a step.
+
+    Attributes:
+        seconds: of each phase, of work beside it as ``<name>_overlapped``, and of the whole ``step`` so far.
+        spans: every time a phase was entered and left, and the work beside it as ``<name> (overlapped)``.
+    """
+
+    def __init__(self, on_phase: Callable[[str], None] | None = None) -> None:
+        """``on_phase`` hears the name of each phase when it begins."""
+        self._on_phase = on_phase
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the last step."""
+        self.seconds: dict[str, float] = {}
+        self.spans: list[Span] = []
+        self._started = time.perf_counter()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to phase ``name``, and keep ``step`` up to date with the whole."""
+        if self._on_phase is not None:
+            self._on_phase(name)
+        entered = time.perf_counter()
+        yield
+        left = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + left - entered
+        self.seconds["step"] = left - self._started
+        self.spans.append((name, entered - self._started, left - self._started))
+
+    def overlapped(self, name: str, spans: Sequence[tuple[float, float]], *, during: str) -> None:
+        """Add what another thread did for ``name`` while phase ``during`` was last on; the rest of it is left out.
+
+        Args:
+            name: what it worked for.
+            spans: start and end of each piece of its work, by ``time.perf_counter()``, in order.
+            during: a phase that has ended.
+        """
+        _, begun, ended = next(span for span in reversed(self.spans) if span[0] == during)
+        inside = [(max(start - self._started, begun), min(end - self._started, ended)) for start, end in spans]
+        worked = [(f"{name} (overlapped)", start, end) for start, end in inside if end > start]
+        total = self.seconds.get(f"{name}_overlapped", 0.0) + sum(end - start for _, start, end in worked)
+        self.seconds[f"{name}_overlapped"] = total
+        self.spans += worked
+
+
+def step_metrics(
+    rollout_trees: Sequence[RolloutTree],
+    trained: Sequence[RolloutTree],
+    updated: Mapping[str, float],
+    *,
+    prompt_batch_size: int,
+    generated_tokens: int,
+    sampled_tokens: int,
+    carried_over: int,
+    phases: Mapping[str, float],
+) -> dict[str, float]:
+    """All metrics of a step, of the batch that was trained on in it unless said otherwise."""
+    trunks = [trunk for problem in rollout_trees for trunk in problem.plan.group.trunks]
+    branches = [branch for problem in rollout_trees for branch in problem.branches]
+    paths = [len(trunk.tokens) for trunk in trunks] + [
+        at + len(sample.tokens)
+        for problem in rollout_trees
+        for (_, at), sample in zip(problem.plan.branches, problem.branches, strict=True)
+    ]
+    batch_tokens = sum(len(sample.tokens) for sample in [*trunks, *branches])
+    valid_tokens = sum(_trained_tokens(problem) for problem in trained)
+    solved = [problem for problem in rollout_trees if _all_correct(problem.plan.group.trunks)]
+    rewards_initial = [[t.reward for t in problem.plan.group.trunks] for problem in rollout_trees]
+    rewards_mc = [[branch.reward for branch in problem.branches] for problem in rollout_trees if problem.branches]
+    rewards_all = [problem.forest.leaf_rewards for problem in rollout_trees]
+    return {
+        "reward": fmean([reward for rewards in rewards_all for reward in rewards]),
+        "reward/initial": fmean([trunk.reward for trunk in trunks]),
+        **({"reward/mc": fmean([branch.reward for branch in branches])} if branches else {}),
+        "entropy": fmean([fmean(s.entropy) for s in [*trunks, *branches] if s.entropy]),
+        "response_length": fmean(paths),
+        "truncated_ratio": fmean([s.finish_reason == "length" for s in [*trunks, *branches]]),
+        "prompt_batch_size": prompt_batch_size,
+        "carried_over": carried_over,
+        "trained_responses": sum(_trained_paths(problem) for problem in trained),
+        "tokens/generated": generated_tokens,
+        "tokens/total": sampled_tokens,
+        "tokens/valid": valid_tokens,
+        "tokens/valid_ratio": valid_tokens / max(1, batch_tokens),
+        "filtered_ratio": fmean([not problem.plan.kept for problem in rollout_trees]),
+        **verdict_ratios([sample.verdict for sample in [*trunks, *branches]]),
+        **_solve_ratios("initial", rewards_initial),
+        **_solve_ratios("mc", rewards_mc),
+        **_solve_ratios("all", rewards_all),
+        "all_correct_then_valid_ratio": (fmean([problem.forest.has_signal for problem in solved]) if solved else 0.0),
+        **_branch_places(rollout_trees),
+        **_mismatch([*trunks, *branches]),
+        "nonfinite/problems": sum(not problem.is_finite for problem in rollout_trees),
+        "update_skipped": float("loss/policy" not in updated),
+        **updated,
+        **{f"time/{phase}": seconds for phase, seconds in phases.items()},
+        "time/generated_tokens_per_second": generated_tokens / max(1e-9, phases.get("generate", 0.0)),
+    }
+
+
+def verdict_ratios(verdicts: Sequence[Verdict]) -> dict[str, float]:
+    """Share of each verdict of grading, as ``grade/*_ratio``."""
+    return {f"grade/{name}_ratio": verdicts.count(name) / len(verdicts) for name in get_args(Verdict)}
+
+
+def _solve_ratios(samples: str, rewards_of_problems: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Shares of problems whose samples are all correct, all wrong, or neither (valid)."""
+    if not rewards_of_problems:
+        return {}
+    solve_all = fmean([min(rewards) >= CORRECT for rewards in rewards_of_problems])
+    solve_none = fmean([max(rewards) < CORRECT for rewards in rewards_of_problems])
+    return {
+        f"{samples}/solve_all_ratio": solve_all,
+        f"{samples}/solve_none_ratio": solve_none,
+        f"{samples}/valid_ratio": 1.0 - solve_all - solve_none,
+    }
+
+
+def _branch_places(rollout_trees: Sequence[RolloutTree]) -> dict[str, float]:
+    """Where branch points fall, and how often they change nothing.
+
+    As a share of the response, how often beyond its first two steps, and how often trunk and continuations end alike.
+    """
+    shares, beyond, agree = [], [], []
+    for problem in rollout_trees:
+        at_point: dict[tuple[int, int], set[float]] = {}
+        for (index, at), sample in zip(problem.plan.branches, problem.branches, strict=True):
+            at_point.setdefault((index, at), {problem.plan.group.trunks[index].reward}).add(sample.reward)
+        agree += [len(rewards) == 1 for rewards in at_point.values()]
+        for index, points in problem.plan.points.items():
+            trunk = problem.plan.group.trunks[index]
+            if points:
+                shares += [at / len(trunk.tokens) for at in points]
+                # The first two places a branch could be: the second and the third step.
+                beyond.append(set(points) != set(trunk.steps.starts[1 : 1 + len(points)]))
+    if not shares:
+        return {}
+    return {
+        "branch/position": fmean(shares),
+        "branch/beyond_first_steps_ratio": fmean(beyond),
+        "branch/agreement_ratio": fmean(agree),
+    }
+
+
+def _mismatch(samples: Sequence[Sample]) -> dict[str, float]:
+    """How far the policy's log-probs of the sampled tokens are from those of the sampler that drew them, in nats."""
+    differences = [
+        policy - sampler
+        for sample in samples
+        if sample.entropy  # else it was not scored by the policy
+        for policy, sampler in zip(sample.logprobs, sample.sampler_logprobs, strict=True)
+    ]
+    return {
+        "mismatch/mean": fmean(map(abs, differences)),
+        "mismatch/max": max(map(abs, differences)),
+        "mismatch/k3": fmean(math.expm1(min(d, MAX_EXPONENT)) - d for d in differences),
+    }
+
+
+def _all_correct(samples: Sequence[Sample]) -> bool:
+    return all(sample.reward >= CORRECT for sample in samples)
+
+
+def _trained_paths(problem: RolloutTree) -> int:
+    return sum(path.trained for path in problem.forest.paths())
+
+
+def _trained_tokens(problem: RolloutTree) -> int:
+    """Distinct sampled tokens that are trained on."""
+    return sum(sampled_tokens(problem.node_samples(tree)) for tree in problem.plan.points)

@@ -1,0 +1,173 @@
+"""What a person sees while a run goes on: a live panel in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from attnrl.config.schema import TrainConfig
+
+SPARKS = "▁▂▃▄▅▆▇█"
+MIN_SECONDS_BETWEEN_LINES = 5.0  # of plain output
+
+
+class Display:
+    """Progress of a run; every method is cheap enough to be called from inside the loop.
+
+    :meth:`start` comes before all others.
+    """
+
+    _config: TrainConfig
+
+    def __init__(self, console: Console | None = None) -> None:
+        """``console`` is where to draw; standard output unless given."""
+        self.console = console or Console()
+        self._live: Live | None = None
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self._task = self._bar.add_task("training steps", total=None)
+        self._phase = ""
+        self._phase_started = time.monotonic()
+        self._sampled = 0
+        self._latest: dict[str, float] = {}
+        self._accuracies: list[float] = []
+        self._rewards: list[float] = []
+        self._last_line = 0.0
+
+    def start(self, config: TrainConfig, steps: int, tokens: int) -> None:
+        """Tell the length of the run, and what of it is done, before it begins."""
+        self._config = config
+        if config.tokens is not None:
+            self._bar.update(self._task, description="tokens sampled")
+        self._advance(steps, tokens)
+
+    def _advance(self, steps: int, tokens: float) -> None:
+        """Move the bar: of tokens where the run has a budget of them, else of steps."""
+        budget = self._config.tokens
+        if budget is None or steps >= self._config.steps:
+            total, done = self._config.steps, float(steps)
+        else:
+            total, done = budget, min(tokens, budget)
+        self._bar.update(self._task, total=total, completed=done)
+
+    def __enter__(self) -> Display:
+        """Begin drawing."""
+        if self.console.is_terminal:
+            self._live = Live(get_renderable=self._render, console=self.console, refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the last state on the screen."""
+        if self._live is not None:
+            self._live.stop()
+
+    def phase(self, name: str) -> None:
+        """A phase of the step begins."""
+        self._phase, self._phase_started, self._sampled = name, time.monotonic(), 0
+
+    def sampled(self, tokens: int, requests: int) -> None:
+        """The sampler has drawn so many tokens, and finished so many requests, of its present batch."""
+        self._sampled = tokens
+
+    def say(self, line: str) -> None:
+        """Something happened that is to be read."""
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def step(self, metrics: Mapping[str, float]) -> None:
+        """A step is done."""
+        self._latest |= metrics
+        step = int(metrics["step"])
+        self._advance(step, self._latest.get("tokens/total", 0.0))
+        if "reward" in metrics:
+            self._rewards.append(metrics["reward"])
+        if "eval/accuracy" in metrics:
+            self._accuracies.append(metrics["eval/accuracy"])
+        if metrics.get("update_skipped"):
+            why = "numbers were not finite" if metrics.get("nonfinite/mini_batches") else "no problem had signal"
+            self.say(f"step {step}: {why}; update skipped")
+        if not self.console.is_terminal:
+            self._print_line(step, metrics)
+
+    def _print_line(self, step: int, metrics: Mapping[str, float]) -> None:
+        now = time.monotonic()
+        evaluated = "eval/accuracy" in metrics
+        if not evaluated and now - self._last_line < MIN_SECONDS_BETWEEN_LINES:
+            return
+        self._last_line = now
+        parts = [f"step {step}/{self._config.steps}"]
+        if self._config.tokens is not None:
+            parts = [f"step {step}", f"{self._latest.get('tokens/total', 0.0):,.0f}/{self._config.tokens:,} tokens"]
+        for name, label in (("reward", "reward"), ("entropy", "entropy"), ("response_length", "length")):
+            if name in metrics:
+                parts.append(f"{label} {metrics[name]:.3g}")
+        if "time/step" in metrics:
+            parts.append(f"{metrics['time/step']:.2f} s/step")
+            parts.append(f"{metrics['time/generated_tokens_per_second']:,.0f} tokens/s")
+        if evaluated:
+            parts.append(f"held-out accuracy {metrics['eval/accuracy']:.1%}")
+        self.console.print("  ".join(parts), highlight=False, soft_wrap=True)
+
+    def _render(self) -> Group:
+        return Group(self._bar, self._status(), self._numbers())
+
+    def _status(self) -> Text:
+        seconds = time.monotonic() - self._phase_started
+        text = f"  {self._phase} {seconds:4.1f} s"
+        if self._sampled:
+            text += f"  {self._sampled:,} tokens  {self._sampled / max(seconds, 1e-3):,.0f} tokens/s"
+        return Text(text, style="dim")
+
+    def _numbers(self) -> Table:
+        table = Table.grid(padding=(0, 2))
+        row = self._latest
+        shown = [
+            ("held-out accuracy", "eval/accuracy", "{:.1%}", self._accuracies),
+            ("reward", "reward", "{:.3f}", self._rewards),
+            ("entropy", "entropy", "{:.3f}", []),
+            ("response length", "response_length", "{:.0f} tokens", []),
+            ("problems per step", "prompt_batch_size", "{:.0f}", []),
+            ("valid tokens", "tokens/valid_ratio", "{:.0%}", []),
+            ("tokens sampled", "tokens/total", "{:,.0f}", []),
+            ("step time", "time/step", "{:.2f} s", []),
+        ]
+        for label, name, form, history in shown:
+            if name in row:
+                table.add_row(f"  {label}", form.format(row[name]), Text(sparkline(history), style="green"))
+        return table
+
+
+def sparkline(values: list[float], width: int = 40) -> str:
+    """A line of block characters for values in [0, 1], the newest ``width`` of them (empty for fewer than two)."""
+    if len(values) < 2:
+        return ""
+    return "".join(SPARKS[min(len(SPARKS) - 1, int(value * len(SPARKS)))] for value in values[-width:])
+
+
+def counting(console: Console) -> Progress:
+    """Bars of things that are counted, for work that is no training run."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console)

@@ -1,0 +1,157 @@
+"""Supervised training of a small base model from scratch on a procedural task's demonstrations.
+
+This makes the models that the package ships; ``attnrl sft RECIPE`` is the command. Training runs through the
+stages of a curriculum (short problems first: a model this small stays at chance when it starts on full-length
+ones) and needs no data but the task itself.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from attnrl.config.schema import SftConfig, SftStage
+from attnrl.errors import UserError
+from attnrl.local.loading import load_model, load_tokenizer, model_directory
+from attnrl.tasks.registry import ProceduralTask, find_demonstrated_task
+from attnrl.utils.files import require_writable
+
+IGNORED = -100  # cross_entropy's label for positions without a target
+POOL_BATCHES = 8  # batches drawn together and cut by length, so that padding is rare
+
+
+@dataclass(frozen=True)
+class SftProgress:
+    """What one optimizer step reports: stage name, step, steps in the whole run, loss in nats, tokens/s."""
+
+    stage: str
+    step: int
+    total_steps: int
+    loss: float
+    tokens_per_second: float
+
+
+def build_model(config: SftConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The model of ``config.start``, or a randomly initialised one of ``config.architecture``.
+
+    Raises:
+        UserError: there is no such checkpoint, it has another vocabulary, or transformers makes no causal language
+            model of it.
+    """
+    if config.start is not None:
+        directory = model_directory(config.start)
+        if load_tokenizer(directory).get_vocab() != tokenizer.get_vocab():
+            raise UserError(f"start {config.start}: has another vocabulary than the task")
+        return load_model(directory, device=torch.device("cpu"), dtype="float32")
+    torch.manual_seed(config.seed)
+    try:
+        architecture = AutoConfig.for_model(
+            vocab_size=len(tokenizer),
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+            **config.architecture,
+        )
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(architecture)
+    except Exception as error:  # whatever transformers raises on settings that make no model
+        raise UserError(f"architecture: {' '.join(str(error).split())[:300]}") from None
+    return model
+
+
+def demonstration_batches(
+    task: ProceduralTask, tokenizer: PreTrainedTokenizerBase, batch_size: int, rng: random.Random
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless ``(input_ids_BT, labels_BT)``; only the response and its end-of-sequence token have labels."""
+    while True:
+        pool = []
+        for _ in range(batch_size * POOL_BATCHES):
+            problem = task.draw(rng)
+            prompt = tokenizer(problem.prompt, add_special_tokens=False)["input_ids"]
+            response = tokenizer(task.demonstrate(problem, rng), add_special_tokens=False)["input_ids"]
+            pool.append((prompt, [*response, tokenizer.eos_token_id]))
+        pool.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
+        batches = [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
+        rng.shuffle(batches)
+        for batch in batches:
+            width = max(len(prompt) + len(response) for prompt, response in batch)
+            input_ids_BT = torch.full((len(batch), width), tokenizer.pad_token_id)
+            labels_BT = torch.full((len(batch), width), IGNORED)
+            for row, (prompt, response) in enumerate(batch):
+                end = len(prompt) + len(response)
+                input_ids_BT[row, :end] = torch.tensor(prompt + response)
+                labels_BT[row, len(prompt) : end] = torch.tensor(response)
+            yield input_ids_BT, labels_BT
+
+
+def learning_rate(stage: SftStage, step_in_stage: int) -> float:
+    """A straight line from the stage's first learning rate to its last."""
+    start, end = stage.learning_rate
+    return start + (end - start) * step_in_stage / stage.steps
+
+
+def train_sft(config: SftConfig, on_step: Callable[[SftProgress], None] | None = None) -> list[Path]:
+    """Train through all stages and return the checkpoint directories written.
+
+    ``seed`` decides the initial weights and all demonstrations.
+
+    Raises:
+        UserError: an unknown task, an impossible architecture, or an ``output_dir`` that cannot be written.
+    """
+    tasks = []
+    for number, stage in enumerate(config.stages):
+        try:
+            tasks.append(find_demonstrated_task(stage.task))
+        except UserError as error:
+            raise UserError(f"stages.{number}.{error}") from None
+    tokenizer = tasks[0].build_tokenizer()
+    require_writable(config.output_dir, f"output_dir {config.output_dir}")
+    for number, (stage, task) in enumerate(zip(config.stages, tasks, strict=True)):
+        if task.build_tokenizer().get_vocab() != tokenizer.get_vocab():
+            raise UserError(f"stages.{number}.task {stage.task}: has another vocabulary than {config.stages[0].task}")
+        if stage.save is not None:
+            require_writable(config.output_dir / stage.save, f"stages.{number}.save {config.output_dir / stage.save}")
+    model = build_model(config, tokenizer)
+    try:  # before an hour of training rather than after it
+        config.output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir {config.output_dir}: cannot be written ({error.strerror})") from None
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=config.weight_decay)
+    total_steps = sum(stage.steps for stage in config.stages)
+    step = 0
+    checkpoints = []
+    for stage_index, stage in enumerate(config.stages):
+        rng = random.Random(f"{config.seed}/{stage_index}")
+        batches = demonstration_batches(tasks[stage_index], tokenizer, config.batch_size, rng)
+        for step_in_stage in range(stage.steps):
+            started = time.perf_counter()
+            input_ids_BT, labels_BT = next(batches)
+            warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
+            for group in optimizer.param_groups:
+                group["lr"] = warmup * learning_rate(stage, step_in_stage)
+            # Right padding needs no mask: attention is causal and padded positions have no label.
+            logits_BTV = model(input_ids=input_ids_BT, use_cache=False).logits
+            loss = cross_entropy(
+                logits_BTV[:, :-1].flatten(0, 1).float(), labels_BT[:, 1:].flatten(), ignore_index=IGNORED
+            )
+            optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            optimizer.step()
+            step += 1
+            if on_step is not None:
+                rate = input_ids_BT.numel() / (time.perf_counter() - started)
+                on_step(SftProgress(stage.task, step, total_steps, loss.item(), rate))
+        if stage.save is not None:
+            directory = config.output_dir / stage.save
+            model.save_pretrained(directory)
+            tokenizer.save_pretrained(directory)
+            checkpoints.append(directory)
+    return checkpoints

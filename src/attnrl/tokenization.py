@@ -1,0 +1,90 @@
+"""Between text and token ids, for any transformers tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from attnrl.errors import UserError
+from attnrl.method.steps import Steps, split_steps
+from attnrl.types import Problem
+
+UNFINISHED = "\ufffd"  # what decoding gives for a character whose last bytes are still missing
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    """The text of ``tokens``, special tokens included and spaces left as they are."""
+    return cast(str, tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def token_pieces(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> list[str]:
+    """The text that each token adds, so that the pieces join to the text of all.
+
+    A token that ends inside a character adds ``""``; the token that completes it adds the character. What is
+    still missing at the end comes with the last token.
+    """
+    piece_of = {token: decode(tokenizer, [token]) for token in set(tokens)}
+    pieces = [piece_of[token] for token in tokens]
+    if "".join(pieces) == decode(tokenizer, tokens):
+        return pieces
+    # Tokens whose text depends on their neighbours: decode growing windows, each opened one piece back.
+    pieces = []
+    start = done = 0
+    for end in range(1, len(tokens) + 1):
+        before = decode(tokenizer, tokens[start:done])
+        text = decode(tokenizer, tokens[start:end])
+        finished = len(text) > len(before) and (end == len(tokens) or not text.endswith(UNFINISHED))
+        pieces.append(text[len(before) :] if finished else "")
+        if finished:
+            start, done = done, end
+    return pieces
+
+
+def response_steps(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], *, ended: bool) -> Steps:
+    """The steps of a sampled response; ``ended`` says that its last token is the end of the sequence."""
+    pieces = token_pieces(tokenizer, tokens)
+    if ended:
+        pieces[-1] = ""  # the end-of-sequence token says nothing, and is no step of its own
+    return split_steps(pieces)
+
+
+def step_texts(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], steps: Steps) -> list[str]:
+    """The text of each step of a response."""
+    return [decode(tokenizer, tokens[start:end]) for start, end in steps.ranges()]
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem, max_tokens: int) -> tuple[int, ...]:
+    """The token ids that a response to ``problem`` continues.
+
+    Text is encoded as it is; chat messages are rendered with the tokenizer's chat template.
+
+    Raises:
+        UserError: the prompt has more than ``max_tokens`` tokens or none, or the tokenizer has no chat template.
+    """
+    if isinstance(problem.prompt, str):
+        text = problem.prompt
+    elif tokenizer.chat_template is None:
+        raise UserError(f"problem {problem.id}: chat messages, but the model's tokenizer has no chat template")
+    else:
+        text = cast(
+            str,
+            tokenizer.apply_chat_template(
+                [dict(message) for message in problem.prompt], tokenize=False, add_generation_prompt=True
+            ),
+        )
+    # A chat template writes the special tokens itself.
+    ids = tokenizer(text, add_special_tokens=isinstance(problem.prompt, str))["input_ids"]
+    if not ids:
+        raise UserError(f"problem {problem.id}: the prompt has no tokens")
+    if len(ids) > max_tokens:
+        raise UserError(f"problem {problem.id}: its prompt has {len(ids)} tokens, max_prompt_tokens is {max_tokens}")
+    return tuple(ids)
+
+
+def end_of_sequence_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token that ends a response, by the tokenizer and by the model's generation config."""
+    declared = generation.eos_token_id if generation is not None else None
+    more = declared if isinstance(declared, list) else [declared]
+    return sorted({token for token in (tokenizer.eos_token_id, *more) if token is not None})

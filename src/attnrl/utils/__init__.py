@@ -1,0 +1,1 @@
+"""Files, YAML, statistics, plug-ins."""

@@ -1,0 +1,241 @@
+"""Problems from files: ids, duplicates, overlap, and what is said of them."""
+
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerBase
+
+from attnrl.data.datasets import (
+    ProblemSet,
+    find_conflicts,
+    fit_problem_set,
+    leave_out_duplicates,
+    leave_out_overlap,
+    load_problem_set,
+    load_problems,
+    note_conflicts,
+    note_unusable,
+    problem_ids,
+)
+from attnrl.data.rows import PROMPT_SUFFIX
+from attnrl.errors import UserError
+from attnrl.grading.answers import AnswerGrader
+from attnrl.grading.registry import UnusableGold
+from attnrl.types import Problem
+
+TRL = {"prompt": "1+1?", "answer": "2"}
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Write rows to a jsonl file."""
+
+    def to(*rows: Any, name: str = "x.jsonl") -> Path:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+    return to
+
+
+def test_a_row_becomes_a_problem(write: Write) -> None:
+    chat = [{"role": "user", "content": "1+1?"}]
+    path = write({"prompt": chat, "answer": "2", "data_source": "sums\n1", "level": 3}, TRL)
+    first, second = load_problems(path)
+    assert first.prompt == ({"role": "user", "content": "1+1?" + PROMPT_SUFFIX},)
+    assert (first.source, first.info) == ("sums 1", {"answer": "2", "data_source": "sums\n1", "level": 3})
+    assert (second.source, second.answers, second.prompt) == ("x", ("2",), "1+1?" + PROMPT_SUFFIX)
+    assert [problem.prompt for problem in load_problems(path, prompt_suffix="")][1] == "1+1?"
+
+
+def test_several_sources_are_one_set(write: Write) -> None:
+    paths = [str(write(TRL)), str(write(TRL, name="y.jsonl")), str(write({**TRL, "data_source": "x"}, name="z.jsonl"))]
+    data = load_problem_set(paths)
+    assert data.name == f"data {paths[0]} and 2 more"
+    assert [problem.source for problem in data.problems] == ["x", "y", "x"]
+    assert len({problem.id for problem in data.problems}) == 3
+    assert [data.places[problem.id] for problem in data.problems] == [f"data file {path}, line 1" for path in paths]
+
+
+def test_a_faulty_row_is_named(write: Write) -> None:
+    for row, said in [([1], "expected an object, found list"), ({"prompt": "?"}, "no true answer")]:
+        path = write(TRL, TRL, row)
+        with pytest.raises(UserError) as caught:
+            load_problems(path)
+        assert str(caught.value).startswith(f"data file {path}, line 3: {said}")
+
+
+def test_a_row_whose_answer_is_empty_is_left_out_with_a_count(write: Write) -> None:
+    rows = [TRL, {**TRL, "answer": ""}, {"prompt": "p", "reward_model": {"ground_truth": " "}}, TRL]
+    data = load_problem_set(write(*rows))
+    assert len(data.problems) == 2
+    (note,) = data.notes
+    assert note.endswith("x.jsonl: left out 2 rows without a true answer (x.jsonl line 2, x.jsonl line 3)")
+    with pytest.raises(UserError, match=r"the true answer of every row is empty"):
+        load_problem_set(write(*rows[1:3]))
+
+
+# Ids
+
+problems = st.builds(
+    lambda source, prompt, answers, chat: Problem(
+        id="",
+        prompt=({"role": "user", "content": prompt},) if chat else prompt,
+        answers=tuple(answers),
+        source=source,
+    ),
+    st.sampled_from(["a", "b", "a:b", "a-2"]),
+    st.sampled_from(["x", "y", "x\ny", "[]"]) | st.text(max_size=3),
+    st.lists(st.sampled_from(["1", "2", "1, 2"]), min_size=1, max_size=2),
+    st.booleans(),
+)
+
+
+@given(st.lists(problems, max_size=12))
+def test_no_two_problems_share_an_id(drawn: list[Problem]) -> None:
+    assert len(set(problem_ids(drawn))) == len(drawn)
+
+
+@given(st.lists(problems, max_size=6, unique_by=lambda p: (p.source, str(p.prompt), p.answers)), problems, st.data())
+def test_an_id_is_the_same_wherever_the_row_is(drawn: list[Problem], new: Problem, data: st.DataObject) -> None:
+    named = dict(zip(map(str, drawn), problem_ids(drawn), strict=True))
+    place = data.draw(st.integers(0, len(drawn)))
+    more = [*drawn[:place], new, *drawn[place:]]
+    found = problem_ids(more)
+    assert all(found[i] == named[str(more[i])] for i in range(len(more)) if more.count(more[i]) == 1 and i != place)
+
+
+def test_rows_without_an_index_or_with_the_same_are_still_different_problems(write: Write) -> None:
+    """An unindexed row must never merge with another (a fault of the authors' release)."""
+    indexed = {**TRL, "extra_info": {"index": 0}}
+    ids = [problem.id for problem in load_problems(write(TRL, TRL, indexed, {**indexed, "answer": "3"}))]
+    assert len(set(ids)) == 4
+    assert ids[1:3] == [f"{ids[0]}-2", f"{ids[0]}-3"]
+
+
+def test_ids_depend_neither_on_the_suffix_nor_on_the_file_kind(write: Write, tmp_path: Path) -> None:
+    rows = [TRL, {**TRL, "answer": ["3", "4"]}]
+    path = write(*rows)
+    (tmp_path / "x.json").write_text(json.dumps(rows))
+    ids = [problem.id for problem in load_problems(path)]
+    assert ids == [problem.id for problem in load_problems(path, prompt_suffix="")]
+    assert ids == [problem.id for problem in load_problems(tmp_path / "x.json")]
+    assert ids == ["x:9d9abca3be3590ed", "x:b01f0ace2506e2dc"]  # checkpoints hold them: they must not change
+
+
+# What is left out
+
+
+def make(*rows: tuple[str, str]) -> ProblemSet:
+    drawn = tuple(
+        Problem(id=f"p{n}", prompt=prompt, answers=tuple(answer.split("|"))) for n, (prompt, answer) in enumerate(rows)
+    )
+    return ProblemSet("data t", drawn, {problem.id: f"data file a/t, row {n}" for n, problem in enumerate(drawn)})
+
+
+def ids(data: ProblemSet) -> str:
+    return " ".join(problem.id for problem in data.problems)
+
+
+def test_duplicates_and_conflicts() -> None:
+    data = make(
+        ("Find $x$.", "1"), ("find x", "1.0"), ("Find x", "2"), ("Find y", "1|2"), ("Find y.", "2"), ("Find z", "1")
+    )
+    kept = leave_out_duplicates(data)
+    assert ids(kept) == "p0 p2 p3 p4 p5"
+    assert kept.notes == ("data t: left out 1 duplicate of other problems",)
+    assert [[problem.id for problem in group] for group in find_conflicts(kept.problems)] == [["p0", "p2"]]
+    noted = note_conflicts(kept)
+    assert noted.notes[1:] == ("data t: 1 problem with other answers in other rows (t row 0 and t row 2)",)
+    assert noted.problems == kept.problems
+    assert note_conflicts(leave_out_duplicates(make(("a", "1"), ("b", "1")))).notes == ()
+
+
+def test_another_system_prompt_is_another_problem() -> None:
+    def chat(system: str) -> Problem:
+        messages = ({"role": "system", "content": system}, {"role": "user", "content": "Find x"})
+        return Problem(id=system, prompt=messages, answers=("1",))
+
+    data = ProblemSet("t", (chat("A"), chat("B"), chat("A")), {})
+    assert ids(leave_out_duplicates(data)) == "A B"
+
+
+def test_overlap_is_dropped_or_told() -> None:
+    data = make(("Find $x$.", "1"), ("Find y", "1"), ("Find $z$.", "1"))
+    evaluation = [Problem(id=f"e{n}", prompt=prompt, answers=("1",)) for n, prompt in enumerate(["find z", "find x"])]
+    dropped = leave_out_overlap(data, evaluation, overlap="drop")
+    assert ids(dropped) == "p1"
+    assert dropped.notes == ("data t: left out 2 problems that it is evaluated on (p0 is e1, p2 is e0)",)
+    told = leave_out_overlap(data, evaluation, overlap="warn")
+    assert told.problems == data.problems
+    assert told.notes == ("data t: trains on 2 problems that it is evaluated on (p0 is e1, p2 is e0)",)
+    assert leave_out_overlap(data, [replace(evaluation[0], prompt="Find w")], overlap="drop") == data
+    with pytest.raises(UserError, match=r"data t: every training problem is .*data\.overlap=warn"):
+        leave_out_overlap(make(("Find z", "1")), evaluation, overlap="drop")
+
+
+def test_prompts_that_are_too_long_are_dropped_with_a_count(tokenizer: PreTrainedTokenizerBase) -> None:
+    data = make(("A=1?", "1"), ("A=1; " * 20, "1"), ("A=2?", "2"))
+    fitted = fit_problem_set(data, tokenizer, max_prompt_tokens=4)
+    assert ids(fitted) == "p0 p2"
+    assert fitted.notes == ("data t: left out 1 prompt of more than 4 tokens",)
+    with pytest.raises(UserError, match="data t: every prompt has more than max_prompt_tokens = 3 tokens"):
+        fit_problem_set(data, tokenizer, max_prompt_tokens=3)
+
+
+def test_true_answers_that_cannot_be_parsed_are_named_by_row() -> None:
+    data = make(("A=1?", "1"), ("A=2?", "\\frac"))
+    assert note_unusable(data, []) == data
+    noted = note_unusable(data, [UnusableGold(1, "p1", ("\\frac",), "cannot be parsed")])
+    assert noted.notes == ("data t: 1 true answer that no response can match (t row 1: '\\\\frac' cannot be parsed)",)
+
+
+def shared_data() -> Path:
+    """The folder ``shared/data`` of $ATTNRL_SHARED, or of a folder ``shared`` above the checkout."""
+    repository = Path(__file__).resolve().parents[2]
+    places = [Path(os.environ["ATTNRL_SHARED"])] if "ATTNRL_SHARED" in os.environ else []
+    places += [above / "shared" for above in repository.parents]
+    for place in places:
+        if (place / "data").is_dir():
+            return place / "data"
+    pytest.skip("no shared/data above the checkout, and ATTNRL_SHARED does not point to one")
+
+
+SIX = {"aime24_1": 30, "aime25_1": 30, "amc23_1": 40, "math500_1": 500, "minerva_1": 272, "olympiad_1": 674}
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [*SIX.items(), ("dapo_math_train", 24_898 - 2)],  # rows 22739 and 22741 have an empty answer
+)
+def test_the_sets_of_the_paper(name: str, count: int) -> None:
+    problems = load_problems(shared_data() / f"{name}.parquet")
+    assert len(problems) == len({problem.id for problem in problems}) == count
+    assert all(problem.prompt[-1]["content"].count(PROMPT_SUFFIX.strip()) == 1 for problem in problems)
+    # Every true answer, boxed, is graded as correct, and so is each other accepted one.
+    pairs = [(problem, answer) for problem in problems for answer in problem.answers]
+    grades = AnswerGrader().grade([problem for problem, _ in pairs], [f"so \\boxed{{{answer}}}" for _, answer in pairs])
+    assert [answer for (_, answer), grade in zip(pairs, grades, strict=True) if grade.reward != 1] == []
+
+
+def test_the_training_set_of_the_paper_repeats_itself_and_the_benchmarks() -> None:
+    data = load_problem_set(shared_data() / "dapo_math_train.parquet")
+    evaluation = load_problems([str(shared_data() / f"{name}.parquet") for name in SIX])
+    assert len(evaluation) == sum(SIX.values())
+    data = note_conflicts(leave_out_duplicates(data))
+    data = leave_out_overlap(data, evaluation, overlap="drop")
+    unanswered, duplicates, conflicts, overlap = (note.partition(".parquet: ")[2] for note in data.notes)
+    assert unanswered.startswith("left out 2 rows without a true answer (dapo_math_train.parquet row 22739")
+    assert re.fullmatch(r"left out 2,6\d\d duplicates of other problems", duplicates)  # 1,502 of them to the letter
+    assert conflicts.startswith("19 problems with other answers in other rows")
+    assert overlap.startswith("left out 18 problems that it is evaluated on")

@@ -1,0 +1,169 @@
+"""What a row says, in each format."""
+
+import datetime
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attnrl.data.rows import (
+    PROMPT_SUFFIX,
+    final_answer,
+    last_box,
+    other_columns,
+    read_answers,
+    read_prompt,
+    with_suffix,
+)
+from attnrl.errors import UserError
+
+VERL = {
+    "data_source": "aime24",
+    "prompt": [{"role": "system", "content": "Think."}, {"role": "user", "content": "1+1?"}],
+    "reward_model": {"ground_truth": "2", "style": "rule"},
+    "extra_info": {"index": 0},
+}
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "answers"),
+    [
+        (VERL, tuple(VERL["prompt"]), ("2",)),
+        ({"prompt": "1+1?", "reward_model": {"ground_truth": ["2", "two"]}}, "1+1?", ("2", "two")),
+        ({"prompt": "1+1?", "reward_model": {"ground_truth": 2}, "answer": "3"}, "1+1?", ("2",)),
+        ({"prompt": "1+1?", "answer": "2"}, "1+1?", ("2",)),
+        ({"prompt": "1+1?", "answer": 2}, "1+1?", ("2",)),
+        ({"prompt": "1+1?", "answer": 2.5}, "1+1?", ("2.5",)),
+        ({"prompt": "1+1?", "answer": ["2", 3]}, "1+1?", ("2", "3")),
+        ({"prompt": "1+1?", "solution": "$2$"}, "1+1?", ("$2$",)),
+        ({"prompt": "1+1?", "reward_model": None, "answer": None, "solution": "4"}, "1+1?", ("4",)),
+        ({"question": "How many?", "answer": "48 / 2 = 24\n48 + 24 = 72\n#### 72"}, "How many?", ("72",)),
+        ({"question": "How many?", "answer": "so\n#### 1,234,567\n"}, "How many?", ("1234567",)),
+        ({"question": "How much?", "answer": "so\n#### -$1,000.50"}, "How much?", ("-$1000.50",)),
+        ({"question": "Where?", "answer": "so\n#### (1,2)"}, "Where?", ("(1,2)",)),
+        ({"problem": "x?", "solution": "First \\boxed{1}, so \\boxed{\\frac{1}{2}}."}, "x?", ("\\frac{1}{2}",)),
+        ({"problem": "x?", "solution": "so $\\boxed{1}$", "answer": "2"}, "x?", ("2",)),
+        ({"problem": "x?", "solution": "", "answer": "12"}, "x?", ("12",)),
+        ({"problem": "x?", "solution": "a proof without a box"}, "x?", ()),
+        ({"problem": "x?", "solution": "a box \\boxed{that never"}, "x?", ()),
+        ({"prompt": "x?", "answer": " "}, "x?", ()),
+        ({"prompt": "x?", "answer": ["", " "]}, "x?", ()),
+        ({"prompt": "x?", "reward_model": {"ground_truth": ""}}, "x?", ()),
+    ],
+)
+def test_formats(row: dict[str, Any], prompt: Any, answers: tuple[str, ...]) -> None:
+    assert read_prompt(row, "here") == prompt
+    assert read_answers(row, "here") == answers
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"answer": "2"}, "no prompt, problem or question"),
+        ({"prompt": None, "answer": "2"}, "no prompt, problem or question"),
+        ({"prompt": "  ", "answer": "2"}, "prompt is empty"),
+        ({"question": "", "answer": "2"}, "question is empty"),
+        ({"prompt": [], "answer": "2"}, "prompt must be"),
+        ({"prompt": 7, "answer": "2"}, "prompt must be"),
+        ({"problem": 7, "answer": "2"}, "problem must be"),
+        ({"prompt": ["hi"], "answer": "2"}, "prompt needs a role and a content"),
+        ({"prompt": [{"role": "user"}], "answer": "2"}, "role and a content"),
+        ({"prompt": [{"role": "user", "content": [1]}], "answer": "2"}, "role and a content"),
+        ({"prompt": [{"role": "system", "content": "x"}], "answer": "2"}, "prompt has no user message"),
+        ({"prompt": "1+1?"}, "no true answer in reward_model.ground_truth, answer or solution"),
+        ({"prompt": "1+1?", "answer": None}, "no true answer"),
+        ({"prompt": "1+1?", "answer": True}, "answer is no true answer"),
+        ({"prompt": "1+1?", "answer": float("nan")}, "answer is no true answer"),
+        ({"prompt": "1+1?", "solution": {"a": 1}}, "solution is no true answer"),
+        ({"prompt": "1+1?", "answer": ["2", None]}, "answer is no true answer"),
+        ({"prompt": "1+1?", "answer": ["2", ""]}, "answer is no true answer (one of its list is empty)"),
+        ({"prompt": "1+1?", "reward_model": "2"}, "no true answer"),
+        ({"prompt": "1+1?", "reward_model": {"ground_truth": {}}}, "reward_model.ground_truth is no true answer"),
+        ({"prompt": "\ud800?", "answer": "2"}, "prompt is not valid Unicode"),
+        ({"prompt": "1+1?", "answer": "\udfff"}, "answer is not valid Unicode"),
+    ],
+)
+def test_a_faulty_row_is_named_with_the_field(row: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read_prompt(row, "here")
+        read_answers(row, "here")
+    assert str(caught.value).startswith("here: ") and said in str(caught.value)
+
+
+def test_an_empty_list_is_an_empty_answer() -> None:
+    assert read_answers({"answer": []}, "here") == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "box"),
+    [
+        ("\\boxed{1} and \\boxed{2}", "2"),
+        ("\\boxed{\\frac{1}{\\sqrt{2}}}", "\\frac{1}{\\sqrt{2}}"),
+        ("\\boxed{ \\{1, 2\\} }.", "\\{1, 2\\}"),
+        ("\\boxed{\\left\\{1\\right.}", "\\left\\{1\\right."),
+        ("$\\boxed 5$", "5"),
+        ("\\boxed\n{5}", "5"),
+        ("\\fbox{A}", "A"),
+        ("\\boxedfoo{5}", None),
+        ("\\boxed{5", None),
+        ("\\boxed", None),
+        ("5", None),
+    ],
+)
+def test_the_last_box(text: str, box: str | None) -> None:
+    assert last_box(text) == box
+
+
+def test_a_mark_inside_an_answer_is_no_mark() -> None:
+    assert final_answer("# Title\n#### 5\nis the start") == "# Title\n#### 5\nis the start"
+    assert final_answer("C#") == "C#"
+
+
+@given(st.text())
+def test_any_answer_ends(text: str) -> None:
+    assert isinstance(final_answer(text), str)
+    assert last_box(f"so \\boxed{{{text}") is None or "}" in text or "\\" in text
+
+
+def test_other_columns_are_what_json_can_say() -> None:
+    row = {
+        "problem": "x?",
+        "answer": "1",
+        "level": 3,
+        "seen": datetime.date(2026, 1, 2),
+        "score": float("nan"),
+        "image": b"1",
+        "tests": [{"in": (1, 2), "raw": b"x"}],
+        7: None,
+    }
+    columns = other_columns(row)
+    assert columns == {
+        "answer": "1",
+        "level": 3,
+        "seen": "2026-01-02",
+        "score": None,
+        "tests": [{"in": [1, 2]}],
+        "7": None,
+    }
+    assert json.loads(json.dumps(columns)) == columns
+
+
+def test_the_suffix_goes_to_the_last_user_message_only_and_not_twice() -> None:
+    chat = tuple(
+        {"role": role, "content": content}
+        for role, content in [("system", "S"), ("user", "A"), ("assistant", "B"), ("user", "C"), ("assistant", "D")]
+    )
+    once = with_suffix(chat, " Box it.")
+    assert [message["content"] for message in once] == ["S", "A", "B", "C Box it.", "D"]
+    assert with_suffix(once, " Box it.") == once
+    assert chat[3]["content"] == "C"
+    assert with_suffix("1+1?\nBox it. ", " Box it.") == "1+1?\nBox it. "
+    assert with_suffix("1+1?", "") == "1+1?"
+
+
+@given(st.text(), st.sampled_from([PROMPT_SUFFIX, " Box it.", ""]))
+def test_a_suffix_given_twice_is_there_once(text: str, suffix: str) -> None:
+    once = with_suffix(text, suffix)
+    assert once.rstrip().endswith(suffix.strip()) and with_suffix(once, suffix) == once
