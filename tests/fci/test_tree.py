@@ -3,14 +3,13 @@
 import pytest
 import torch
 from architectures import ARCHITECTURES, build, config_of
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn.attention.flex_attention import flex_attention
 
 from attnrl.fci import CaptureSpec, capture, influence_by_head
 from attnrl.fci.attention import LayerAttention
 from attnrl.fci.tree import Tree
-from attnrl.fci.tree_attention import attend_blocks, attend_tree
+from attnrl.fci.tree_attention import attend_tree
 
 SINKS = torch.tensor([-1.0, 0.5, 2.0, 6.0], dtype=torch.float64)
 KINDS = {
@@ -120,16 +119,6 @@ def test_strips_hold_what_their_tile_does(tree, window, rows):
         assert torch.equal(whole, parts)
 
 
-@given(trees(), st.one_of(st.none(), st.integers(1, 40)))
-@settings(max_examples=25)
-def test_block_masks_show_the_same(tree, window):
-    lengths, parents = tree
-    tokens = sum(lengths)
-    mask = Tree.build(ranges_of(lengths), parents).block_mask(window, torch.device("cpu"))
-    q, k = torch.meshgrid(torch.arange(tokens), torch.arange(tokens), indexing="ij")
-    assert torch.equal(mask.mask_mod(q * 0, q * 0, q, k), visible(lengths, parents, window))
-
-
 @pytest.mark.parametrize("in_strips", [False, True])
 @pytest.mark.parametrize(("key_heads", "value_dim"), [(2, 8), (4, 8), (1, 6)])
 @pytest.mark.parametrize("kind", KINDS)
@@ -175,17 +164,6 @@ def test_in_other_precisions(kind, dtype, tolerance):
     for leaf, its in zip(leaves, exact, strict=True):
         scale = float(its.grad.abs().max())
         torch.testing.assert_close(leaf.grad.double() / scale, its.grad / scale, atol=2 * tolerance, rtol=0)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_flex_attention_gives_the_same(kind):
-    """Uncompiled on a CPU, where it has no backward: what is checked is what it is asked for."""
-    settings = KINDS[kind]
-    tensors = operands(sum(LENGTHS))
-    layer, tree = LayerAttention(*tensors, scaling=0.4, **settings), Tree.build(ranges_of(LENGTHS), PARENTS)
-    with torch.no_grad():
-        for found, expected in zip(attend_blocks(layer, tree, flex_attention), attend_tree(layer, tree), strict=True):
-            torch.testing.assert_close(found, expected.to(found.dtype), atol=1e-6, rtol=1e-6)
 
 
 # --- under capture ------------------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+from attnrl.fci.tree_blocks import Blocks, Sight
 
 LEAST_STRIP = 256  # queries of a strip that a sliding window is cut into
 
@@ -103,7 +104,7 @@ class Tree:
     runs: tuple[Run, ...]
     _tiles: dict[int | None, list[Tile]] = field(default_factory=dict, repr=False)
     _biases: dict[tuple[Tile, torch.dtype], Tensor] = field(default_factory=dict, repr=False)
-    _block_masks: dict[tuple[int | None, torch.device], BlockMask] = field(default_factory=dict, repr=False)
+    _blocks: dict[tuple[int | None, torch.device], Blocks] = field(default_factory=dict, repr=False)
 
     @classmethod
     def build(cls, ranges: Sequence[tuple[int, int]], parents: Sequence[int | None]) -> Tree:
@@ -137,8 +138,7 @@ class Tree:
 
     def tiles(self, window: int | None) -> list[Tile]:
         """All rectangles; first each run by itself, then what branches see of the run that they branch from."""
-        if window is not None and window >= self.longest:
-            window = None
+        window = self._hiding(window)
         if window not in self._tiles:
             self._tiles[window] = [
                 *(tile for run in self.runs for tile in self._within(run, window)),
@@ -156,24 +156,22 @@ class Tree:
             self._biases[tile, dtype] = tile.bias_qk(dtype, torch.device("cpu"))
         return self._biases[tile, dtype]
 
-    def block_mask(self, window: int | None, device: torch.device) -> BlockMask:
+    def blocks(self, window: int | None, device: torch.device) -> Blocks:
         """What FlexAttention has to compute, made once for all layers."""
-        if (window, device) not in self._block_masks:
-            depth_T = torch.cat([torch.arange(run.stop - run.start) + run.depth for run in self.runs]).to(device)
+        window = self._hiding(window)
+        if (window, device) not in self._blocks:
+            depth_T = torch.cat([torch.arange(run.stop - run.start) + run.depth for run in self.runs])
             end_T = torch.empty(self.tokens, dtype=torch.long)
             for run in self.runs:
                 end_T[run.start : run.stop] = run.end
             for start, _, run, cut in self._branches():
                 end_T[cut : run.stop] = end_T[cut : run.stop].clamp(max=start)
-            end_T = end_T.to(device)
+            self._blocks[window, device] = Blocks.build(Sight.build(end_T.to(device), depth_T.to(device), window))
+        return self._blocks[window, device]
 
-            def sees(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-                below = (key <= query) & (query < end_T[key])
-                return below if window is None else below & (depth_T[query] - depth_T[key] < window)
-
-            mask = create_block_mask(sees, None, None, self.tokens, self.tokens, device=device)
-            self._block_masks[window, device] = mask
-        return self._block_masks[window, device]
+    def _hiding(self, window: int | None) -> int | None:
+        """The window, or None where it hides nothing."""
+        return None if window is None or window >= self.longest else window
 
     def _branches(self) -> Iterator[tuple[int, int, Run, int]]:
         """``(start, stop, run, cut)``: all of ``[start, stop)`` branches from ``run`` behind token ``cut - 1``."""

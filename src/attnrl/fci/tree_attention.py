@@ -11,15 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
 from attnrl.fci.attention import CPU_PANEL_BYTES, LayerAttention, accumulating, grouped_scores, with_sinks
 from attnrl.fci.tree import Tile, Tree
+from attnrl.fci.tree_blocks import attend_padded, compiled_flex
 
 
 def attend_tree(layer: LayerAttention, tree: Tree) -> tuple[Tensor, Tensor]:
@@ -30,7 +29,7 @@ def attend_tree(layer: LayerAttention, tree: Tree) -> tuple[Tensor, Tensor]:
         (nats, sinks included, no gradient), at least fp32.
     """
     if layer.query_BHTD.is_cuda and layer.query_BHTD.dtype != torch.float64:
-        return attend_blocks(layer, tree, _compiled_flex_attention())
+        return attend_blocks(layer, tree, compiled_flex())
     tensors = (layer.query_BHTD, layer.key_BGTD, layer.value_BGTV, layer.sinks_H)
     settings = _Settings(tree, layer.window, layer.scaling, layer.softcap)
     attended: tuple[Tensor, Tensor] = _ByTiles.apply(*tensors, settings)  # type: ignore[no-untyped-call]
@@ -185,35 +184,18 @@ def _by_keys(probs_BHqk: Tensor, value_BGkV: Tensor) -> Tensor:
     return (probs_BHqk.view(B, G, -1, k) @ value_BGkV).view(B, H, q, V)
 
 
-def attend_blocks(layer: LayerAttention, tree: Tree, attend: Callable[..., Any]) -> tuple[Tensor, Tensor]:
+def attend_blocks(
+    layer: LayerAttention, tree: Tree, attend: Callable[..., tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
     """:func:`attend_tree` by FlexAttention, which skips the blocks of scores that no path touches.
 
     Args:
         layer: the layer's attention.
         tree: which token continues which.
-        attend: torch's ``flex_attention``, compiled or not.
+        attend: :func:`~attnrl.fci.tree_blocks.flex`, or the same compiled.
     """
-    softcap = layer.softcap
-
-    def capped(score: Tensor, *_: Tensor) -> Tensor:
-        assert softcap is not None
-        return softcap * torch.tanh(score / softcap)
-
-    output_BHTV, beside = attend(
-        layer.query_BHTD,
-        layer.key_BGTD,
-        layer.value_BGTV,
-        score_mod=None if softcap is None else capped,
-        block_mask=tree.block_mask(layer.window, layer.query_BHTD.device),
-        scale=layer.scaling,
-        enable_gqa=layer.key_BGTD.shape[1] != layer.query_BHTD.shape[1],
-        return_aux=AuxRequest(lse=True),
-    )
-    output_BHTV, lse_BHT = with_sinks(layer.sinks_H, output_BHTV, beside.lse)
+    blocks = tree.blocks(layer.window, layer.query_BHTD.device)
+    tensors = (layer.query_BHTD, layer.key_BGTD, layer.value_BGTV)
+    output_BHTV, lse_BHT = attend_padded(*tensors, blocks, layer.scaling, layer.softcap, attend)
+    output_BHTV, lse_BHT = with_sinks(layer.sinks_H, output_BHTV, lse_BHT)
     return output_BHTV, lse_BHT.detach()
-
-
-@cache
-def _compiled_flex_attention() -> Callable[..., Any]:
-    compiled: Callable[..., Any] = torch.compile(flex_attention)
-    return compiled

@@ -1,0 +1,210 @@
+"""FlexAttention over trees packed into one row, on blocks of 128 queries by 128 keys.
+
+A compiled graph serves all rows of one kind of layer: rows are padded to a multiple of :data:`MULTIPLE` tokens, the
+length of a row is a dynamic size, and windows are numbers in a tensor. FlexAttention outside a compiled graph makes
+all T x T scores, so :func:`compiled_flex` raises an error where torch does not compile the call.
+
+Shape letters: those of :mod:`attnrl.fci.attention`; T counts the padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
+from torch.nn.functional import pad
+
+BLOCK = 128  # queries and keys of a block
+MULTIPLE = 256  # tokens; shorter rows would have one block, for which torch compiles a graph of its own
+PAIRS = 2**24  # pairs of a query and a key that one strip of a block mask is computed from
+GRAPHS = 64  # graphs of one process: kinds of layers, with and without gradient
+
+MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Sight:
+    """Which token of a padded row sees which: three int32 numbers a token.
+
+    Attributes:
+        end_T: one past the last token that continues the token.
+        depth_T: tokens above the token.
+        reach_T: depth at which the token leaves the window.
+    """
+
+    end_T: Tensor
+    depth_T: Tensor
+    reach_T: Tensor
+
+    @classmethod
+    def build(cls, end_T: Tensor, depth_T: Tensor, window: int | None) -> Sight:
+        """Return the sight of a row under ``window``, padded by tokens that see only themselves."""
+        tokens = len(end_T)
+        padding = -tokens % MULTIPLE
+        own_end_T = torch.arange(tokens, tokens + padding, device=end_T.device) + 1
+        end_T = torch.cat([end_T, own_end_T]).int()
+        depth_T = pad(depth_T, (0, padding)).int()
+        return cls(end_T, depth_T, depth_T + (len(end_T) if window is None else min(window, len(end_T))))
+
+    def mask_mod(self) -> MaskMod:
+        """Return the function of (batch, head, query, key) that tells whether the query sees the key."""
+        end_T, depth_T, reach_T = self.end_T, self.depth_T, self.reach_T
+
+        def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return (key <= query) & (query < end_T[key]) & (depth_T[query] < reach_T[key])
+
+        return sees
+
+    def block_mask(self) -> BlockMask:
+        """Return the block mask that ``create_block_mask`` computes, from at most :data:`PAIRS` pairs at a time."""
+        T, device, sees = len(self.end_T), self.end_T.device, self.mask_mod()
+        blocks = T // BLOCK
+        place_T = torch.arange(T, dtype=torch.int32, device=device)
+        seen_qk = torch.zeros(blocks, blocks, dtype=torch.int32, device=device)
+        rows = max(1, PAIRS // (BLOCK * T))
+        for first in range(0, blocks, rows):
+            last = min(first + rows, blocks)
+            queries, keys = place_T[first * BLOCK : last * BLOCK, None], place_T[: last * BLOCK]
+            seen_QK = sees(place_T, place_T, queries, keys).view(last - first, BLOCK, last, BLOCK)
+            seen_qk[first:last, :last] = seen_QK.sum((1, 3), dtype=torch.int32)
+        full_qk = seen_qk == BLOCK * BLOCK
+        lists = (*_listed((seen_qk > 0) & ~full_qk), *_listed(full_qk))
+        return BlockMask.from_kv_blocks(*lists, BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(T, T))
+
+
+def _listed(blocks_qk: Tensor) -> tuple[Tensor, Tensor]:
+    """Return for each row of blocks how many are set, and the indices with those of the set blocks first."""
+    order_qk = blocks_qk.int().argsort(dim=-1, descending=True, stable=True)
+    return blocks_qk.sum(-1, dtype=torch.int32)[None, None], order_qk.int()[None, None]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Tensors that FlexAttention reads beside a layer's own; the length of the row is a dynamic size in each.
+
+    Attributes:
+        sight: end_T, depth_T and reach_T of :class:`Sight`.
+        lists: the eight tensors of a block mask, in the order of its constructor.
+    """
+
+    sight: tuple[Tensor, Tensor, Tensor]
+    lists: tuple[Tensor, ...]
+
+    @classmethod
+    def build(cls, sight: Sight) -> Blocks:
+        """Return the tensors for rows of that sight."""
+        mask = sight.block_mask()
+        by_query = (mask.kv_num_blocks, mask.kv_indices, mask.full_kv_num_blocks, mask.full_kv_indices)
+        by_key = (mask.q_num_blocks, mask.q_indices, mask.full_q_num_blocks, mask.full_q_indices)
+        lists = tuple(tensor for tensor in (*by_query, *by_key) if tensor is not None)
+        for tensor in lists:
+            _mark_dynamic(tensor, *range(2, tensor.dim()))
+        for tensor in (sight.end_T, sight.depth_T, sight.reach_T):
+            _mark_dynamic(tensor, 0)
+        return cls((sight.end_T, sight.depth_T, sight.reach_T), lists)
+
+
+def attend_padded(
+    query_BHTD: Tensor,
+    key_BGTD: Tensor,
+    value_BGTV: Tensor,
+    blocks: Blocks,
+    scaling: float,
+    softcap: float | None,
+    attend: Callable[..., tuple[Tensor, Tensor]],
+) -> tuple[Tensor, Tensor]:
+    """Pad a row, call ``attend`` (:func:`flex` or :func:`compiled_flex`), and cut the padding off again.
+
+    Returns:
+        output_BHTV and lse_BHT (nats) of the tokens that were given; both with gradient.
+    """
+    tokens, padding = query_BHTD.shape[2], len(blocks.sight[0]) - query_BHTD.shape[2]
+    padded = [_padded(tensor, padding) for tensor in (query_BHTD, key_BGTD, value_BGTV)]
+    with torch._dynamo.config.patch(recompile_limit=GRAPHS, specialize_float=True):
+        output_BHTV, lse_BHT = attend(*padded, blocks.sight, blocks.lists, scaling, softcap)
+    return output_BHTV[:, :, :tokens], lse_BHT[:, :, :tokens]
+
+
+def _padded(tensor_BHTD: Tensor, padding: int) -> Tensor:
+    """Return the tensor with zeros behind it, in one layout of memory for every padding: another needs a graph."""
+    tensor_BTHD = tensor_BHTD.transpose(1, 2)
+    padded_BTHD = pad(tensor_BTHD, (0, 0, 0, 0, 0, padding)) if padding else tensor_BTHD.contiguous()
+    return _mark_dynamic(padded_BTHD.transpose(1, 2), 2)
+
+
+def _mark_dynamic(tensor: Tensor, *dims: int) -> Tensor:
+    for dim in dims:
+        torch._dynamo.maybe_mark_dynamic(tensor, dim)  # type: ignore[no-untyped-call]
+    return tensor
+
+
+def flex(
+    query_BHTD: Tensor,
+    key_BGTD: Tensor,
+    value_BGTV: Tensor,
+    sight: tuple[Tensor, Tensor, Tensor],
+    lists: tuple[Tensor, ...],
+    scaling: float,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor]:
+    """Return output_BHTV and lse_BHT of FlexAttention. The block mask is put together here, inside a compiled graph.
+
+    A mask that is made outside is an argument, of which each new length and each new ``mask_mod`` needs a graph.
+    """
+
+    def capped(score: Tensor, *_: Tensor) -> Tensor:
+        assert softcap is not None
+        return softcap * torch.tanh(score / softcap)
+
+    T = query_BHTD.shape[2]
+    kv_num_blocks, kv_indices, full_kv_num_blocks, full_kv_indices, *by_key = lists
+    q_num_blocks, q_indices, full_q_num_blocks, full_q_indices = by_key
+    output_BHTV, beside = flex_attention(
+        query_BHTD,
+        key_BGTD,
+        value_BGTV,
+        score_mod=None if softcap is None else capped,
+        block_mask=BlockMask(
+            (T, T),
+            kv_num_blocks=kv_num_blocks,
+            kv_indices=kv_indices,
+            full_kv_num_blocks=full_kv_num_blocks,
+            full_kv_indices=full_kv_indices,
+            q_num_blocks=q_num_blocks,
+            q_indices=q_indices,
+            full_q_num_blocks=full_q_num_blocks,
+            full_q_indices=full_q_indices,
+            BLOCK_SIZE=(BLOCK, BLOCK),
+            mask_mod=Sight(*sight).mask_mod(),
+        ),
+        scale=scaling,
+        enable_gqa=key_BGTD.shape[1] != query_BHTD.shape[1],
+        return_aux=AuxRequest(lse=True),
+    )
+    assert beside.lse is not None
+    return output_BHTV, beside.lse
+
+
+def _flex_in_graph(*arguments: Any) -> tuple[Tensor, Tensor]:
+    if not torch.compiler.is_compiling():
+        raise RuntimeError(
+            "torch did not compile FlexAttention, which would make all T x T scores of a packed row; "
+            "turn torch.compile on (TORCHDYNAMO_DISABLE, torch.compiler.set_stance), or set optimizer.packing=none"
+        )
+    return flex(*arguments)
+
+
+@cache
+def compiled_flex(backend: str | Callable[..., Any] = "inductor") -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return :func:`flex` compiled by ``backend``: one graph for all lengths and windows.
+
+    The compiled function raises an error, and never computes all T x T scores, where torch does not compile a call:
+    beyond :data:`GRAPHS` graphs, or where compilation is turned off.
+    """
+    compiled: Callable[..., tuple[Tensor, Tensor]] = torch.compile(_flex_in_graph, fullgraph=True, backend=backend)
+    return compiled
