@@ -39,7 +39,7 @@ SETTINGS = (
 PHASES = ("plan", "generate", "grade", "score", "train", "sync", "evaluate", "save")
 LINES = ("metrics.jsonl", "trees.jsonl", "samples.jsonl")
 HALF = "half of "  # a line written, as a loss of power may leave it
-MOMENTS = (*PHASES, "decoding", *LINES, *(f"{HALF}{name}" for name in LINES), "seal", "rename", "remove")
+MOMENTS = (*PHASES, "decoding", *LINES, *(f"{HALF}{name}" for name in LINES), "manifest", "rename", "remove")
 KILLS_PER_RUN = 5
 MARK = "at: "
 Moment = tuple[str, int, float]
@@ -83,7 +83,7 @@ def announce_and_run(half: str, number: int, arguments: Sequence[str]) -> None:
     Display.phase = announced(Display.phase, lambda display, phase: phase)  # type: ignore[method-assign]
     Display.sampled = announced(Display.sampled, lambda *given: "decoding")  # type: ignore[method-assign]
     RunDirectory.append = announced(by_half, lambda run, name, rows: name)  # type: ignore[method-assign]
-    checkpoint.write_manifest = announced(checkpoint.write_manifest, lambda *given: "seal")
+    checkpoint.write_manifest = announced(checkpoint.write_manifest, lambda *given: "manifest")
     checkpoint._remove_others = announced(checkpoint._remove_others, lambda *given: "remove")
     checkpoint.os.rename = announced(os.rename, lambda *given: "rename")
     sys.argv = ["attnrl", *arguments]

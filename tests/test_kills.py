@@ -17,7 +17,7 @@ MOMENTS = [
     ("generate", 1, 0.02),  # in the first step's generation, before there is a checkpoint
     ("grade", 3, 0.0),
     ("train", 2, 0.01),
-    ("seal", 1, 0.0),  # a checkpoint is written, but not yet in its place
+    ("manifest", 1, 0.0),  # a checkpoint is written, but not yet in its place
     ("half of metrics.jsonl", 1, 0.0),
 ]
 

@@ -248,7 +248,7 @@ def test_the_best_are_kept_beside_the_newest(tmp_path, policy, state, tokenizer)
 # --- what a kill or a full disk leaves --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("moment", ["save_file", "seal", "os.rename", "_remove_others"])
+@pytest.mark.parametrize("moment", ["save_file", "write_manifest", "os.rename", "_remove_others"])
 def test_a_save_that_is_cut_off_leaves_a_checkpoint_to_resume_from(
     tmp_path, policy, state, tokenizer, monkeypatch, moment
 ):
@@ -472,7 +472,7 @@ MALFORMED: dict[str, tuple[Callable[[Path], None], str]] = {
     "logprobs in words": (field(*TRUNK, "logprobs", 0, to="low"), r"trunks\[0\].logprobs: numbers expected"),
     "entropy short": (field(*TRUNK, "entropy", to=shorter), r"trunks\[0\].entropy: has"),
     "influence short": (field(*TRUNK, "fci", to=shorter), r"trunks\[0\].fci: has 1 numbers, not 2"),
-    "weights short": (field(*TRUNK, "weights", to=[1.0]), r"trunks\[0\].weights: has 1 numbers"),
+    "weights short": (field(*TRUNK, "advantage_weights", to=[1.0]), r"trunks\[0\].advantage_weights: has 1 numbers"),
     "token a fraction": (field(*TRUNK, "tokens", 0, to=1.5), r"trunks\[0\].tokens: whole numbers expected"),
     "token negative": (field(*TRUNK, "tokens", 0, to=-1), r"trunks\[0\].tokens: token ids expected"),
     "token unknown": (field(*TRUNK, "tokens", 0, to=10**6), "has the token 1000000, and the model knows"),

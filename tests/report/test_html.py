@@ -150,7 +150,7 @@ def test_text_is_cut_as_tokens_are(text: str, steps: int) -> None:
 
 
 def test_a_row_of_the_log_as_a_run_writes_it(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    from test_forest_row import sample
+    from test_forest_rows import sample
 
     from attnrl.method.steps import Steps
     from attnrl.rl.rollout import BranchPlan, Group, RolloutTree, Trunk

@@ -14,8 +14,8 @@ watchdog.GRACE_SECONDS = 0.5
 
 
 class Stuck:
-    def generate(self, requests, *, on_finished, enough):
-        enough(set())
+    def generate(self, requests, *, on_completion, should_stop):
+        should_stop(set())
         hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # half an hour in which Python hears no signal
 
 
