@@ -27,7 +27,7 @@ from typing import Any
 from rich.console import Console
 
 from attnrl.experiments.comparison.runner import describe_machine
-from attnrl.runs.display import counting
+from attnrl.utils.console import progress_bars
 
 STEPS = 4
 SETTINGS = (
@@ -151,7 +151,7 @@ def kill_runs(kills: int, moments: Iterator[Moment], directory: Path, console: C
     at: Counter[str] = Counter()
     different: dict[str, list[str]] = {}
     runs = 0
-    with counting(console) as bars:
+    with progress_bars(console) as bars:
         bar = bars.add_task("kills", total=kills)
         while at.total() < kills:
             output = directory / f"run-{runs}"

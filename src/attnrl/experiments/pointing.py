@@ -41,10 +41,10 @@ from attnrl.local.loading import (
 from attnrl.method.branching import RolloutSignals, branch_points
 from attnrl.method.influence import eligible_steps, mask_influence
 from attnrl.method.steps import Steps
-from attnrl.runs.display import counting
 from attnrl.tasks.dependencies import require_dependencies, step_dependents
 from attnrl.tokenization import encode_prompt, response_steps, step_texts
 from attnrl.types import Problem, Request
+from attnrl.utils.console import progress_bars
 from attnrl.utils.files import require_writable
 
 #: The rules that are compared, each as training would be told.
@@ -232,7 +232,7 @@ def run_pointing(
     tokenizer = load_tokenizer(directory)
     model = load_model(directory, device=choose_device(device), dtype="float32")
     require_influence(model)
-    with counting(console) as progress:
+    with progress_bars(console) as progress:
         responses = study_responses(
             model, tokenizer, held_out, samples=samples, max_new_tokens=max_new_tokens, seed=seed, progress=progress
         )

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from attnrl.config.schema import TrainConfig
+from attnrl.utils.console import print_line
 
 SPARKS = "▁▂▃▄▅▆▇█"
 MIN_SECONDS_BETWEEN_LINES = 5.0  # of plain output
@@ -95,7 +96,7 @@ class Display:
 
     def say(self, line: str) -> None:
         """Something happened that is to be read."""
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        print_line(self.console, line)
 
     def step(self, metrics: Mapping[str, float]) -> None:
         """A step is done."""
@@ -165,9 +166,3 @@ def sparkline(values: list[float], width: int = 40) -> str:
     if len(values) < 2:
         return ""
     return "".join(SPARKS[min(len(SPARKS) - 1, int(value * len(SPARKS)))] for value in values[-width:])
-
-
-def counting(console: Console) -> Progress:
-    """Bars of things that are counted, for work that is no training run."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console)

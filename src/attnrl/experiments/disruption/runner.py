@@ -50,9 +50,9 @@ from attnrl.local.policy import LocalPolicy
 from attnrl.method.steps import Steps
 from attnrl.report.pictures import pyplot_for
 from attnrl.rl.evaluation import SampleRequest
-from attnrl.runs.display import counting
 from attnrl.tokenization import decode, encode_prompt, end_of_sequence_ids, response_steps
 from attnrl.types import Completion, Grader, Problem, Request
+from attnrl.utils.console import progress_bars
 from attnrl.utils.files import require_writable
 
 HIDE_FROM = ("continuation", "next_step")
@@ -151,7 +151,7 @@ def run_disruption(
     build_sampler(model, tokenizer, temperature=1.0, top_p=1.0, max_batch=batch)  # it takes the model
     check_hiding(model)
     try:
-        with counting(console) as progress, open_grader(settings.evaluation) as grader:
+        with progress_bars(console) as progress, open_grader(settings.evaluation) as grader:
             experiment = Experiment(model, tokenizer, grader, settings, batch, progress)
             responses = experiment.responses(draws)
             usable = [r for r in responses if len(hideable(r.steps, settings.lag)) >= 2 * settings.bins]
