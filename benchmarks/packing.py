@@ -39,7 +39,8 @@ import transformers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from attnrl.config.schema import TrainConfig, load_config
+from attnrl.config.load import load_config
+from attnrl.config.schema import TrainConfig
 from attnrl.data.run_data import grader_for, load_task
 from attnrl.local.loading import build_policy, build_sampler, load_model, load_tokenizer, model_directory
 from attnrl.local.packing import pack_rows, pack_trees

@@ -34,7 +34,8 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from attnrl.config.schema import TrainConfig, load_config
+from attnrl.config.load import load_config
+from attnrl.config.schema import TrainConfig
 from attnrl.inference.sampler import LocalSampler
 from attnrl.local.loading import build_policy
 from attnrl.rl.trainer import Trainer

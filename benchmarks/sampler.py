@@ -34,7 +34,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from attnrl.config.schema import VllmConfig
+from attnrl.config.engines import VllmConfig
 from attnrl.inference.sampler import LocalSampler
 from attnrl.inference.vllm_sampler import VllmEngine, VllmSampler, open_engine
 from attnrl.types import Request, Sampler

@@ -35,7 +35,8 @@ import transformers
 from plain import PlainPolicy, PlainSampler
 from torch import Tensor
 
-from attnrl.config.schema import TrainConfig, load_config
+from attnrl.config.load import load_config
+from attnrl.config.schema import TrainConfig
 from attnrl.data.run_data import grader_for, load_task
 from attnrl.local.loading import (
     build_policy,

@@ -16,7 +16,8 @@ from typing import Any
 
 from rich.console import Console
 
-from attnrl.config.schema import TrainConfig, load_config
+from attnrl.config.load import load_config
+from attnrl.config.schema import TrainConfig
 from attnrl.experiments.comparison.runner import describe_machine
 from attnrl.runs.directory import METRICS, TIMELINE, TREES, RunDirectory
 from attnrl.runs.display import Display

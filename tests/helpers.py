@@ -14,7 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from attnrl.cli import app as cli
-from attnrl.config.schema import TrainConfig, load_config
+from attnrl.config.load import load_config
+from attnrl.config.schema import TrainConfig
 from attnrl.method.steps import Steps
 from attnrl.rl.trainer import Trainer, TrainerState
 from attnrl.types import Completion, Grade, Problem, Request, Score, TrainingRow

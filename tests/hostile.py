@@ -26,7 +26,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from transformers import PreTrainedTokenizerBase
 
-from attnrl.config.schema import SftConfig, Strict, TrainConfig, dump_config, load_config
+from attnrl.config.base import Strict
+from attnrl.config.load import dump_config, load_config
+from attnrl.config.schema import TrainConfig
+from attnrl.config.sft import SftConfig
 from attnrl.data.datasets import leave_out_duplicates, load_problem_set, note_conflicts
 from attnrl.errors import UserError
 from attnrl.experiments.comparison.config import Comparison, load_comparison, plan_runs

@@ -19,7 +19,9 @@ from helpers import command
 from rich.console import Console
 from transformers import AutoModelForCausalLM, dynamic_module_utils
 
-from attnrl.config.schema import SftConfig, TrainConfig, load_config, validate_config
+from attnrl.config.load import load_config, validate_config
+from attnrl.config.schema import TrainConfig
+from attnrl.config.sft import SftConfig
 from attnrl.data.datasets import load_problem_set
 from attnrl.errors import UserError
 from attnrl.evals.runner import EvalSettings, Suite, load_suites, run_evaluation

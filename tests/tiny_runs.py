@@ -15,7 +15,8 @@ from rich.console import Console
 import attnrl.data.run_data
 import attnrl.runs.prepare
 import attnrl.runs.session
-from attnrl.config.schema import TrainConfig, load_config
+from attnrl.config.load import load_config
+from attnrl.config.schema import TrainConfig
 from attnrl.runs.display import Display
 from attnrl.types import Grade, Problem
 

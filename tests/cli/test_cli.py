@@ -11,7 +11,8 @@ from command_line import EVAL, FILE, ROWS, SMALL, Attnrl, Outcome, jsonl, stages
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from attnrl.cli import app as cli
-from attnrl.config.schema import TrainConfig, load_config
+from attnrl.config.load import load_config
+from attnrl.config.schema import TrainConfig
 from attnrl.data.datasets import load_problems
 
 

@@ -6,18 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from attnrl.config.schema import (
-    DataConfig,
-    LossConfig,
-    MethodConfig,
-    SftConfig,
-    TrainConfig,
-    apply_overrides,
-    dump_config,
-    load_config,
-    recipe_names,
-    validate_config,
-)
+from attnrl.config.load import apply_overrides, dump_config, load_config, recipe_names, validate_config
+from attnrl.config.schema import DataConfig, LossConfig, MethodConfig, TrainConfig
+from attnrl.config.sft import SftConfig
 from attnrl.errors import UserError
 
 # What a recipe for a user's own model leaves open.

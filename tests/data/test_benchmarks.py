@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from attnrl.config.base import PROMPT_SUFFIX
 from attnrl.data.benchmarks import KNOWN, Benchmark, deviations, find_benchmarks
-from attnrl.data.rows import PROMPT_SUFFIX
 from attnrl.errors import UserError
 from attnrl.evals.runner import load_suites
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
+from attnrl.config.base import PROMPT_SUFFIX
 from attnrl.data.datasets import (
     ProblemSet,
     find_conflicts,
@@ -25,7 +26,6 @@ from attnrl.data.datasets import (
     note_unusable,
     problem_ids,
 )
-from attnrl.data.rows import PROMPT_SUFFIX
 from attnrl.errors import UserError
 from attnrl.grading.answers import AnswerGrader
 from attnrl.grading.registry import UnusableGold

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attnrl.config.base import PROMPT_SUFFIX
 from attnrl.data.overlap import answers_key, find_overlap, normalize_text, question_key
-from attnrl.data.rows import PROMPT_SUFFIX
 from attnrl.types import Problem
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attnrl.config.base import PROMPT_SUFFIX
 from attnrl.data.rows import (
-    PROMPT_SUFFIX,
     final_answer,
     last_box,
     other_columns,

@@ -19,7 +19,8 @@ from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from attnrl.config.schema import BranchingConfig, LossConfig, OptimizerConfig, TrainConfig, load_config
+from attnrl.config.load import load_config
+from attnrl.config.schema import BranchingConfig, LossConfig, OptimizerConfig, TrainConfig
 from attnrl.data.run_data import held_out_problems
 from attnrl.grading.answers import AnswerGrader
 from attnrl.local import logprobs

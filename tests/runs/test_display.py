@@ -5,7 +5,8 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from attnrl.config.schema import TrainConfig, load_config
+from attnrl.config.load import load_config
+from attnrl.config.schema import TrainConfig
 from attnrl.runs.display import MIN_SECONDS_BETWEEN_LINES, SPARKS, Display, sparkline
 
 ROW = {

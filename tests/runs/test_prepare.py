@@ -9,7 +9,8 @@ import helpers
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from attnrl.config.schema import TrainConfig, load_config
+from attnrl.config.load import load_config
+from attnrl.config.schema import TrainConfig
 from attnrl.data.run_data import grader_for, held_out_problems, load_task
 from attnrl.data.stream import ProceduralProblems, ShuffledProblems
 from attnrl.errors import UserError

@@ -23,7 +23,8 @@ from tiny_runs import HashGrader, read, run, settings, weights
 
 import attnrl.local.checkpoint
 import attnrl.runs.session
-from attnrl.config.schema import TrainConfig, load_config
+from attnrl.config.load import load_config
+from attnrl.config.schema import TrainConfig
 from attnrl.errors import RunError, UserError
 from attnrl.inference.sampler import LocalSampler
 from attnrl.local.policy import LocalPolicy

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from attnrl.config.schema import SftConfig, SftStage, load_config
+from attnrl.config.load import load_config
+from attnrl.config.sft import SftConfig, SftStage
 from attnrl.errors import UserError
 from attnrl.grading.answers import extract_boxed
 from attnrl.runs.sft import IGNORED, SftProgress, build_model, demonstration_batches, learning_rate, train_sft

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from attnrl.config.schema import TrainConfig, load_config
+from attnrl.config.load import load_config
+from attnrl.config.schema import TrainConfig
 from attnrl.errors import UserError
 from attnrl.runs.trackers import check_trackers, open_trackers
 

@@ -21,7 +21,8 @@ from command_line import Attnrl, tree
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, dynamic_module_utils
 
-from attnrl.config.schema import TrainConfig, load_config
+from attnrl.config.load import load_config
+from attnrl.config.schema import TrainConfig
 from attnrl.local.checkpoint import OPTIMIZER_FILE, STATE_FILE, Checkpoint, find_checkpoint, load_checkpoint
 from attnrl.local.loading import build_policy
 from attnrl.runs.prepare import prepare

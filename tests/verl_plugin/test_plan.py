@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from attnrl.config.schema import TrainConfig, load_config, recipe_names
+from attnrl.config.load import load_config, recipe_names
+from attnrl.config.schema import TrainConfig
 from attnrl.errors import UserError
 from attnrl.verl import memory
 from attnrl.verl.memory import GIB, OTHER_GIB, Shape, cached_sequences, find_shape

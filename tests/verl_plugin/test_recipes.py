@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 import attnrl.recipes
-from attnrl.config.schema import TrainConfig, load_config, recipe_names, shipped_names
+from attnrl.config.load import load_config, recipe_names, shipped_names
+from attnrl.config.schema import TrainConfig
 from attnrl.experiments.comparison.config import comparison_names, load_comparison, plan_runs
 
 FOLDER = Path(attnrl.recipes.__file__).parent

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from attnrl.config.schema import TrainConfig, load_config
+from attnrl.config.load import load_config
+from attnrl.config.schema import TrainConfig
 from attnrl.errors import UserError
 from attnrl.verl.settings import SAME, environment_of, from_verl, to_verl
 

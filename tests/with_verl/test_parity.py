@@ -11,7 +11,8 @@ import psutil
 import pytest
 import torch
 
-from attnrl.config.schema import TrainConfig, load_config
+from attnrl.config.load import load_config
+from attnrl.config.schema import TrainConfig
 from attnrl.data.run_data import grader_for, load_task
 from attnrl.local.loading import build_policy, build_sampler, load_model, load_tokenizer, model_directory
 from attnrl.rl.trainer import StepResult, Trainer

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnrl.config.schema import TrainConfig, load_config
+from attnrl.config.load import load_config
+from attnrl.config.schema import TrainConfig
 from attnrl.method.loss import cut_mini_batches
 from attnrl.method.steps import Steps
 from attnrl.types import TrainingRow

@@ -17,7 +17,8 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from attnrl.config.schema import TrainConfig, load_config
+from attnrl.config.load import load_config
+from attnrl.config.schema import TrainConfig
 from attnrl.local.loading import model_directory
 from attnrl.runs.display import Display
 from attnrl.runs.prepare import prepare

@@ -9,7 +9,7 @@ import helpers
 import torch
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from attnrl.config.schema import VllmConfig
+from attnrl.config.engines import VllmConfig
 from attnrl.types import Completion, Request
 
 EOS = 1

@@ -9,7 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from attnrl.config.schema import TrainConfig, load_config
+from attnrl.config.load import load_config
+from attnrl.config.schema import TrainConfig
 from attnrl.errors import UserError
 from attnrl.runs.prepare import prepare
 

@@ -14,7 +14,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from attnrl.config.schema import SftConfig, TrainConfig, dump_config, load_config, recipe_names
+from attnrl.config.load import dump_config, load_config, recipe_names
+from attnrl.config.schema import TrainConfig
+from attnrl.config.sft import SftConfig
 from attnrl.data.benchmarks import DATA_DIR_VARIABLE, KNOWN, TEMPERATURE
 from attnrl.errors import RunError, UserError
 from attnrl.experiments.comparison.config import comparison_names, load_comparison, plan_runs

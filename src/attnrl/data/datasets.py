@@ -13,10 +13,10 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from attnrl.config.base import PROMPT_SUFFIX
 from attnrl.data.fitting import ChatTemplate, fit_problems
 from attnrl.data.overlap import answers_key, find_overlap, question_key
 from attnrl.data.rows import (
-    PROMPT_SUFFIX,
     other_columns,
     read_answers,
     read_prompt,

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 
-from attnrl.data.rows import PROMPT_SUFFIX
+from attnrl.config.base import PROMPT_SUFFIX
 from attnrl.grading.answers import normalize_answer
 from attnrl.types import Problem
 

@@ -10,9 +10,6 @@ from typing import Any
 from attnrl.errors import UserError
 from attnrl.types import Chat
 
-#: The paper's instruction, which ends every problem of a data file that does not end with it already.
-PROMPT_SUFFIX = " Let's think step by step and output the final answer within \\boxed{}."
-
 PROMPT_FIELDS = ("prompt", "problem", "question")
 ANSWER_FIELDS = ("reward_model.ground_truth", "answer", "solution")
 

@@ -25,10 +25,10 @@ from rich.console import Console
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from attnrl.config.base import PROMPT_SUFFIX
 from attnrl.data.benchmarks import KNOWN, MAX_NEW_TOKENS, deviations, find_benchmarks
 from attnrl.data.datasets import load_problem_set
 from attnrl.data.fitting import as_chat
-from attnrl.data.rows import PROMPT_SUFFIX
 from attnrl.data.run_data import held_out_problems
 from attnrl.data.sources import source_name
 from attnrl.errors import UserError, one_line

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from attnrl.config.schema import VllmConfig
+from attnrl.config.engines import VllmConfig
 from attnrl.errors import UserError, one_line
 from attnrl.inference.sampler import ProgressHook, SamplerStats, check_range, check_requests
 from attnrl.inference.vllm_worker import set_temperature

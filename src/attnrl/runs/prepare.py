@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from attnrl.config.schema import TrainConfig, validate_config
+from attnrl.config.load import validate_config
+from attnrl.config.schema import TrainConfig
 from attnrl.data.run_data import TaskData, grader_for, load_task
 from attnrl.data.stream import ProblemSource
 from attnrl.errors import UserError

@@ -15,7 +15,7 @@ from math import isfinite
 
 from safetensors import SafetensorError
 
-from attnrl.config.schema import dump_config
+from attnrl.config.load import dump_config
 from attnrl.data.run_data import EVALUATION_SEED, grader_for
 from attnrl.errors import RunError, UserError, one_line
 from attnrl.local.checkpoint import (

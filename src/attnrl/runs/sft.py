@@ -17,7 +17,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from attnrl.config.schema import SftConfig, SftStage
+from attnrl.config.sft import SftConfig, SftStage
 from attnrl.errors import UserError
 from attnrl.local.loading import load_model, load_tokenizer, model_directory
 from attnrl.tasks.registry import ProceduralTask, find_demonstrated_task

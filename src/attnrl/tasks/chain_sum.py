@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from attnrl.data.rows import PROMPT_SUFFIX
+from attnrl.config.base import PROMPT_SUFFIX
 from attnrl.tasks.ledger import CONNECTIVES, STEP_END
 from attnrl.tasks.word_tokenizer import build_word_tokenizer
 

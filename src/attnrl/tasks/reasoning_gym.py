@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from attnrl.data.rows import PROMPT_SUFFIX
+from attnrl.config.base import PROMPT_SUFFIX
 from attnrl.errors import UserError
 from attnrl.grading.answers import extract_boxed, last_number
 from attnrl.tasks.registry import REASONING_GYM

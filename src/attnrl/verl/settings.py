@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from attnrl.config.schema import TrainConfig, read_recipe, validate_config
+from attnrl.config.load import read_recipe, validate_config
+from attnrl.config.schema import TrainConfig
 from attnrl.errors import UserError
 
 #: Under this name verl knows our trainer, our engine (as a vendor's) and our agent loop.

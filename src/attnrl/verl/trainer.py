@@ -18,7 +18,7 @@ from transfer_queue import KVBatchMeta
 from transformers import GenerationConfig
 from verl.trainer.ppo.v1 import PPOTrainer, register_trainer
 
-from attnrl.config.schema import dump_config
+from attnrl.config.load import dump_config
 from attnrl.data.run_data import EVALUATION_SEED, grader_for, load_task
 from attnrl.errors import UserError, one_line
 from attnrl.rl.evaluation import evaluate

@@ -10,16 +10,16 @@ from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt, field_validator
 
-from attnrl.config.schema import (
-    Strict,
-    TrainConfig,
+from attnrl.config.base import Strict
+from attnrl.config.load import (
     apply_overrides,
     load_config,
-    read_settings,
+    read_settings_file,
     recipe_names,
     shipped_names,
     validate_config,
 )
+from attnrl.config.schema import TrainConfig
 from attnrl.errors import UserError
 
 COMPARISONS = "attnrl.comparisons"
@@ -108,7 +108,7 @@ def load_comparison(what: str, overrides: Sequence[str] = ()) -> Comparison:
 def _read(what: str) -> dict[str, Any]:
     recipes = what.split(",")
     if what in comparison_names() or (len(recipes) == 1 and what not in recipe_names()):
-        return read_settings(what, kind="comparison", package=COMPARISONS)
+        return read_settings_file(what, kind="comparison", package=COMPARISONS)
     # Not its stem, which ends at the point of a name such as qwen_1.5b.
     names = [re.sub(r"\.ya?ml$", "", Path(recipe).name) for recipe in recipes]
     return {
