@@ -9,17 +9,19 @@ from rich.console import Console
 
 from attnrl.errors import UserError
 from attnrl.evals.directory import EvalDirectory
+from attnrl.evals.summary import EvaluationOutcome, Summary, summarize_outcomes
 from attnrl.evals.tables import TABLE_1, TABLE_1_COLUMNS, EvalProgress, Report
-from attnrl.rl.evaluation import Outcome, Summary, summarize
 
 
 def summary(rewards: list[list[float]], skipped: int = 0) -> Summary:
     outcomes = [
-        Outcome(f"p{i}", reward, "correct" if reward else "no_answer", 100 * (i + 1), "stop" if reward else "length")
+        EvaluationOutcome(
+            f"p{i}", reward, "correct" if reward else "no_answer", 100 * (i + 1), "stop" if reward else "length"
+        )
         for i, row in enumerate(rewards)
         for reward in row
     ]
-    return summarize(outcomes, samples=len(rewards[0]), skipped=skipped, seed=0)
+    return summarize_outcomes(outcomes, samples=len(rewards[0]), skipped=skipped, seed=0)
 
 
 def printed(report: Report, *deviations: str, width: int = 80) -> str:

@@ -1,30 +1,15 @@
 """avg@k, pass@k and their error, against numbers worked out by hand."""
 
-import itertools
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from attnrl.errors import UserError
 from attnrl.grading.answers import AnswerGrader
-from attnrl.rl.evaluation import (
-    EvaluatedSample,
-    Evaluation,
-    Outcome,
-    bootstrap_means,
-    estimate_pass_at_k,
-    evaluate,
-    interval,
-    pass_ks,
-    summarize,
-)
+from attnrl.rl.evaluation import EvaluatedSample, Evaluation, evaluate
 from attnrl.types import Completion, Problem, Request
 
 
@@ -133,94 +118,6 @@ def test_one_batch_with_a_seed_for_every_response(tokenizer: PreTrainedTokenizer
 
 def test_a_prompt_beyond_the_limit_stops_it_before_any_sampling(tokenizer: PreTrainedTokenizerBase) -> None:
     sampler = Scripted(tokenizer, RIGHT_AND_WRONG)
-    with pytest.raises(UserError, match="problem a"):
+    with pytest.raises(UserError, match=r"\ba\b"):
         run(sampler, max_prompt_tokens=3)
     assert sampler.calls == []
-
-
-# --- Estimates ------------------------------------------------------------------------------------------------------
-
-
-@given(st.integers(1, 8).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
-def test_pass_at_k_is_the_share_of_choices_with_a_correct_one(case: tuple[int, int, int]) -> None:
-    samples, correct, k = case
-    choices = list(itertools.combinations([i < correct for i in range(samples)], k))
-    assert estimate_pass_at_k(samples, correct, k) == pytest.approx(sum(map(any, choices)) / len(choices))
-
-
-@given(st.integers(1, 64), st.data())
-def test_pass_at_k_grows_from_the_accuracy_to_any(samples: int, data: st.DataObject) -> None:
-    correct = data.draw(st.integers(0, samples))
-    values = [estimate_pass_at_k(samples, correct, k) for k in pass_ks(samples)]
-    assert values == sorted(values)
-    assert values[0] == pytest.approx(correct / samples) and values[-1] == float(correct > 0)
-
-
-def test_ks_are_powers_of_two_and_all_samples() -> None:
-    assert [pass_ks(n) for n in (1, 2, 3, 4, 32)] == [[1], [1, 2], [1, 2, 3], [1, 2, 4], [1, 2, 4, 8, 16, 32]]
-
-
-def test_bootstrap_means_are_distributed_as_they_should_be() -> None:
-    """Of two problems, 0 and 1, a resample's mean is 0, 1/2 or 1 with odds 1:2:1."""
-    means = bootstrap_means([0.0, 1.0], seed=1)
-    shares = [float((means == value).double().mean()) for value in (0.0, 0.5, 1.0)]
-    assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.02)
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=60), st.integers(0, 2**31))
-def test_the_bootstrap_agrees_with_one_written_otherwise(values: list[float], seed: int) -> None:
-    means = bootstrap_means(values, seed, resamples=2_000)
-    assert torch.equal(means, bootstrap_means(values, seed, resamples=2_000))
-    spread = math.sqrt(sum((value - sum(values) / len(values)) ** 2 for value in values)) / len(values)
-    assert float(means.mean()) == pytest.approx(sum(values) / len(values), abs=6 * spread / math.sqrt(2_000) + 1e-9)
-    assert float(means.std()) == pytest.approx(spread, rel=0.2, abs=1e-9)
-    rng = random.Random(seed)
-    plain = sorted(sum(rng.choices(values, k=len(values))) / len(values) for _ in range(500))
-    low, high = interval(means)
-    assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
-    # The two quantiles of another 500 resamples, give or take their own error.
-    assert plain[2] - 1e-9 <= low <= plain[40] + 1e-9 and plain[-41] - 1e-9 <= high <= plain[-3] + 1e-9
-
-
-def test_many_problems_are_resampled_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = [i / 100 for i in range(100)]
-    whole = bootstrap_means(values, 0, resamples=500)
-    monkeypatch.setattr("attnrl.rl.evaluation._RESAMPLED_AT_ONCE", 701)
-    blocks = bootstrap_means(values, 0, resamples=500)
-    assert len(blocks) == len(whole) == 500
-    assert float(blocks.mean()) == pytest.approx(0.495, abs=0.01)
-
-
-def outcomes(rewards: Sequence[Sequence[float]]) -> list[Outcome]:
-    return [
-        Outcome(str(problem), reward, "correct" if reward else "wrong", 10 + problem, "stop" if reward else "length")
-        for problem, row in enumerate(rewards)
-        for reward in row
-    ]
-
-
-def test_a_summary_by_hand() -> None:
-    numbers = summarize(outcomes([[1, 0, 0, 0], [1, 1, 0, 0]]), samples=4, skipped=2, seed=0).as_dict()
-    assert (numbers["problems"], numbers["skipped_problems"], numbers["samples"]) == (4, 2, 4)
-    assert numbers["accuracy"] == pytest.approx((0.25 + 0.5) / 4)  # skipped problems are not solved
-    assert numbers["pass_at_k"] == pytest.approx({"1": 0.75 / 4, "2": (0.5 + 5 / 6) / 4, "4": 2 / 4})
-    assert numbers["response_length"] == 10.5 and numbers["truncated_ratio"] == 5 / 8  # of responses that exist
-    assert numbers["verdicts"] == {
-        **dict.fromkeys(["no_answer", "timeout", "error", "bad_gold"], 0.0),
-        "correct": 3 / 8,
-        "wrong": 5 / 8,
-    }
-
-
-def test_a_summary_and_an_evaluation_agree() -> None:
-    rewards = [[1, 1, 0], [0, 0, 0], [1, 0, 0], [1, 1, 1]]
-    summary, metrics = summarize(outcomes(rewards), samples=3, skipped=0, seed=0), evaluation(rewards).metrics()
-    assert summary.accuracy == pytest.approx(metrics["accuracy"])
-    assert summary.standard_error == pytest.approx(metrics["standard_error"])
-    assert summary.pass_at_k[3] == pytest.approx(metrics["pass_at_k"])
-    assert summary.verdicts["wrong"] == metrics["grade/wrong_ratio"]
-
-
-def test_a_summary_needs_all_responses() -> None:
-    with pytest.raises(ValueError, match="3 responses to each"):
-        summarize(outcomes([[1, 1, 0], [0, 0]]), samples=3, skipped=0, seed=0)

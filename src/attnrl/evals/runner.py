@@ -33,6 +33,7 @@ from attnrl.data.run_data import held_out_problems
 from attnrl.data.sources import source_name
 from attnrl.errors import UserError, one_line
 from attnrl.evals.directory import EvalDirectory
+from attnrl.evals.summary import EvaluationOutcome, Summary, summarize_outcomes
 from attnrl.evals.tables import EvalProgress, Report
 from attnrl.grading.answers import AnswerGrader
 from attnrl.grading.registry import build_grader, unusable_golds
@@ -45,7 +46,7 @@ from attnrl.local.loading import (
     model_directory,
 )
 from attnrl.local.model_files import check_model_files
-from attnrl.rl.evaluation import Outcome, SampleRequest, Summary, respond, summarize
+from attnrl.rl.evaluation import SampleRequest, respond
 from attnrl.tasks.reasoning_gym import ReasoningGymGrader, ReasoningGymTask
 from attnrl.tasks.registry import find_task
 from attnrl.tokenization import decode, encode_prompt
@@ -471,7 +472,9 @@ def _versions(device: torch.device) -> dict[str, str]:
     return {"python": platform.python_version(), **packages, "device": f"{device.type} ({name})"}
 
 
-Finished = dict[tuple[str, str], dict[tuple[str, int], Outcome]]  # (model, benchmark) -> (problem, sample) -> outcome
+Finished = dict[
+    tuple[str, str], dict[tuple[str, int], EvaluationOutcome]
+]  # (model, benchmark) -> (problem, sample) -> outcome
 
 
 def _finished(directory: EvalDirectory, candidates: Sequence[Candidate]) -> Finished:
@@ -502,8 +505,8 @@ def _finished(directory: EvalDirectory, candidates: Sequence[Candidate]) -> Fini
     return outcomes
 
 
-def _outcome(row: dict[str, Any]) -> Outcome:
-    return Outcome(row["problem"], row["reward"], row["verdict"], row["tokens"], row["finish_reason"])
+def _outcome(row: dict[str, Any]) -> EvaluationOutcome:
+    return EvaluationOutcome(row["problem"], row["reward"], row["verdict"], row["tokens"], row["finish_reason"])
 
 
 def _notes(
@@ -612,7 +615,7 @@ def _free(device: torch.device) -> None:
 
 
 def _chunks(
-    draws: Sequence[SampleRequest], size: int, done: dict[tuple[str, int], Outcome]
+    draws: Sequence[SampleRequest], size: int, done: dict[tuple[str, int], EvaluationOutcome]
 ) -> Iterator[list[SampleRequest]]:
     """What is missing of each chunk, of those that miss something."""
     for start in range(0, len(draws), size):
@@ -649,11 +652,11 @@ def chunk_size(model: PreTrainedModel, draws: Sequence[SampleRequest], batch: in
 # --- After sampling -------------------------------------------------------------------------------------------------
 
 
-def _summary(work: Work, done: dict[tuple[str, int], Outcome], seed: int) -> Summary:
+def _summary(work: Work, done: dict[tuple[str, int], EvaluationOutcome], seed: int) -> Summary:
     # In the order of the draws, so that nothing depends on the order in which they were finished.
     outcomes = [done[draw.problem.id, draw.sample] for draw in work.draws]
     bootstrap = sample_seed(seed, work.suite.name, "bootstrap", 0)
-    return summarize(outcomes, samples=work.suite.samples, skipped=len(work.skipped), seed=bootstrap)
+    return summarize_outcomes(outcomes, samples=work.suite.samples, skipped=len(work.skipped), seed=bootstrap)
 
 
 def _enter(record: dict[str, Any], model: str, work: Work, summary: Summary) -> None:

@@ -15,7 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from attnrl.rl.evaluation import Summary, interval
+from attnrl.evals.summary import Summary
+from attnrl.utils.statistics import percentile_interval
 
 SECONDS_BETWEEN_LINES = 30.0  # of plain output
 
@@ -66,7 +67,7 @@ class Report:
     @staticmethod
     def _average_interval(summaries: Sequence[Summary]) -> tuple[float, float]:
         # Each benchmark's problems are drawn independently of the others', so its bootstrap means may be added up.
-        return interval(torch.stack([summary.means for summary in summaries]).mean(0))
+        return percentile_interval(torch.stack([summary.means for summary in summaries]).mean(0))
 
     def print(self, console: Console, deviations: Sequence[str] = ()) -> None:
         """Print both tables; ``deviations`` say where this run did not follow the paper's protocol."""
@@ -94,7 +95,7 @@ class Report:
             table.add_column("average", justify="right")
         for model, average in zip(self.models, self.averages(), strict=True):
             its = [self.summaries[model, name] for name in names]
-            cells = [_with_interval(summary.accuracy, *interval(summary.means)) for summary in its]
+            cells = [_with_interval(summary.accuracy, *summary.interval) for summary in its]
             if several:
                 cells.append(_with_interval(average["accuracy"], *average["confidence_interval"]))
             table.add_row(Text(model), *cells)

@@ -1,28 +1,36 @@
-"""Evaluation: sampling and grading responses to a set of problems, and what they say about the model."""
+"""Evaluation of a policy: sample responses to a set of problems, grade the responses, report accuracy and pass@k."""
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from attnrl.rl.metrics import CORRECT, verdict_ratios
 from attnrl.tokenization import decode, encode_prompt
 from attnrl.types import Grader, Problem, Request, Sampler, Verdict
+from attnrl.utils.statistics import standard_error
 
 
 @dataclass(frozen=True)
 class EvaluatedSample:
     """One graded response.
 
-    ``sample`` counts from 0 within its problem, ``tokens`` is its length, ``extracted`` what the grader took for its
-    answer, and ``seed`` the seed that it was drawn with.
+    Attributes:
+        problem: id of the problem.
+        sample: number of the response among the responses to the problem, from 0.
+        prompt: text of the prompt.
+        response: text of the response.
+        answers: reference answers of the problem.
+        reward: the grader's reward.
+        verdict: the grader's verdict.
+        tokens: length of the response in tokens.
+        finish_reason: ``stop`` or ``length``.
+        extracted: the answer that the grader extracted from the response.
+        seed: seed of the sampling request.
     """
 
     problem: str
@@ -38,13 +46,13 @@ class EvaluatedSample:
     seed: int | None = None
 
     def as_dict(self) -> dict[str, object]:
-        """A row for a jsonl file."""
+        """Return the sample as a row of a JSON lines file."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The responses to a set of problems, the same number to each, problem by problem."""
+    """The graded responses to a set of problems, ``per_problem`` consecutive samples per problem."""
 
     samples: tuple[EvaluatedSample, ...]
     per_problem: int
@@ -56,22 +64,22 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """avg@k: mean reward over all samples."""
+        """Return avg@k: the mean reward over all samples."""
         return fmean(sample.reward for sample in self.samples)
 
     @property
     def standard_error(self) -> float:
-        """Standard error of :attr:`accuracy` over problems (0 for a single problem)."""
+        """Return the standard error of :attr:`accuracy` over problems (0 for a single problem)."""
         return standard_error([fmean(sample.reward for sample in samples) for samples in self._problems])
 
     @property
     def pass_at_k(self) -> float:
-        """Share of problems with at least one correct sample."""
+        """Return the share of problems with at least one correct sample."""
         return fmean(any(rewards) for rewards in self._correct)
 
     @property
     def always_solved(self) -> float:
-        """Share of problems whose samples are all correct."""
+        """Return the share of problems with only correct samples."""
         return fmean(all(rewards) for rewards in self._correct)
 
     @property
@@ -79,7 +87,7 @@ class Evaluation:
         return [[sample.reward >= CORRECT for sample in samples] for samples in self._problems]
 
     def metrics(self) -> dict[str, float]:
-        """The numbers that go into ``metrics.jsonl`` under ``eval/``."""
+        """Return the metrics written to ``metrics.jsonl`` with the prefix ``eval/``."""
         return {
             "accuracy": self.accuracy,
             "standard_error": self.standard_error,
@@ -90,6 +98,15 @@ class Evaluation:
             "truncated_ratio": fmean(sample.finish_reason == "length" for sample in self.samples),
             **verdict_ratios([sample.verdict for sample in self.samples]),
         }
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """The sampling request of response number ``sample`` (from 0) to ``problem``."""
+
+    problem: Problem
+    sample: int
+    request: Request
 
 
 def evaluate(
@@ -103,176 +120,56 @@ def evaluate(
     max_prompt_tokens: int,
     seed: int,
 ) -> Evaluation:
-    """Sample ``samples`` responses to each problem and grade them; ``seed`` decides every draw."""
+    """Sample ``samples`` responses per problem in one batch and grade the responses.
+
+    Args:
+        problems: the problems.
+        sampler: samples all responses in one batch.
+        grader: grades the responses.
+        tokenizer: renders prompts and decodes responses.
+        samples: responses per problem.
+        max_new_tokens: token budget of a response.
+        max_prompt_tokens: longest allowed prompt in tokens.
+        seed: seeds the generator of the responses' seeds.
+
+    Raises:
+        UserError: a prompt has more than ``max_prompt_tokens`` tokens.
+    """
     rng = random.Random(f"{seed}/evaluation")
     prompts = {problem.id: encode_prompt(tokenizer, problem, max_prompt_tokens) for problem in problems}
-    draws = [
+    sample_requests = [
         SampleRequest(problem, k, Request(prompts[problem.id], max_new_tokens, rng.getrandbits(62)))
         for problem in problems
         for k in range(samples)
     ]
-    return Evaluation(tuple(respond(draws, sampler=sampler, grader=grader, tokenizer=tokenizer)), samples)
-
-
-@dataclass(frozen=True)
-class SampleRequest:
-    """One response to be sampled: the ``sample``-th to ``problem``."""
-
-    problem: Problem
-    sample: int
-    request: Request
+    evaluated = respond(sample_requests, sampler=sampler, grader=grader, tokenizer=tokenizer)
+    return Evaluation(tuple(evaluated), samples)
 
 
 def respond(
-    draws: Sequence[SampleRequest], *, sampler: Sampler, grader: Grader, tokenizer: PreTrainedTokenizerBase
+    sample_requests: Sequence[SampleRequest],
+    *,
+    sampler: Sampler,
+    grader: Grader,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> list[EvaluatedSample]:
-    """Sample all ``draws`` in one batch and grade what comes, in order."""
-    completions = sampler.generate([draw.request for draw in draws])
+    """Sample all requests in one batch, grade the responses, and return the samples in the order of the requests."""
+    completions = sampler.generate([sampled.request for sampled in sample_requests])
     responses = [decode(tokenizer, completion.tokens) for completion in completions]
-    grades = grader.grade([draw.problem for draw in draws], responses)
+    grades = grader.grade([sampled.problem for sampled in sample_requests], responses)
     return [
         EvaluatedSample(
-            problem=draw.problem.id,
-            sample=draw.sample,
-            prompt=decode(tokenizer, draw.request.prompt),
+            problem=sampled.problem.id,
+            sample=sampled.sample,
+            prompt=decode(tokenizer, sampled.request.prompt),
             response=response,
-            answers=draw.problem.answers,
+            answers=sampled.problem.answers,
             reward=grade.reward,
             verdict=grade.verdict,
             tokens=len(completion.tokens),
             finish_reason=completion.finish_reason,
             extracted=grade.answer,
-            seed=draw.request.seed,
+            seed=sampled.request.seed,
         )
-        for draw, completion, response, grade in zip(draws, completions, responses, grades, strict=True)
+        for sampled, completion, response, grade in zip(sample_requests, completions, responses, grades, strict=True)
     ]
-
-
-# --- Estimates over problems ----------------------------------------------------------------------------------------
-
-
-def standard_error(means: Sequence[float]) -> float:
-    """Standard error of the mean of the problems' ``means`` (0 for a single problem)."""
-    centre = fmean(means)
-    spread = sum((mean - centre) ** 2 for mean in means)
-    return math.sqrt(spread / (len(means) * max(1, len(means) - 1)))
-
-
-def estimate_pass_at_k(samples: int, correct: int, k: int) -> float:
-    """Chance that at least one of ``k`` responses is correct, from ``samples`` of which ``correct`` are.
-
-    Unbiased (1 - C(n-c, k) / C(n, k)): the share of all choices of ``k`` among the samples that hold a correct one.
-    """
-    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
-
-
-def pass_ks(samples: int) -> list[int]:
-    """The k for which pass@k is told: 1, 2, 4, ... and the number of samples itself."""
-    return sorted({2**power for power in range(samples.bit_length())} | {samples})
-
-
-BOOTSTRAP_RESAMPLES = 10_000
-_RESAMPLED_AT_ONCE = 2_000_000  # indices held in memory
-
-
-def bootstrap_means(values: Sequence[float], seed: int, resamples: int = BOOTSTRAP_RESAMPLES) -> Tensor:
-    """Means of ``resamples`` samples drawn with replacement from ``values`` (as many each), in double precision."""
-    generator = torch.Generator().manual_seed(seed)
-    values_P = torch.tensor(values, dtype=torch.float64)
-    problems = len(values)
-    block = max(1, _RESAMPLED_AT_ONCE // problems)
-    return torch.cat(
-        [
-            values_P[torch.randint(problems, (min(block, resamples - start), problems), generator=generator)].mean(1)
-            for start in range(0, resamples, block)
-        ]
-    )
-
-
-def interval(means: Tensor, confidence: float = 0.95) -> tuple[float, float]:
-    """The middle ``confidence`` of bootstrap means."""
-    tail = (1.0 - confidence) / 2
-    low, high = torch.quantile(means, torch.tensor([tail, 1.0 - tail], dtype=means.dtype)).tolist()
-    return low, high
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What the numbers need of one graded response; an :class:`EvaluatedSample` without its texts."""
-
-    problem: str
-    reward: float
-    verdict: Verdict
-    tokens: int
-    finish_reason: str
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What the responses to a set of problems, ``samples`` to each, say about the model.
-
-    Attributes:
-        problems: how many there are, those without responses included.
-        skipped: problems without responses, because their prompts are too long for the model. They count as not
-            solved, so that all models are measured on the same problems.
-        samples: responses to each problem.
-        accuracy: avg@k, the mean over problems of their mean reward.
-        standard_error: of ``accuracy``, over problems.
-        means: bootstrap means of ``accuracy``.
-        pass_at_k: unbiased estimates, by k.
-        response_length: mean tokens of a response.
-        truncated_ratio: share of responses that ran into their token budget.
-        verdicts: share of each verdict of grading, by its name.
-    """
-
-    problems: int
-    skipped: int
-    samples: int
-    accuracy: float
-    standard_error: float
-    means: Tensor
-    pass_at_k: dict[int, float]
-    response_length: float
-    truncated_ratio: float
-    verdicts: dict[str, float]
-
-    def as_dict(self) -> dict[str, object]:
-        """The numbers as they go into ``results.json``."""
-        return {
-            "problems": self.problems,
-            "skipped_problems": self.skipped,
-            "samples": self.samples,
-            "accuracy": self.accuracy,
-            "confidence_interval": list(interval(self.means)),
-            "standard_error": self.standard_error,
-            "pass_at_k": {str(k): value for k, value in self.pass_at_k.items()},
-            "response_length": self.response_length,
-            "truncated_ratio": self.truncated_ratio,
-            "verdicts": self.verdicts,
-        }
-
-
-def summarize(outcomes: Sequence[Outcome], *, samples: int, skipped: int, seed: int) -> Summary:
-    """Summarize responses, ``samples`` to each problem (at least one problem has some); ``seed`` is the bootstrap's."""
-    rewards: dict[str, list[float]] = {}
-    for outcome in outcomes:
-        rewards.setdefault(outcome.problem, []).append(outcome.reward)
-    if not rewards or any(len(its) != samples for its in rewards.values()):
-        raise ValueError(f"expected {samples} responses to each problem")
-    means = [fmean(its) for its in rewards.values()] + [0.0] * skipped
-    correct = [sum(reward >= CORRECT for reward in its) for its in rewards.values()] + [0] * skipped
-    return Summary(
-        problems=len(means),
-        skipped=skipped,
-        samples=samples,
-        accuracy=fmean(means),
-        standard_error=standard_error(means),
-        means=bootstrap_means(means, seed),
-        pass_at_k={k: fmean(estimate_pass_at_k(samples, c, k) for c in correct) for k in pass_ks(samples)},
-        response_length=fmean(outcome.tokens for outcome in outcomes),
-        truncated_ratio=fmean(outcome.finish_reason == "length" for outcome in outcomes),
-        verdicts={
-            name.removeprefix("grade/").removesuffix("_ratio"): share
-            for name, share in verdict_ratios([outcome.verdict for outcome in outcomes]).items()
-        },
-    )

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from attnrl.experiments.disruption.choice import CONTRASTS, conditions
-from attnrl.rl.evaluation import bootstrap_means, interval
+from attnrl.utils.statistics import bootstrap_means, percentile_interval
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def estimate(values: Sequence[tuple[str, float]], seed: int) -> dict[str, Any]:
     for problem, value in values:
         by_problem.setdefault(problem, []).append(value)
     means = [fmean(its) for its in by_problem.values()]
-    low, high = interval(bootstrap_means(means, seed))
+    low, high = percentile_interval(bootstrap_means(means, seed))
     return {"mean": fmean(means), "interval": [low, high]}
 
 

@@ -1,0 +1,110 @@
+"""Numbers of one model on one benchmark: avg@k with a confidence interval, pass@k, lengths, verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from torch import Tensor
+
+from attnrl.rl.metrics import CORRECT, verdict_ratios
+from attnrl.types import Verdict
+from attnrl.utils.statistics import bootstrap_means, estimate_pass_at_k, pass_ks, percentile_interval, standard_error
+
+
+@dataclass(frozen=True)
+class EvaluationOutcome:
+    """The graded outcome of one response: an :class:`attnrl.rl.evaluation.EvaluatedSample` without texts."""
+
+    problem: str
+    reward: float
+    verdict: Verdict
+    tokens: int
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Statistics of the responses to a set of problems, ``samples`` responses per problem.
+
+    Attributes:
+        problems: number of problems, skipped problems included.
+        skipped: number of problems with a prompt too long for the model. A skipped problem has no responses and
+            counts as not solved, so that all models are measured on the same problems.
+        samples: responses per problem.
+        accuracy: avg@k, the mean over problems of the problem's mean reward.
+        standard_error: standard error of ``accuracy`` over problems.
+        means: bootstrap means of ``accuracy``.
+        pass_at_k: unbiased estimates of pass@k, by k.
+        response_length: mean number of tokens per response.
+        truncated_ratio: share of responses cut off at the token budget.
+        verdicts: share of each verdict of the grader, by name.
+    """
+
+    problems: int
+    skipped: int
+    samples: int
+    accuracy: float
+    standard_error: float
+    means: Tensor
+    pass_at_k: dict[int, float]
+    response_length: float
+    truncated_ratio: float
+    verdicts: dict[str, float]
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Return the 95 % confidence interval (low, high) of ``accuracy``."""
+        return percentile_interval(self.means)
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the statistics as written to ``results.json``."""
+        return {
+            "problems": self.problems,
+            "skipped_problems": self.skipped,
+            "samples": self.samples,
+            "accuracy": self.accuracy,
+            "confidence_interval": list(self.interval),
+            "standard_error": self.standard_error,
+            "pass_at_k": {str(k): value for k, value in self.pass_at_k.items()},
+            "response_length": self.response_length,
+            "truncated_ratio": self.truncated_ratio,
+            "verdicts": self.verdicts,
+        }
+
+
+def summarize_outcomes(outcomes: Sequence[EvaluationOutcome], *, samples: int, skipped: int, seed: int) -> Summary:
+    """Return the summary of graded responses.
+
+    Args:
+        outcomes: graded responses, at least one, ``samples`` per problem.
+        samples: responses per problem.
+        skipped: number of problems without responses.
+        seed: seed of the bootstrap.
+
+    Raises:
+        ValueError: ``outcomes`` is empty, or a problem has more or fewer than ``samples`` outcomes.
+    """
+    rewards: dict[str, list[float]] = {}
+    for outcome in outcomes:
+        rewards.setdefault(outcome.problem, []).append(outcome.reward)
+    if not rewards or any(len(of_problem) != samples for of_problem in rewards.values()):
+        raise ValueError(f"expected {samples} outcomes per problem")
+    means = [fmean(of_problem) for of_problem in rewards.values()] + [0.0] * skipped
+    correct = [sum(reward >= CORRECT for reward in of_problem) for of_problem in rewards.values()] + [0] * skipped
+    return Summary(
+        problems=len(means),
+        skipped=skipped,
+        samples=samples,
+        accuracy=fmean(means),
+        standard_error=standard_error(means),
+        means=bootstrap_means(means, seed),
+        pass_at_k={k: fmean(estimate_pass_at_k(samples, c, k) for c in correct) for k in pass_ks(samples)},
+        response_length=fmean(outcome.tokens for outcome in outcomes),
+        truncated_ratio=fmean(outcome.finish_reason == "length" for outcome in outcomes),
+        verdicts={
+            name.removeprefix("grade/").removesuffix("_ratio"): share
+            for name, share in verdict_ratios([outcome.verdict for outcome in outcomes]).items()
+        },
+    )
