@@ -37,7 +37,7 @@ def packing(architecture: Architecture, model: PreTrainedModel) -> str:
 def row(architecture: Architecture) -> str:
     config = config_of(architecture)
     if config is None:
-        measured = [f"not in transformers {transformers.__version__}", "", "", ""]
+        measured = [f"not captured under transformers {transformers.__version__}", "", "", ""]
     else:
         model = build(config)
         single = parity(model)

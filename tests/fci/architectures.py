@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from packaging.version import Version
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -87,6 +88,7 @@ class Architecture:
         packing: "equal" where sequences packed into one row are those alone; "cu_seq_lens" where they are so only
             if these are given, since the model's masks do not heed positions; "refused" where layers without
             attention do not tell them apart.
+        since: the first transformers release whose attention of this architecture goes through the attention interface.
     """
 
     name: str
@@ -95,6 +97,7 @@ class Architecture:
     settings: Mapping[str, Any] = field(default_factory=dict)
     skipped: Sequence[int] = ()
     packing: str = "equal"
+    since: str = "5.5"
 
 
 ARCHITECTURES = (
@@ -110,6 +113,7 @@ ARCHITECTURES = (
     Architecture("GLM", "GlmConfig", "interleaved partial rotary embedding"),
     Architecture("StableLM", "StableLmConfig", "partial rotary embedding"),
     Architecture("GPT-2", "GPT2Config", "learned positions"),
+    Architecture("GPT-J", "GPTJConfig", "interleaved rotary embedding", {"rotary_dim": 8}, since="5.24"),
     Architecture("OLMo2", "Olmo2Config", "norm over all heads together"),
     Architecture("Granite", "GraniteConfig", "scaling of its own", {"attention_multiplier": 0.4}),
     Architecture("Cohere2", "Cohere2Config", "mixed windows", {"sliding_window": WINDOW, "layer_types": MIXED[:3]}),
@@ -308,7 +312,6 @@ REFUSED = (
     Refused("Doge", "DogeConfig", "mask", {"keep_window_size": 32}),
     Refused("BLOOM", "BloomConfig", "mask"),
     Refused("Falcon", "FalconConfig", "mask", {"head_dim": None}),
-    Refused("GPT-J", "GPTJConfig", "mask", {"rotary_dim": 8}),
     Refused("MPT", "MptConfig", "mask"),
     # One layer that attends several times in a forward: the influence of which time?
     Refused("HRM", "HrmTextConfig", "more than once", {"num_layers_per_stack": 2}),
@@ -317,9 +320,10 @@ REFUSED = (
 
 
 def config_of(architecture: Architecture | Refused) -> transformers.PreTrainedConfig | None:
-    """The tiny config; None where the installed transformers does not know the architecture."""
+    """Return the tiny config; None where the installed transformers does capture the architecture."""
     config_class = getattr(transformers, architecture.config, None)
-    if config_class is None:
+    since = architecture.since if isinstance(architecture, Architecture) else "0"
+    if config_class is None or Version(transformers.__version__) < Version(since):
         return None
     settings = deepcopy(dict(architecture.settings))  # a config completes what it is given
     if "text_config" in settings:

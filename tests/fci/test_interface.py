@@ -603,7 +603,6 @@ def test_models_that_do_not_use_the_interface_are_refused():
 @pytest.mark.parametrize(
     "config",
     [
-        transformers.GPTJConfig(vocab_size=61, n_embd=32, n_layer=1, n_head=4, rotary_dim=4),
         transformers.BloomConfig(vocab_size=61, hidden_size=32, n_layer=1, n_head=4),
         transformers.FalconConfig(vocab_size=61, hidden_size=32, num_hidden_layers=1, num_attention_heads=4),
         transformers.MptConfig(vocab_size=61, d_model=32, n_layers=1, n_heads=4),

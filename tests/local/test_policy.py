@@ -258,7 +258,9 @@ def test_update_is_the_ppo_step_on_paper(model, reference, rows, budget, mini_ba
     expected, norm = plain_update(
         model, its_reference, rows, MINI_BATCHES[mini_batches], loss, OptimizerConfig(**settings)
     )
-    assert_same_parameters(policy.model, expected, atol=1e-6)
+    # A step is about the learning rate, 1e-4, whatever the gradient's size: where the gradient all but cancels, the
+    # rounding of fp32 log-probs decides some of the step (1.1e-6 measured without vector instructions).
+    assert_same_parameters(policy.model, expected, atol=5e-6)
     assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
     pairs = zip(policy.model.parameters(), model.parameters(), strict=True)
     assert max(float((a - b).detach().abs().max()) for a, b in pairs) > 5e-5
