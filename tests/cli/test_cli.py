@@ -10,6 +10,7 @@ import pytest
 from command_line import EVAL, FILE, ROWS, SMALL, Attnrl, Outcome, jsonl, stages, train, tree
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from attnrl import __version__
 from attnrl.cli import app as cli
 from attnrl.config.load import load_config
 from attnrl.config.schema import TrainConfig
@@ -72,6 +73,26 @@ def test_in_a_process_of_its_own_bad_input_is_one_line_too(device: str, folder: 
     assert finished.stderr.startswith("attnrl: ") and finished.stderr.count("\n") == 1
     assert finished.stdout == ""
     assert ("1128" if device else "stpes") in finished.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["eval", "--help"], ["--version"], ["train", "attnrl", "stpes=3"]])
+def test_commands_start_without_torch(arguments: list[str]) -> None:
+    code = """import sys
+from attnrl.cli.app import main
+try:
+    main()
+finally:
+    heavy = {"torch", "transformers", "pyarrow", "matplotlib"} & set(sys.modules)
+    assert not heavy, heavy
+"""
+    finished = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=os.environ, check=False
+    )
+    assert finished.returncode == (2 if "stpes=3" in arguments else 0), finished.stderr
+
+
+def test_the_version_is_the_package_s(attnrl: Attnrl) -> None:
+    assert attnrl("--version") == Outcome(0, f"{__version__}\n", "")
 
 
 def test_ctrl_c_outside_of_training(attnrl: Attnrl, monkeypatch: pytest.MonkeyPatch) -> None:

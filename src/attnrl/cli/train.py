@@ -1,0 +1,149 @@
+"""Commands that make models: ``attnrl train``, ``sft`` and ``export``."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from attnrl.cli.console import console, echo
+from attnrl.cli.options import OverridesArgument, RecipeArgument, TrustRemoteCodeOption
+from attnrl.config.load import dump_config, load_config
+from attnrl.config.schema import TrainConfig
+from attnrl.config.sft import SftConfig
+
+
+def train(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the run, stop.")] = False,
+) -> None:
+    """Train a model with reinforcement learning.
+
+    A run writes to its output_dir: config.yaml, metrics.jsonl, timeline.jsonl, trees.jsonl, samples.jsonl and
+    checkpoints/. The same command again resumes the run (resume=auto). Ctrl-C finishes the current phase and saves a
+    checkpoint; a second Ctrl-C exits at once.
+
+    Settings used most: model, task or data.train, data.eval, steps, prompts, seed, output_dir, checkpoint.every,
+    resume. --dry-run shows all settings.
+
+    [bold]Examples[/bold]
+
+    attnrl train attnrl output_dir=runs/first
+
+    attnrl train attnrl model=PATH task=null data.train=train.parquet data.eval=test.parquet output_dir=runs/mine
+
+    attnrl train grpo steps=20 --dry-run
+
+    attnrl train verl/r1_distill_qwen_1.5b_8xh100 --dry-run
+    """
+    config = load_config(TrainConfig, recipe, overrides or ())  # before the import of torch: errors appear at once
+    if config.engine == "verl":
+        _train_with_verl(config, dry_run)
+        return
+    from attnrl.runs.display import Display
+    from attnrl.runs.prepare import prepare
+    from attnrl.runs.session import train as run_training
+    from attnrl.runs.summary import describe, left_out, summarize
+
+    prepared = prepare(config)
+    if dry_run:
+        echo(dump_config(config))
+        for line in describe(prepared):
+            echo(line)
+        return
+    resumed = [f"Continues from {prepared.checkpoint.directory}"] if prepared.checkpoint else []
+    for line in [*left_out(prepared), *resumed]:
+        echo(line)
+    rows = run_training(prepared, Display(console))
+    finished = config.is_over(int(rows[-1]["step"]), rows[-1].get("tokens/total", 0.0))
+    for line in summarize(rows):
+        echo(line)
+    echo(f"Run directory: {config.output_dir}")
+    if not finished:
+        # Not resume=PATH: the run's own newest checkpoint is now ahead of PATH.
+        settings = [setting for setting in overrides or () if not setting.startswith("resume=")]
+        echo(f"Stopped early. To continue: {shlex.join(['attnrl', 'train', recipe, *settings])}")
+
+
+def _train_with_verl(config: TrainConfig, dry_run: bool) -> None:
+    from attnrl.runs.summary import summarize
+    from attnrl.verl.launch import train as run_training
+    from attnrl.verl.launch import try_to_compose
+    from attnrl.verl.plan import plan
+
+    if dry_run:
+        echo(dump_config(config))
+        lines = [try_to_compose(config), *plan(config)]
+    else:
+        lines = [*summarize(run_training(config)), f"Run directory: {config.output_dir}"]
+    for line in lines:
+        echo(line)
+
+
+def sft(
+    recipe: RecipeArgument = "sft_ledger",
+    overrides: OverridesArgument = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the recipe, show the settings, stop.")] = False,
+) -> None:
+    """Train a small base model from scratch on demonstrations of a procedural task.
+
+    [bold]Examples[/bold]
+
+    attnrl sft sft_ledger
+
+    attnrl sft sft_ledger seed=1 architecture.hidden_size=96 output_dir=runs/wider
+    """
+    config = load_config(SftConfig, recipe, overrides or ())
+    if dry_run:
+        echo(dump_config(config))
+        return
+    import torch
+    from rich.progress import Progress
+
+    from attnrl.runs.sft import SftProgress, train_sft
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    with Progress(console=console) as progress:
+        bar = progress.add_task("supervised training", total=sum(stage.steps for stage in config.stages))
+
+        def show(step: SftProgress) -> None:
+            description = f"{step.stage}: loss {step.loss:.3f}, {step.tokens_per_second:,.0f} tokens/s"
+            progress.update(bar, completed=step.step, description=description)
+
+        checkpoints = train_sft(config, show)
+    for checkpoint in checkpoints:
+        echo(f"Wrote {checkpoint}")
+
+
+def export(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            help="A directory global_step_N; or a verl run or its checkpoints directory: the newest checkpoint."
+        ),
+    ],
+    output: Annotated[Path, typer.Argument(help="The directory to create.")],
+    trust_remote_code: TrustRemoteCodeOption = False,
+) -> None:
+    """Convert a checkpoint of verl (FSDP2, any number of GPUs) into a checkpoint of the local engine.
+
+    verl need not be installed. attnrl eval reads the result, and attnrl train resume=OUTPUT continues from the result
+    with weights, optimizer and trainer state. A checkpoint of another trainer than attnrl's gives the model only.
+
+    [bold]Example[/bold]
+
+    attnrl export runs/mine/checkpoints/global_step_500 exported
+    """
+    from attnrl.verl.export import export as export_checkpoint
+
+    done = export_checkpoint(checkpoint, output, trust_remote_code=trust_remote_code, say=echo)
+    if done.missing:
+        echo(f"Wrote the model of {done.source} to {output}, and the model only: there is no {done.missing}.")
+        echo(f"To use the model: model={output}")
+    else:
+        echo(f"Wrote {done.source} to {output}: training step {done.step}, optimizer step {done.updates}.")
+        echo(f"To continue training: attnrl train RECIPE resume={output} output_dir=NEW")
