@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from attnrl.errors import UserError
-from attnrl.report.timeline import draw_timeline, timeline_row
+from attnrl.report.timeline import draw_timeline
 from attnrl.rl.metrics import Span
 from attnrl.runs.directory import TIMELINE, RunDirectory
+from attnrl.runs.recording import timeline_row
 
 matplotlib = pytest.importorskip("matplotlib")
 

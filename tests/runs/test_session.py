@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -69,7 +70,7 @@ def test_a_sampler_that_fails_once_changes_nothing(whole, tiny_checkpoint, tmp_p
     interfere(monkeypatch, LocalSampler, "generate", {call}, failing(RuntimeError("lost\nconnection")))
     said = run(tiny_checkpoint, tmp_path)
     step = {2: 1, 3: 1, 4: 2}[call]
-    assert f"step {step}: the sampler has failed (RuntimeError: lost connection); it is begun again" in said
+    assert re.search(rf"^step {step}: .*RuntimeError: lost connection", said, re.MULTILINE)
     same_as(whole, tmp_path)
 
 
@@ -78,10 +79,8 @@ def test_a_sampler_that_keeps_failing_ends_the_run_with_a_checkpoint(whole, tiny
         interfere(patch, LocalSampler, "generate", {4, 5, 6}, failing(RuntimeError("lost connection")))
         with pytest.raises(RunError, match="lost connection") as error:
             run(tiny_checkpoint, tmp_path, "sampling.retries=2")
-    assert str(error.value) == (
-        f"output_dir {tmp_path}, after step 1: the sampler has failed (RuntimeError: lost connection); "
-        f"the same command continues from {tmp_path / 'checkpoints/step-000001'}"
-    )
+    message = str(error.value)
+    assert f"output_dir {tmp_path}, after step 1:" in message and str(tmp_path / "checkpoints/step-000001") in message
     assert [row["step"] for row in read(tmp_path)] == [0, 1]
     run(tiny_checkpoint, tmp_path, "sampling.retries=2")
     same_as(whole, tmp_path)
@@ -94,7 +93,7 @@ def test_a_sampler_that_keeps_failing_in_an_evaluation_costs_no_step(
     """The policy has been updated by then: the step is saved, and its evaluation made up for."""
     with monkeypatch.context() as patch:
         interfere(patch, LocalSampler, "generate", calls, failing(RuntimeError("gone")))
-        with pytest.raises(RunError, match=rf"after step {step}: .*continues from .*step-00000{step}"):
+        with pytest.raises(RunError, match=rf"step {step}: .*checkpoints/step-00000{step}"):
             run(tiny_checkpoint, tmp_path)
     run(tiny_checkpoint, tmp_path)
     same_as(whole, tmp_path)
@@ -102,9 +101,8 @@ def test_a_sampler_that_keeps_failing_in_an_evaluation_costs_no_step(
 
 def test_an_evaluation_in_which_the_sampler_fails_is_begun_again(whole, tiny_checkpoint, tmp_path, monkeypatch):
     interfere(monkeypatch, LocalSampler, "generate", {8}, failing(RuntimeError("gone")))
-    assert "evaluation of step 4: the sampler has failed (RuntimeError: gone); it is begun again" in run(
-        tiny_checkpoint, tmp_path
-    )
+    said = run(tiny_checkpoint, tmp_path)
+    assert re.search(r"^evaluation of step 4: .*RuntimeError: gone", said, re.MULTILINE)
     same_as(whole, tmp_path)
 
 
@@ -114,7 +112,7 @@ def test_a_sampler_that_stalls_is_interrupted_and_tried_again(whole, tiny_checkp
 
     interfere(monkeypatch, LocalSampler, "generate", {4}, stall)
     said = run(tiny_checkpoint, tmp_path, "sampling.stall_seconds=2")
-    assert "step 2: the sampler has stalled: nothing for 2 s; it is begun again" in said
+    assert re.search(r"^step 2: .*stalled.* 2 s", said, re.MULTILINE)
     same_as(whole, tmp_path)
 
 
@@ -135,7 +133,7 @@ def test_a_problem_with_a_nan_is_left_out_and_kept_for_study(tiny_checkpoint, tm
     (row,) = [json.loads(line) for line in (tmp_path / "faults/000001.jsonl").read_text().splitlines()]
     assert row["plan"]["group"]["trunks"][0]["logprobs"][0] is None
     assert row["plan"]["kept"] is False and row["plan"]["points"] == {}
-    assert f"step 1: numbers that are not finite (1 problems) were left out, see {tmp_path}/faults/000001.jsonl" in said
+    assert re.search(rf"^step 1: .*1 problems.*{tmp_path}/faults/000001\.jsonl", said, re.MULTILINE)
     for name, tensor in torch_weights(tmp_path / "checkpoints/step-000002").items():
         assert tensor.isfinite().all(), name
 
@@ -158,7 +156,7 @@ def test_a_mini_batch_that_is_not_finite_moves_no_weight(tiny_checkpoint, tmp_pa
         return values
 
     interfere(monkeypatch, LocalPolicy, "_loss" if where == "loss" else "_accumulate", set(range(1000)), spoil)
-    with pytest.raises(RunError, match=r"in 3 steps in a row \(optimizer.max_nonfinite_steps\); .*step-000003$"):
+    with pytest.raises(RunError, match=r"3 .*optimizer\.max_nonfinite_steps.*step-000003$"):
         run(tiny_checkpoint, tmp_path)
     rows = read(tmp_path)[1:]
     assert [row["nonfinite/mini_batches"] for row in rows] == [2, 2, 2]
@@ -229,7 +227,7 @@ def test_memory_too_small_for_the_optimizer_ends_the_run_before_its_first_step(t
 
     monkeypatch.setattr(torch, "zeros_like", zeros_like)
     monkeypatch.setattr(LocalSampler, "generate", failing(AssertionError("it has begun")))
-    with pytest.raises(RunError, match=r"^out of memory in the optimizer, whose moments take .* GiB on cpu: ") as error:
+    with pytest.raises(RunError, match=r"out of memory in the optimizer.* GiB") as error:
         run(tiny_checkpoint, tmp_path)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "metrics.jsonl").exists()
@@ -240,9 +238,7 @@ def test_memory_that_runs_out_in_an_optimizer_step_ends_the_run(whole, tiny_chec
     with monkeypatch.context() as patch:
         error = torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
         interfere(patch, torch.optim.AdamW, "step", {4}, failing(error))
-        with pytest.raises(
-            RunError, match=r"after step \d: out of memory in the optimizer, .*; the same command"
-        ) as said:
+        with pytest.raises(RunError, match=r"after step \d: out of memory in the optimizer") as said:
             run(tiny_checkpoint, tmp_path, "checkpoint.every=1")
     assert "\n" not in str(said.value)
     run(tiny_checkpoint, tmp_path, "checkpoint.every=1")
@@ -258,7 +254,7 @@ def test_other_errors_of_the_optimizer_are_no_lack_of_memory(tiny_checkpoint, tm
 def test_memory_that_holds_not_even_one_response_ends_the_run(tiny_checkpoint, tmp_path, monkeypatch):
     error = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes")
     interfere(monkeypatch, LocalPolicy, "_accumulate", set(range(1000)), failing(error))
-    with pytest.raises(RunError, match=r"out of memory with a single response of \d+ tokens .*gradient_checkpointing"):
+    with pytest.raises(RunError, match=r"out of memory .*\d+ tokens .*gradient_checkpointing"):
         run(tiny_checkpoint, tmp_path)
 
 
@@ -276,11 +272,11 @@ def test_a_full_disk_ends_the_run_and_what_was_saved_stays(whole, tiny_checkpoin
     with monkeypatch.context() as patch:
         if full == "checkpoint":
             interfere(patch, attnrl.local.checkpoint, "save_file", {2}, failing(error))
-            message = r"checkpoint of step 4: cannot be written \(.*No space left on device\)"
+            message = "checkpoint of step 4: .*No space left on device"
         else:
             interfere(patch, RunDirectory, "append", {16}, failing(error))  # four a step, of step 4
             message = "No space left on device"
-        with pytest.raises(RunError, match=f"{message}; the same command continues from .*step-00000[24]"):
+        with pytest.raises(RunError, match=f"{message}.*checkpoints/step-00000[24]"):
             run(tiny_checkpoint, tmp_path)
     assert not list((tmp_path / "checkpoints").glob(".*"))
     run(tiny_checkpoint, tmp_path)
@@ -295,7 +291,7 @@ def test_a_disk_that_really_is_full(whole, tiny_checkpoint, tmp_path):
     if mounted.returncode:
         pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
     try:
-        with pytest.raises(RunError, match=r"No space left on device.*; the same command continues from .*step-0"):
+        with pytest.raises(RunError, match=r"No space left on device.*checkpoints/step-0"):
             run(tiny_checkpoint, disk / "run", "checkpoint.every=1", "checkpoint.keep_last=9", steps=40)
         steps = [row["step"] for row in read(disk / "run") if "reward" in row]
         subprocess.run(["mount", "-o", "remount,size=50m", disk], check=True)
@@ -328,7 +324,7 @@ def test_a_signal_ends_the_run_after_the_phase(
     with monkeypatch.context() as patch:
         interfere(patch, owner, name, {call}, raise_signal)
         said = run(tiny_checkpoint, tmp_path)
-    assert "Stopping after this phase. Again to leave at once." in said
+    assert "Stopping after this phase" in said
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir())[-1] == f"step-00000{saved}"
     assert read(tmp_path)[-1]["step"] == saved
     run(tiny_checkpoint, tmp_path)
@@ -359,7 +355,7 @@ def test_what_was_stopped_says_how_to_go_on(tiny_checkpoint, tmp_path):
             assert process.poll() is None
             time.sleep(0.1)
         # Nobody else may train there meanwhile.
-        with pytest.raises(UserError, match=f"a run: process {process.pid} is training here"):
+        with pytest.raises(UserError, match=rf"^output_dir .*a run: .*\b{process.pid}\b"):
             run(tiny_checkpoint, tmp_path / "a run", "eval.every=0", recipe="grpo", steps=1000)
         process.send_signal(signal.SIGTERM)
         said = process.communicate(timeout=60)[0]
@@ -391,7 +387,7 @@ def test_data_that_changed_is_refused_unless_told(tiny_checkpoint, tmp_path, fil
     run(tiny_checkpoint, output, *files, steps=2)
     write_problems(21)
     before = read(output)
-    with pytest.raises(UserError, match=r"^data.train: its problems are not those that the run began with"):
+    with pytest.raises(UserError, match=r"^data\.train: .*data\.allow_changed"):
         run(tiny_checkpoint, output, *files, steps=3)
     assert read(output) == before
     graded: list[tuple[str, tuple[str, ...]]] = []
@@ -402,7 +398,7 @@ def test_data_that_changed_is_refused_unless_told(tiny_checkpoint, tmp_path, fil
 
     monkeypatch.setattr("attnrl.grading.registry.RulesGrader.grade", noted)
     said = run(tiny_checkpoint, output, *files, "data.allow_changed=true", steps=3)
-    assert "problems in flight are no longer those of the data; their samples are dropped" in said
+    assert re.search(r"^\d+ problems in flight", said, re.MULTILINE)
     assert [row["step"] for row in read(output)] == [0, 1, 2, 3]
     trees = [row for row in read(output, "trees.jsonl") if row["step"] == 3]
     assert trees
@@ -415,7 +411,7 @@ def test_data_that_changed_is_refused_unless_told(tiny_checkpoint, tmp_path, fil
 def test_a_setting_that_changed_is_shown(whole, tiny_checkpoint):
     with pytest.raises(UserError) as error:
         run(tiny_checkpoint, whole, "method.branching.rho=0.5", "sampling.top_p=0.9", "sampling.retries=7")
-    assert "other settings (method.branching.rho 0.2 -> 0.5; sampling.top_p 1.0 -> 0.9): choose" in str(error.value)
+    assert "(method.branching.rho 0.2 -> 0.5; sampling.top_p 1.0 -> 0.9)" in str(error.value)
 
 
 def test_a_run_without_a_checkpoint_is_not_written_over_by_another(tiny_checkpoint, tmp_path, monkeypatch):
@@ -423,7 +419,7 @@ def test_a_run_without_a_checkpoint_is_not_written_over_by_another(tiny_checkpoi
     with pytest.raises(KeyboardInterrupt):
         run(tiny_checkpoint, tmp_path)
     before = (tmp_path / "metrics.jsonl").read_bytes()
-    with pytest.raises(UserError, match="holds a run with other settings"):
+    with pytest.raises(UserError, match="seed 0 -> 1"):
         run(tiny_checkpoint, tmp_path, "seed=1")
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
@@ -437,12 +433,12 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(whole, tiny_chec
 
 def test_the_best_are_saved_when_they_are_found(tiny_checkpoint, tmp_path, monkeypatch):
     accuracies = iter([0.1, 0.5, 0.3, 0.5, 0.2])
-    real = attnrl.runs.session._Session._evaluate
+    real = attnrl.runs.session.TrainingSession._evaluate
 
     def evaluate(session: Any) -> Any:
         return _Fixed(real(session), next(accuracies))
 
-    monkeypatch.setattr(attnrl.runs.session._Session, "_evaluate", evaluate)
+    monkeypatch.setattr(attnrl.runs.session.TrainingSession, "_evaluate", evaluate)
     run(
         tiny_checkpoint,
         tmp_path,
@@ -471,7 +467,7 @@ def test_a_run_that_another_process_has_gone_on_with_is_left_alone(tiny_checkpoi
     prepared = prepare(load_config(TrainConfig, "attnrl", settings(tiny_checkpoint, tmp_path)))
     run(tiny_checkpoint, tmp_path, steps=3)
     before = read(tmp_path)
-    with pytest.raises(UserError, match="another process has gone on with this run just now"):
+    with pytest.raises(UserError, match=f"^output_dir {tmp_path}: another process"):
         train(prepared, Display(Console(file=io.StringIO())))
     assert read(tmp_path) == before
 
@@ -479,7 +475,7 @@ def test_a_run_that_another_process_has_gone_on_with_is_left_alone(tiny_checkpoi
 def test_checkpoints_without_their_config_are_not_guessed_at(tiny_checkpoint, tmp_path):
     run(tiny_checkpoint, tmp_path, steps=2)
     (tmp_path / "config.yaml").unlink()
-    with pytest.raises(UserError, match=r"holds checkpoints, but no config\.yaml .* resume=.*step-000002 with another"):
+    with pytest.raises(UserError, match=r"^output_dir .*config\.yaml.* resume=.*step-000002"):
         run(tiny_checkpoint, tmp_path, "seed=1")
 
 
@@ -489,7 +485,9 @@ def test_what_a_run_directory_has_lost_is_said(tiny_checkpoint, tmp_path):
     assert not prepare(config).notes
     lines = (tmp_path / "metrics.jsonl").read_text()
     (tmp_path / "metrics.jsonl").unlink()
-    assert prepare(config).notes == (f"{tmp_path}: metrics.jsonl has no lines of 2 steps up to the checkpoint",)
+    (note,) = prepare(config).notes
+    assert note.startswith(f"{tmp_path}: metrics.jsonl ") and " 2 steps " in note
     (tmp_path / "metrics.jsonl").write_text(lines)
     shutil.rmtree(tmp_path / "checkpoints")
-    assert prepare(config).notes == (f"{tmp_path}: metrics of 2 steps but no checkpoint: the run begins anew",)
+    (note,) = prepare(config).notes
+    assert note.startswith(f"{tmp_path}: metrics of 2 steps ") and "no checkpoint" in note

@@ -46,20 +46,20 @@ def train(
     from attnrl.runs.display import Display
     from attnrl.runs.prepare import prepare
     from attnrl.runs.session import train as run_training
-    from attnrl.runs.summary import describe, left_out, summarize
+    from attnrl.runs.summary import describe_run, run_warnings, summarize_run
 
     prepared = prepare(config)
     if dry_run:
         echo(dump_config(config))
-        for line in describe(prepared):
+        for line in describe_run(prepared):
             echo(line)
         return
     resumed = [f"Continues from {prepared.checkpoint.directory}"] if prepared.checkpoint else []
-    for line in [*left_out(prepared), *resumed]:
+    for line in [*run_warnings(prepared), *resumed]:
         echo(line)
     rows = run_training(prepared, Display(console))
     finished = config.is_over(int(rows[-1]["step"]), rows[-1].get("tokens/total", 0.0))
-    for line in summarize(rows):
+    for line in summarize_run(rows):
         echo(line)
     echo(f"Run directory: {config.output_dir}")
     if not finished:
@@ -69,7 +69,7 @@ def train(
 
 
 def _train_with_verl(config: TrainConfig, dry_run: bool) -> None:
-    from attnrl.runs.summary import summarize
+    from attnrl.runs.summary import summarize_run
     from attnrl.verl.launch import train as run_training
     from attnrl.verl.launch import try_to_compose
     from attnrl.verl.plan import plan
@@ -78,7 +78,7 @@ def _train_with_verl(config: TrainConfig, dry_run: bool) -> None:
         echo(dump_config(config))
         lines = [try_to_compose(config), *plan(config)]
     else:
-        lines = [*summarize(run_training(config)), f"Run directory: {config.output_dir}"]
+        lines = [*summarize_run(run_training(config)), f"Run directory: {config.output_dir}"]
     for line in lines:
         echo(line)
 

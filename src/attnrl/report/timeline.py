@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,6 @@ PHASES = {  # each with its lane and its colour
     "train": ("policy", "#6fbf68"),
 }
 INCHES_PER_CHARACTER = 0.085  # of a label, a little more than it takes
-
-
-def timeline_row(step: int, spans: Sequence[Span]) -> dict[str, Any]:
-    """One line of ``timeline.jsonl``: ``[name, start, end]`` of each span, to a tenth of a millisecond."""
-    return {"step": step, "spans": [[name, round(start, 4), round(end, 4)] for name, start, end in spans]}
 
 
 def draw_timeline(run: Path, output: Path, step: int | None = None) -> int:
@@ -81,7 +75,7 @@ def _spans(run: Path, step: int | None) -> tuple[int, list[Span]]:
 
 
 def _is_timeline(row: Any) -> bool:
-    """Whether a row is one of :func:`timeline_row`, of phases that take time."""
+    """Whether a row is one of :func:`attnrl.runs.recording.timeline_row`, of phases that take time."""
     try:
         spans = [(name in PHASES, float(start), float(end)) for name, start, end in row["spans"]]
         return isinstance(row["step"], int) and all(known for known, _, _ in spans) and max(s[2] for s in spans) > 0

@@ -1,14 +1,14 @@
-"""The files of a run: one directory, text that people and programs can read.
+"""The run directory: text files for people and programs, checkpoints and the lock.
 
 ========================  =======================================================================
-``config.yaml``           the resolved recipe, every default spelled out
-``metrics.jsonl``         one object per training step; names in docs/metrics.md
-``timeline.jsonl``        when the phases of each training step began and ended
-``trees.jsonl``           every forest of the steps chosen (``log.trees_every``)
-``samples.jsonl``         some responses of every evaluation (``log.samples``)
-``checkpoints/``          Hugging Face model directories, from which a run resumes
-``faults/``               all problems of steps in which numbers were not finite; absent where none were
-``.lock``                 names the process that is at work here; empty when none is
+``config.yaml``           the resolved configuration, with all defaults
+``metrics.jsonl``         one object per training step; docs/metrics.md names the metrics
+``timeline.jsonl``        start and end of each phase of each training step
+``trees.jsonl``           the rollout trees of every ``log.trees_every``-th step
+``samples.jsonl``         ``log.samples`` responses of every evaluation
+``checkpoints/``          Hugging Face model directories to resume from
+``faults/``               problems of steps with NaN or inf; absent without faults
+``.lock``                 process id of the training process; empty otherwise
 ========================  =======================================================================
 """
 
@@ -32,26 +32,26 @@ CONFIG, LOCK, FAULTS = "config.yaml", ".lock", "faults"
 
 
 class RunDirectory:
-    """Writes the files of one run."""
+    """Reads and writes the files of one run, and holds the lock."""
 
     def __init__(self, root: Path) -> None:
-        """``root`` is made when the run is opened."""
+        """Use the directory ``root``; :meth:`open` creates the directory."""
         self.root = root
 
     @property
     def checkpoints(self) -> Path:
-        """Where checkpoints go."""
+        """Directory of the checkpoints."""
         return self.root / "checkpoints"
 
     def holds_a_run(self) -> bool:
-        """Whether an earlier run has written here."""
+        """Return True if the directory holds ``config.yaml``."""
         return (self.root / CONFIG).exists()
 
     def read_config(self) -> dict[str, Any]:
-        """The settings that ``config.yaml`` holds.
+        """Return the settings in ``config.yaml``.
 
         Raises:
-            UserError: it is missing or no YAML mapping.
+            UserError: ``config.yaml`` is missing, or not a YAML mapping.
         """
         path = self.root / CONFIG
         try:
@@ -59,23 +59,23 @@ class RunDirectory:
         except (OSError, ValueError):
             settings = None
         if not isinstance(settings, dict):
-            raise UserError(f"{path}: not readable, so the run cannot be continued")
+            raise UserError(f"{path}: not readable, so the run cannot resume")
         return settings
 
-    def check_writable(self) -> None:
-        """Check that the directory is there and can be written, or can be made.
+    def require_writable(self) -> None:
+        """Check that the directory exists and is writable, or can be created.
 
         Raises:
-            UserError: it cannot.
+            UserError: the directory is not writable.
         """
         require_writable(self.root, f"output_dir {self.root}")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from training here; the system lets go of the lock when this one dies.
+        """Hold an exclusive lock on the directory (``flock``, released by the kernel when the process dies).
 
         Raises:
-            UserError: one is at work here already, or the directory cannot be written.
+            UserError: naming the process that holds the lock; or the directory is not writable.
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -87,26 +87,25 @@ class RunDirectory:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 file.seek(0)
-                raise UserError(
-                    f"output_dir {self.root}: process {file.read().strip() or 'of another user'} is training here"
-                ) from None
+                owner = file.read().strip() or "of another user"
+                raise UserError(f"output_dir {self.root}: process {owner} is training in this directory") from None
             file.truncate(0)
             file.write(f"{os.getpid()}\n")
             file.flush()
             try:
                 yield
             finally:
-                file.truncate(0)  # not removed: whoever has it open already would then lock a file of no name
+                file.truncate(0)  # not removed: another process may wait on this file, and would lock a deleted file
 
     def open(self, config: str, from_step: int | None) -> None:
-        """Make the directory, write ``config.yaml``, and drop what was logged after step ``from_step``.
+        """Create the directory, write ``config.yaml``, and drop rows after step ``from_step`` from every file.
 
         Args:
             config: text of ``config.yaml``.
-            from_step: the step that the run resumes after; None for a new run, which keeps nothing.
+            from_step: step of the checkpoint to resume from; None for a new run, which drops all rows.
 
         Raises:
-            UserError: the directory cannot be written.
+            UserError: the directory is not writable, or a file is damaged.
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -115,38 +114,38 @@ class RunDirectory:
             raise UserError(f"output_dir {self.root}: cannot be written ({error.strerror})") from None
         for name in (METRICS, TIMELINE, TREES, SAMPLES):
             path = self.root / name
-            rows = [] if from_step is None else [row for row in self.read(name) if _step(row, path) <= from_step]
+            rows = [] if from_step is None else [row for row in self.read(name) if _step_of(row, path) <= from_step]
             write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append one line per row to the file ``name``; numbers that are not finite become null, which JSON has."""
+        """Append one JSON line per row to the file ``name``; NaN and inf become null."""
         with (self.root / name).open("a", encoding="utf-8") as file:
             file.writelines(_json_line(row) for row in rows)
 
     def replace_last(self, name: str, row: Mapping[str, Any]) -> None:
-        """Put ``row`` in place of the last one of the file ``name``."""
+        """Replace the last row of the file ``name`` with ``row`` (atomic write)."""
         rows = self.read(name)
-        write_atomic(self.root / name, "".join(_json_line(one) for one in [*rows[:-1], row]))
+        write_atomic(self.root / name, "".join(_json_line(kept) for kept in [*rows[:-1], row]))
 
     def dump_fault(self, step: int, rows: Iterable[Mapping[str, Any]]) -> Path:
-        """Write all there is to know of a step that went wrong; returns the file."""
+        """Write the problems of a step with NaN or inf to ``faults/`` (atomic write); return the path."""
         path = self.root / FAULTS / f"{step:06d}.jsonl"
         path.parent.mkdir(exist_ok=True)
         write_atomic(path, "".join(_json_line(row) for row in rows))
         return path
 
-    def sync(self) -> None:
-        """Have what was appended outlive a loss of power: a checkpoint counts on the lines up to its step."""
+    def fsync(self) -> None:
+        """Flush all rows to disk (fsync), before a checkpoint of the same step is written."""
         for name in (METRICS, TIMELINE, TREES, SAMPLES):
             if (self.root / name).exists():
                 fsync_path(self.root / name)
         fsync_path(self.root)
 
     def read(self, name: str) -> list[dict[str, Any]]:
-        """The rows of the file ``name``; none if it does not exist. A last line cut short by a kill is left out.
+        """Return the rows of the file ``name`` (none for a missing file), without a truncated last line.
 
         Raises:
-            UserError: the file cannot be read, or any other line is not JSON.
+            UserError: the file is not readable, or a line before the last is not JSON; the line is named.
         """
         path = self.root / name
         if not path.exists():
@@ -161,17 +160,17 @@ class RunDirectory:
                 try:
                     rows.append(json.loads(line))
                 except (ValueError, RecursionError):
-                    if number == len(lines):  # no newline behind it: the write was cut short
+                    if number == len(lines):  # no newline at the end: a kill truncated the line
                         break
                     raise UserError(f"{path}, line {number}: not JSON") from None
         return rows
 
 
-def _step(row: Any, path: Path) -> float:
-    """The step that a row is of.
+def _step_of(row: Any, path: Path) -> float:
+    """Return the training step of a row.
 
     Raises:
-        UserError: it is of none.
+        UserError: the row has no step.
     """
     step = row.get("step") if isinstance(row, dict) else None
     if not isinstance(step, (int, float)):
@@ -183,13 +182,13 @@ def _json_line(row: Mapping[str, Any]) -> str:
     try:
         return json.dumps(row, allow_nan=False) + "\n"
     except ValueError:
-        return json.dumps(_finite(row), allow_nan=False) + "\n"
+        return json.dumps(_null_nonfinite(row), allow_nan=False) + "\n"
 
 
-def _finite(value: Any) -> Any:
-    """The value with None for every number in it that is not finite."""
+def _null_nonfinite(value: Any) -> Any:
+    """Return a copy of a JSON value with None in place of every NaN and inf."""
     if isinstance(value, Mapping):
-        return {key: _finite(inside) for key, inside in value.items()}
+        return {key: _null_nonfinite(inside) for key, inside in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(inside) for inside in value]
+        return [_null_nonfinite(inside) for inside in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

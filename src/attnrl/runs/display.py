@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live panel in a terminal, plain lines elsewhere."""
+"""Progress of a training run: a live panel in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -23,19 +23,16 @@ from attnrl.config.schema import TrainConfig
 from attnrl.utils.console import print_line
 
 SPARKS = "▁▂▃▄▅▆▇█"
-MIN_SECONDS_BETWEEN_LINES = 5.0  # of plain output
+MIN_SECONDS_BETWEEN_LINES = 5.0  # in plain output
 
 
 class Display:
-    """Progress of a run; every method is cheap enough to be called from inside the loop.
-
-    :meth:`start` comes before all others.
-    """
+    """Shows the progress of a run; call :meth:`start` first. Every method is cheap enough for the training loop."""
 
     _config: TrainConfig
 
     def __init__(self, console: Console | None = None) -> None:
-        """``console`` is where to draw; standard output unless given."""
+        """Draw on ``console``, by default standard output."""
         self.console = console or Console()
         self._live: Live | None = None
         self._bar = Progress(
@@ -57,14 +54,14 @@ class Display:
         self._last_line = 0.0
 
     def start(self, config: TrainConfig, steps: int, tokens: int) -> None:
-        """Tell the length of the run, and what of it is done, before it begins."""
+        """Set the length of the run, and the steps and tokens done before this session."""
         self._config = config
         if config.tokens is not None:
             self._bar.update(self._task, description="tokens sampled")
         self._advance(steps, tokens)
 
     def _advance(self, steps: int, tokens: float) -> None:
-        """Move the bar: of tokens where the run has a budget of them, else of steps."""
+        """Move the progress bar: sampled tokens if the run has a token budget, else steps."""
         budget = self._config.tokens
         if budget is None or steps >= self._config.steps:
             total, done = self._config.steps, float(steps)
@@ -73,7 +70,7 @@ class Display:
         self._bar.update(self._task, total=total, completed=done)
 
     def __enter__(self) -> Display:
-        """Begin drawing."""
+        """Start the live panel."""
         if self.console.is_terminal:
             self._live = Live(get_renderable=self._render, console=self.console, refresh_per_second=4)
             self._live.start()
@@ -82,24 +79,24 @@ class Display:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the last state on the screen."""
+        """Stop the live panel; the last state stays on the screen."""
         if self._live is not None:
             self._live.stop()
 
     def phase(self, name: str) -> None:
-        """A phase of the step begins."""
+        """Show the phase that begins now."""
         self._phase, self._phase_started, self._sampled = name, time.monotonic(), 0
 
     def sampled(self, tokens: int, requests: int) -> None:
-        """The sampler has drawn so many tokens, and finished so many requests, of its present batch."""
+        """Show the sampled tokens of the current generation; ``requests`` counts the finished requests."""
         self._sampled = tokens
 
     def say(self, line: str) -> None:
-        """Something happened that is to be read."""
+        """Print one line verbatim."""
         print_line(self.console, line)
 
     def step(self, metrics: Mapping[str, float]) -> None:
-        """A step is done."""
+        """Show the metrics of a finished step."""
         self._latest |= metrics
         step = int(metrics["step"])
         self._advance(step, self._latest.get("tokens/total", 0.0))
@@ -108,8 +105,8 @@ class Display:
         if "eval/accuracy" in metrics:
             self._accuracies.append(metrics["eval/accuracy"])
         if metrics.get("update_skipped"):
-            why = "numbers were not finite" if metrics.get("nonfinite/mini_batches") else "no problem had signal"
-            self.say(f"step {step}: {why}; update skipped")
+            reason = "NaN or inf" if metrics.get("nonfinite/mini_batches") else "no problem had signal"
+            self.say(f"step {step}: {reason}; update skipped")
         if not self.console.is_terminal:
             self._print_line(step, metrics)
 
@@ -162,7 +159,7 @@ class Display:
 
 
 def sparkline(values: list[float], width: int = 40) -> str:
-    """A line of block characters for values in [0, 1], the newest ``width`` of them (empty for fewer than two)."""
+    """Return block characters for the last ``width`` values in [0, 1]; an empty string for fewer than two values."""
     if len(values) < 2:
         return ""
     return "".join(SPARKS[min(len(SPARKS) - 1, int(value * len(SPARKS)))] for value in values[-width:])

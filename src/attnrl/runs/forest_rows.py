@@ -1,4 +1,4 @@
-"""Forests as rows of ``trees.jsonl``."""
+"""Convert rollout trees to rows of ``trees.jsonl``."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from attnrl.tokenization import decode
 
 
 def forest_row(rollout_tree: RolloutTree, tokenizer: PreTrainedTokenizerBase, step: int) -> dict[str, Any]:
-    """One problem's forest: all tokens, steps, FCI, branch points, rewards, values and advantages.
+    """Return the row of one problem: tokens, steps, FCI, branch points, rewards, values and advantages of all trees.
 
-    ``trees[i].nodes[0]`` is the trunk, the others continuations in the order of ``branch_points``; each has
-    its own tokens, and ``at``, the trunk tokens it keeps. ``segments`` are ``[node, start, end, value,
-    advantage]`` of the path to the node's leaf, with ``start`` and ``end`` in the node's own tokens.
-    Advantages are those of eq. 3, whatever advantage the run trains with.
+    ``trees[i].nodes[0]`` is the trunk; the other nodes are continuations in the order of ``branch_points``. A node has
+    its sampled ``tokens``, and ``at``, the number of trunk tokens before the branch point. ``segments`` lists ``[node,
+    start, end, value, advantage]`` along the path to the node's leaf, where ``start`` and ``end`` index the tokens of
+    the node. Advantages follow eq. 3, independent of the advantage used for training.
     """
     group, forest = rollout_tree.plan.group, rollout_tree.forest
     segments = {

@@ -1,4 +1,4 @@
-"""Reading ``metrics.jsonl`` of runs that others may have written, copied or cut."""
+"""Read and validate ``metrics.jsonl`` of any run directory, including copied, edited or truncated files."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from attnrl.runs.directory import METRICS, RunDirectory
 
 
 def read_metrics(run: RunDirectory, numbers: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The rows of a run's metrics, each of which has a step.
+    """Return the rows of ``metrics.jsonl``; every row has a finite ``step``.
 
     Args:
-        run: the run.
-        numbers: metrics that a row need not have, and that are numbers where it has them.
+        run: directory of the run.
+        numbers: optional metrics that must be numbers where present.
 
     Raises:
-        UserError: a row is something else; it is named.
+        UserError: naming the row without a step, or the metric that is not a number.
     """
     rows = run.read(METRICS)
     for number, row in enumerate(rows, start=1):
-        where = f"{run.root / METRICS}, row {number}"
+        location = f"{run.root / METRICS}, row {number}"
         if not isinstance(row, dict) or not _is_number(row.get("step"), finite=True):
-            raise UserError(f"{where}: not the metrics of a step")
+            raise UserError(f"{location}: not the metrics of a step (no number step)")
         for name in numbers:
             if name in row and not _is_number(row[name]):
-                raise UserError(f"{where}: {name} is a {type(row[name]).__name__}, not a number")
+                raise UserError(f"{location}: {name} is a {type(row[name]).__name__}, not a number")
     return rows
 
 

@@ -1,22 +1,19 @@
-"""One session of a training run: from where the run stands to its end, to a stop, or to a fault.
+"""A training session of the local engine: from the resume point to the end of the run, an interruption or a fault.
 
-Whatever ends it, nothing is lost that was done: the first Ctrl-C (or SIGTERM) finishes the phase in hand and saves, a
-fault of the sampler has the step taken again and then saves, and so does a fault of ours on its way out. Only a second
-Ctrl-C and a kill fall back to the last checkpoint. A run that goes on is the run that was never stopped.
+A session loses no finished training step, and a resumed run equals the uninterrupted run bit for bit:
+
+- the first Ctrl-C, SIGTERM or SIGHUP finishes the current phase and saves a checkpoint;
+- a sampler failure retries the step (``sampling.retries``), then saves a checkpoint and ends the run;
+- any other fault saves a checkpoint before the exception propagates;
+- a second Ctrl-C and SIGKILL lose the steps since the last checkpoint.
 """
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from math import isfinite
+from collections.abc import Callable
 
 from safetensors import SafetensorError
 
-from attnrl.config.load import dump_config
-from attnrl.data.run_data import EVALUATION_SEED, grader_for
 from attnrl.errors import RunError, UserError, one_line
 from attnrl.local.checkpoint import (
     Checkpoint,
@@ -28,53 +25,63 @@ from attnrl.local.checkpoint import (
     save_checkpoint,
 )
 from attnrl.local.loading import SamplerFactory, build_policy, load_model, open_samplers
-from attnrl.rl.evaluation import Evaluation, evaluate
-from attnrl.rl.trainer import StepResult, Trainer, TrainerState, drop_stale_samples
+from attnrl.rl.evaluation import Evaluation
+from attnrl.rl.trainer import StepResult, Trainer, TrainerState
+from attnrl.runs.compatibility import without_stale_samples
 from attnrl.runs.directory import METRICS, RunDirectory
 from attnrl.runs.display import Display
+from attnrl.runs.evaluation import evaluate_held_out, is_evaluation_due
+from attnrl.runs.interruption import StopRequest, stop_on_signal
 from attnrl.runs.prepare import PreparedRun
-from attnrl.runs.recording import record_evaluation, record_faults, record_step
+from attnrl.runs.recording import Metrics, RunRecorder
 from attnrl.runs.trackers import open_trackers
 from attnrl.runs.watchdog import SamplerError, WatchedSampler, retry_on_sampler_error
-from attnrl.types import Grader
 
-UNINTERRUPTIBLE_PHASES = {
-    "train",
-    "sync",
-}  # from the first on the policy changes: a step that has come so far is finished
+#: Phases that update the policy and the sampler's weights: a step in one of these phases is finished, never dropped.
+UNINTERRUPTIBLE_PHASES = {"train", "sync"}
 
 
-def train(prepared: PreparedRun, display: Display) -> list[dict[str, float]]:
-    """Run to its end, or until interrupted, and return the rows of ``metrics.jsonl``.
+def train(prepared: PreparedRun, display: Display) -> list[Metrics]:
+    """Train until the run is over or interrupted; close ``prepared``; return the rows of ``metrics.jsonl``.
 
     Raises:
-        UserError: another process is training in the same directory; or as :func:`attnrl.runs.prepare.prepare`.
-        RunError: the run cannot go on; the message says why, and from where it can be continued.
+        UserError: another process is training, or has trained since ``prepared``, in the same directory.
+        RunError: the run cannot continue; the message names the cause and the checkpoint to resume from.
     """
     config, checkpoint = prepared.config, prepared.checkpoint
     directory = checkpoint.directory if checkpoint else prepared.model_directory
     run = RunDirectory(config.output_dir)
-    with run.locked():
+    with prepared.resources, run.locked():
         if list_checkpoints(run.checkpoints) != prepared.checkpoints:
-            raise UserError(f"output_dir {config.output_dir}: another process has gone on with this run just now")
-        with (
-            grader_for(config) as grader,
-            open_samplers(config, prepared.model, prepared.tokenizer, directory, display.sampled) as sampler_at,
-        ):
-            return _Session(prepared, display, grader, sampler_at).run()
+            raise UserError(f"output_dir {config.output_dir}: another process has just continued this run")
+        with open_samplers(config, prepared.model, prepared.tokenizer, directory, display.sampled) as build_sampler:
+            return TrainingSession(prepared, display, build_sampler).run()
 
 
-class _StoppedError(Exception):
-    """The step was given up before it changed anything."""
+class _StepAbandonedError(Exception):
+    """Abandon a step before the policy update: a stop was requested."""
 
 
-class _Session:
-    """The loop's steps, and what is written of them."""
+class TrainingSession:
+    """Steps, evaluations, records and checkpoints of one session.
 
-    def __init__(self, prepared: PreparedRun, display: Display, grader: Grader, sampler_at: SamplerFactory) -> None:
-        self.prepared, self.config, self.display, self.grader = prepared, prepared.config, display, grader
-        self.sampler_at = sampler_at
-        self.directory = RunDirectory(self.config.output_dir)
+    Attributes:
+        trainer: the training loop.
+        recorder: writes the records of the run.
+        saved_step: step of the last checkpoint; None before the first checkpoint of a new run.
+        accuracy: held-out accuracy of the current weights; None if the current weights were not evaluated.
+    """
+
+    def __init__(self, prepared: PreparedRun, display: Display, build_sampler: SamplerFactory) -> None:
+        """Build the policy and the trainer, load the checkpoint, open the run directory.
+
+        Args:
+            prepared: components of the run.
+            display: shows the progress.
+            build_sampler: builds a sampler with a temperature and a top-p.
+        """
+        self.prepared, self.config, self.display = prepared, prepared.config, display
+        self.build_sampler = build_sampler
         self.trackers = open_trackers(self.config)
         reference = None
         if self.config.loss.kl > 0:
@@ -90,226 +97,201 @@ class _Session:
         sampling = self.config.sampling
         self.trainer = Trainer(
             self.config,
-            sampler=self._sampler(sampling.temperature, sampling.top_p),
-            grader=grader,
+            sampler=self._watched_sampler(sampling.temperature, sampling.top_p),
+            grader=prepared.grader,
             policy=self.policy,
             tokenizer=prepared.tokenizer,
-            source=prepared.source,
+            source=prepared.data.source,
             state=state,
-            on_phase=self._enter,
+            on_phase=self._enter_phase,
         )
-        self.directory.open(dump_config(self.config), state.step if state else None)
-        self.interruption = _Interruption()
-        # Of which steps all lines are written, and of which there is a checkpoint.
-        self.recorded = self.saved = state.step if state else None
-        self.accuracy = accuracy_of(prepared.checkpoint) if prepared.checkpoint else None  # of the present weights
+        self.recorder = RunRecorder(self.config, prepared.tokenizer, display.say)
+        self.recorder.open(state.step if state else None)
+        self.stop = StopRequest()
+        self.saved_step = state.step if state else None
+        self.accuracy = accuracy_of(prepared.checkpoint) if prepared.checkpoint else None
 
     def _load(self, checkpoint: Checkpoint) -> TrainerState:
-        saved = load_checkpoint(checkpoint, self.policy)
+        state = load_checkpoint(checkpoint, self.policy)
         limit = self.config.sampling.max_prompt_tokens
-        state = drop_stale_samples(saved, self.prepared.source, self.prepared.tokenizer, limit)
-        dropped = len(saved.pending) + len(saved.carried) - len(state.pending) - len(state.carried)
-        if dropped:
-            self.display.say(f"{dropped} problems in flight are no longer those of the data; their samples are dropped")
-        return state
+        source, tokenizer = self.prepared.data.source, self.prepared.tokenizer
+        return without_stale_samples(state, source, tokenizer, limit, self.display.say)
 
-    def run(self) -> list[dict[str, float]]:
+    def run(self) -> list[Metrics]:
+        """Train until the run is over or interrupted; return the rows of ``metrics.jsonl``.
+
+        Raises:
+            RunError: as :func:`train`.
+        """
         self.display.start(self.config, self.trainer.state.step, self.trainer.state.sampled_tokens)
-        with self.display, _interruption(self.display) as self.interruption:
+        with self.display, stop_on_signal(self.display.say) as self.stop:
             try:
-                self._steps()
+                self._train()
             except (RunError, SamplerError, OSError, SafetensorError) as error:
-                what = f"output_dir {self.config.output_dir}, after step {self.trainer.state.step}: {one_line(error)}"
-                raise RunError(f"{what}; {self._rescue()}") from error
+                step = self.trainer.state.step
+                fault = f"output_dir {self.config.output_dir}, after step {step}: {one_line(error)}"
+                raise RunError(f"{fault}; {self._save_after_fault()}") from error
             except Exception:
-                self.display.say(f"The run has failed; {self._rescue()}")
+                self.display.say(f"The run has failed; {self._save_after_fault()}")
                 raise
         if self.trackers is not None:
             self.trackers.end_training()
-        return self.directory.read(METRICS)
+        return self.recorder.directory.read(METRICS)
 
-    def _steps(self) -> None:
-        if self.recorded is None:
-            fault = self._record_metrics({"step": 0}, 0)
-            self.recorded = 0
-            if fault is not None:
-                raise fault
+    def _train(self) -> None:
+        if self.recorder.recorded_step is None:
+            self._evaluate_initial_model()
         else:
-            self._make_up_for_evaluation()
-        while not self._over() and not self.interruption.asked:
+            self._evaluate_resumed_step()
+        while not self._is_over() and not self.stop.requested:
             try:
                 result = self._step()
-            except _StoppedError:
+            except _StepAbandonedError:
                 break
             self._record(result)
-            if self._is_due():
+            if self._is_checkpoint_due():
                 self._save()
-        if self.saved != self.trainer.state.step:
+        if self.saved_step != self.trainer.state.step:
             self._save()
 
-    def _over(self) -> bool:
+    def _is_over(self) -> bool:
         return self.config.is_over(self.trainer.state.step, self.trainer.state.sampled_tokens)
 
-    def _enter(self, phase: str) -> None:
-        """A phase of a step begins, unless the run is to stop."""
-        if self.interruption.asked and phase not in UNINTERRUPTIBLE_PHASES:
-            raise _StoppedError
+    def _enter_phase(self, phase: str) -> None:
+        """Show the phase; abandon the step if a stop was requested and the policy has not changed yet."""
+        if self.stop.requested and phase not in UNINTERRUPTIBLE_PHASES:
+            raise _StepAbandonedError
         self.display.phase(phase)
 
     def _step(self) -> StepResult:
-        """A training step, begun again if the sampler fails; that changes nothing in what comes of it."""
-        what = f"step {self.trainer.state.step + 1}"
-        return retry_on_sampler_error(self.trainer.step, self.config.sampling.retries, self._say_of(what))
+        """Take a training step; retry on sampler errors, which does not change the result."""
+        label = f"step {self.trainer.state.step + 1}"
+        return retry_on_sampler_error(self.trainer.step, self.config.sampling.retries, self._labelled_say(label))
 
     def _record(self, result: StepResult) -> None:
-        """Write all lines of a step.
+        """Evaluate the step if due, and write all records of the step.
 
         Raises:
-            RunError: too many steps in a row had numbers that are not finite.
-            Exception: what its evaluation has raised. All of the step but that is written.
+            RunError: too many consecutive steps with NaN or inf.
+            Exception: raised by the evaluation, after all other records of the step are written.
         """
-        step = self.trainer.state.step
         self.accuracy = None
-        fault = self._record_metrics(result.metrics, step)
-        record_step(self.directory, step, result, self.prepared.tokenizer, self.config.log)
-        self.recorded = step
-        in_a_row, limit = self.trainer.state.nonfinite_steps, self.config.optimizer.max_nonfinite_steps
-        record_faults(self.directory, step, result, in_a_row, limit, self.display.say)
+        evaluation, fault = self._evaluate_if_due()
+        row = self.recorder.record_step(result, evaluation)
+        if fault is None:
+            self._show(row)
+        self.recorder.record_faults(result, self.trainer.state.nonfinite_steps)
         if fault is not None:
             raise fault
 
-    def _record_metrics(self, metrics: dict[str, float], step: int) -> Exception | None:
-        """Write and show the metrics of a step, with its evaluation if it is time to; returns what that has raised."""
-        fault = None
-        if self._is_evaluated(step):
-            try:
-                metrics |= self._evaluation_metrics(step)
-            except Exception as error:
-                fault = error
-        row = _finite(metrics)
-        self.directory.append(METRICS, [row])
-        if fault is None:
-            self._show(row)
-        return fault
+    def _evaluate_initial_model(self) -> None:
+        """Write the row of step 0, with the evaluation of the initial model.
 
-    def _make_up_for_evaluation(self) -> None:
-        """Evaluate the step that is resumed after, if it was time to and the session before has failed in that."""
-        step, rows = self.trainer.state.step, self.directory.read(METRICS)
-        row = rows[-1] if rows else {}
-        if self._is_evaluated(step) and row.get("step") == step and "eval/accuracy" not in row:
-            row = _finite(row | self._evaluation_metrics(step))
-            self.directory.replace_last(METRICS, row)
-            self._show(row)
+        Raises:
+            Exception: raised by the evaluation, after the row is written.
+        """
+        evaluation, fault = self._evaluate_if_due()
+        row = self.recorder.record_initial(evaluation)
+        if fault is not None:
+            raise fault
+        self._show(row)
 
-    def _evaluation_metrics(self, step: int) -> dict[str, float]:
-        say = self._say_of(f"evaluation of step {step}")
+    def _evaluate_resumed_step(self) -> None:
+        """Evaluate the step of the checkpoint if the evaluation is due but missing: the last session failed in it."""
+        step, rows = self.trainer.state.step, self.recorder.directory.read(METRICS)
+        last = rows[-1] if rows else {}
+        if self._is_evaluation_due() and last.get("step") == step and "eval/accuracy" not in last:
+            self._show(self.recorder.complete_last_row(self._evaluation_metrics()))
+
+    def _evaluate_if_due(self) -> tuple[Metrics, Exception | None]:
+        """Return the evaluation metrics (empty if not due) and the exception raised by the evaluation."""
+        if not self._is_evaluation_due():
+            return {}, None
+        try:
+            return self._evaluation_metrics(), None
+        except Exception as error:
+            return {}, error
+
+    def _is_evaluation_due(self) -> bool:
+        state = self.trainer.state
+        return is_evaluation_due(self.config, self.prepared.data.held_out, state.step, state.sampled_tokens)
+
+    def _evaluation_metrics(self) -> Metrics:
+        step = self.trainer.state.step
+        say = self._labelled_say(f"evaluation of step {step}")
         evaluation = retry_on_sampler_error(self._evaluate, self.config.sampling.retries, say)
-        metrics = record_evaluation(self.directory, step, evaluation, self.config.log)
+        metrics = self.recorder.record_evaluation(step, evaluation)
         self.accuracy = metrics["eval/accuracy"]
         return metrics
 
-    def _is_evaluated(self, step: int) -> bool:
-        return bool(self.prepared.held_out) and (step % self.config.eval.every == 0 or self._over())
+    def _evaluate(self) -> Evaluation:
+        self.display.phase("evaluate")
+        return evaluate_held_out(
+            self.config,
+            self.prepared.data.held_out,
+            sampler=self._watched_sampler(self.config.eval.temperature, self.config.eval.top_p),
+            grader=self.prepared.grader,
+            tokenizer=self.prepared.tokenizer,
+        )
 
-    def _show(self, row: dict[str, float]) -> None:
+    def _show(self, row: Metrics) -> None:
+        """Send a row of metrics to the trackers and the display."""
         if self.trackers is not None:
             self.trackers.log({name: value for name, value in row.items() if name != "step"}, int(row["step"]))
         self.display.step(row)
 
-    def _say_of(self, what: str) -> Callable[[str], None]:
-        return lambda said: self.display.say(f"{what}: {said}")
+    def _labelled_say(self, label: str) -> Callable[[str], None]:
+        return lambda line: self.display.say(f"{label}: {line}")
 
-    def _evaluate(self) -> Evaluation:
-        self.display.phase("evaluate")
-        settings, limits = self.config.eval, self.config.sampling
-        return evaluate(
-            self.prepared.held_out,
-            sampler=self._sampler(settings.temperature, settings.top_p),
-            grader=self.grader,
-            tokenizer=self.prepared.tokenizer,
-            samples=settings.samples,
-            max_new_tokens=limits.max_new_tokens,
-            max_prompt_tokens=limits.max_prompt_tokens,
-            seed=EVALUATION_SEED,
-        )
+    def _watched_sampler(self, temperature: float, top_p: float) -> WatchedSampler:
+        return WatchedSampler(self.build_sampler(temperature, top_p), self.config.sampling.stall_seconds)
 
-    def _sampler(self, temperature: float, top_p: float) -> WatchedSampler:
-        return WatchedSampler(self.sampler_at(temperature, top_p), self.config.sampling.stall_seconds)
-
-    def _is_due(self) -> bool:
-        """Whether a checkpoint is to be saved now: by the calendar, or as one of the best."""
+    def _is_checkpoint_due(self) -> bool:
+        """Return True every ``checkpoint.every`` steps, and if the accuracy is among the ``keep_best`` highest."""
         step, settings = self.trainer.state.step, self.config.checkpoint
         if settings.every and step % settings.every == 0:
             return True
         if self.accuracy is None or not settings.keep_best:
             return False
-        best = best_checkpoints(list_checkpoints(self.directory.checkpoints), settings.keep_best)
+        best = best_checkpoints(list_checkpoints(self.recorder.directory.checkpoints), settings.keep_best)
         worst = accuracy_of(best[-1]) if len(best) == settings.keep_best else None
         return worst is None or self.accuracy >= worst
 
     def _save(self) -> None:
+        """Write a checkpoint and apply the retention policy.
+
+        Raises:
+            RunError: the checkpoint cannot be written.
+        """
         self.display.phase("save")
         step, settings = self.trainer.state.step, self.config.checkpoint
-        self.directory.sync()
+        self.recorder.directory.fsync()
         try:
             save_checkpoint(
-                self.directory.checkpoints,
+                self.recorder.directory.checkpoints,
                 self.trainer.state,
                 self.policy,
                 self.prepared.tokenizer,
                 keep=RetentionPolicy(settings.keep_last, settings.keep_best),
-                data=self.prepared.data,
+                data=self.prepared.data.fingerprints,
                 accuracy=self.accuracy,
             )
         except (OSError, SafetensorError) as error:
             raise RunError(f"checkpoint of step {step}: cannot be written ({one_line(error)})") from error
-        self.saved = step
+        self.saved_step = step
 
-    def _rescue(self) -> str:
-        """Save what can be, after a fault; returns from where the run can be continued, in words."""
+    def _save_after_fault(self) -> str:
+        """Save the last recorded step; return a sentence that names the checkpoint to resume from."""
         step = self.trainer.state.step
-        if step == self.recorded and step != self.saved:
+        if step == self.recorder.recorded_step and step != self.saved_step:
             try:
                 self._save()
             except RunError as error:
-                return f"{error}; {self._last_checkpoint()}"
-        return self._last_checkpoint()
+                return f"{error}; {self._resume_hint()}"
+        return self._resume_hint()
 
-    def _last_checkpoint(self) -> str:
-        checkpoints: list[Checkpoint] = list_checkpoints(self.directory.checkpoints)
+    def _resume_hint(self) -> str:
+        checkpoints: list[Checkpoint] = list_checkpoints(self.recorder.directory.checkpoints)
         if not checkpoints:
-            return "there is no checkpoint yet: the same command begins anew"
+            return "no checkpoint yet: the same command starts over"
         return f"the same command continues from {checkpoints[-1].directory}"
-
-
-def _finite(metrics: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if isfinite(value)}
-
-
-@dataclass
-class _Interruption:
-    asked: bool = False
-
-
-@contextmanager
-def _interruption(display: Display) -> Iterator[_Interruption]:
-    """Turn the first SIGINT, SIGTERM or SIGHUP into a request to stop; the next one acts as it always does."""
-    interruption = _Interruption()
-    numbers = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}  # the last: a closed terminal
-    former = {number: signal.getsignal(number) for number in numbers}
-
-    def restore() -> None:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-
-    def ask(number: int, frame: object) -> None:
-        interruption.asked = True
-        restore()
-        display.console.print("Stopping after this phase. Again to leave at once.")
-
-    for number in former:
-        signal.signal(number, ask)
-    try:
-        yield interruption
-    finally:
-        restore()

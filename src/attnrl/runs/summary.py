@@ -1,4 +1,4 @@
-"""A run in a few lines of text: what it is going to do, and what it has come to."""
+"""Text summaries of a run: sizes before the run starts, results after the run."""
 
 from __future__ import annotations
 
@@ -8,32 +8,33 @@ if TYPE_CHECKING:
     from attnrl.runs.prepare import PreparedRun
 
 
-def describe(prepared: PreparedRun) -> list[str]:
-    """Sizes of a run that is about to start, for ``--dry-run``."""
+def describe_run(prepared: PreparedRun) -> list[str]:
+    """Return the lines of ``--dry-run``: model, problems, sizes of a step, resume point, warnings."""
     config, method = prepared.config, prepared.config.method
     parameters = sum(parameter.numel() for parameter in prepared.model.parameters())
-    problems = "without end" if prepared.training_problems is None else f"{prepared.training_problems:,}"
+    problems = prepared.data.training_problems
+    count = "an unlimited number" if problems is None else f"{problems:,}"
     responses = config.prompts * method.leaves
     return [
         f"model       {prepared.model_directory} ({prepared.model.config.model_type}, {parameters:,} parameters, "
         f"{config.dtype}, {prepared.device})",
-        f"problems    {problems} to train on, {len(prepared.held_out)} held out",
+        f"problems    {count} to train on, {len(prepared.data.held_out)} held out",
         f"step        {config.prompts} problems x {method.trunks} initial responses, up to {responses:,} "
         f"responses to train on, at most {responses * config.sampling.max_new_tokens:,} tokens",
         f"resumes     {prepared.checkpoint.directory if prepared.checkpoint else 'nothing: a new run'}",
-        *left_out(prepared),
+        *run_warnings(prepared),
     ]
 
 
-def left_out(prepared: PreparedRun) -> list[str]:
-    """What a run does without, a line each: rows of its data, layers that FCI cannot look at."""
-    layers = [f"{index} ({kind})" for index, kind in sorted(prepared.without_influence.items())]
-    fci = [f"FCI leaves out layers without softmax attention: {', '.join(layers)}"] if layers else []
+def run_warnings(prepared: PreparedRun) -> list[str]:
+    """Return the warnings of a prepared run, one line each, with the layers that FCI skips."""
+    layers = [f"{index} ({kind})" for index, kind in sorted(prepared.layers_without_fci.items())]
+    fci = [f"FCI skips layers without softmax attention: {', '.join(layers)}"] if layers else []
     return [*prepared.notes, *fci]
 
 
-def summarize(rows: list[dict[str, float]]) -> list[str]:
-    """What a run has come to: held-out accuracy before and after, and what it took."""
+def summarize_run(rows: list[dict[str, float]]) -> list[str]:
+    """Return the held-out accuracy before and after training, steps, sampled tokens and time, from metrics rows."""
     lines = []
     evaluated = [row for row in rows if "eval/accuracy" in row]
     if evaluated:
@@ -52,9 +53,9 @@ def summarize(rows: list[dict[str, float]]) -> list[str]:
             f"{len(stepped)} training steps, {stepped[-1]['tokens/total']:,.0f} tokens sampled, "
             f"{seconds:.0f} s of training"
         )
-        chosen = [row["branch/beyond_first_steps_ratio"] for row in stepped if "branch/beyond_first_steps_ratio" in row]
-        if chosen:
+        beyond = [row["branch/beyond_first_steps_ratio"] for row in stepped if "branch/beyond_first_steps_ratio" in row]
+        if beyond:
             lines.append(
-                f"Branch points other than the first two possible steps: {sum(chosen) / len(chosen):.0%} of trunks"
+                f"Branch points other than the first two possible steps: {sum(beyond) / len(beyond):.0%} of trunks"
             )
     return lines

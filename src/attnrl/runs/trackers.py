@@ -1,4 +1,4 @@
-"""tensorboard, wandb and trackio, through accelerate's trackers (``pip install attnrl[trackers]``)."""
+"""Experiment trackers (tensorboard, wandb, trackio) through accelerate: ``pip install attnrl[trackers]``."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from attnrl.errors import UserError
 
 
 class Trackers(Protocol):
-    """Where metrics go beside ``metrics.jsonl``."""
+    """Receivers of the metrics beside ``metrics.jsonl``."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Send the metrics of one step."""
         ...
 
     def end_training(self) -> None:
-        """Flush and close."""
+        """Flush and close the trackers."""
         ...
 
 
-def check_trackers(config: TrainConfig) -> None:
-    """Check that every tracker of ``log.trackers`` can be opened.
+def require_trackers(config: TrainConfig) -> None:
+    """Check that accelerate and every tracker of ``log.trackers`` are installed.
 
     Raises:
-        UserError: accelerate or a tracker asked for is not installed.
+        UserError: naming the missing trackers.
     """
     if not config.log.trackers:
         return
@@ -40,7 +40,7 @@ def check_trackers(config: TrainConfig) -> None:
 
 
 def open_trackers(config: TrainConfig) -> Trackers | None:
-    """The trackers of ``log.trackers``, which :func:`check_trackers` has passed, or None when there are none."""
+    """Open the trackers of ``log.trackers``, checked by :func:`require_trackers`; return None without trackers."""
     if not config.log.trackers:
         return None
     from accelerate import Accelerator

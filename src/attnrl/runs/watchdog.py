@@ -1,8 +1,8 @@
-"""A watch over the sampler: one that fails says so in one way, and one that stalls does not hold up a run for ever.
+"""A watchdog for the sampler: reports failures as :class:`SamplerError`, and interrupts a stalled sampler.
 
-A generation has stalled when the sampler has given no sign of life, which is asking whether it is ``should_stop``, for
-``seconds``. Then an exception ends whatever Python is waiting in; where nothing in Python is, such as in a kernel that
-never returns, the process is ended some time later: the run goes on from its last checkpoint.
+The sampler sends a heartbeat by calling ``should_stop``. Without a heartbeat for ``seconds``, SIGALRM raises an
+exception in the main thread. If the exception is not delivered within :data:`GRACE_SECONDS`, because native code
+(a CUDA kernel) never returns to Python, a thread ends the process; the run then resumes from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from attnrl.types import Completion, Request, Sampler
 
 T = TypeVar("T")
 
-GRACE_SECONDS = 60.0  # for the exception to be heard
+GRACE_SECONDS = 60.0  # between SIGALRM and the end of the process
 
 
 class SamplerError(Exception):
-    """The sampler has failed or stalled; its message is one line, and what it raised is the ``__cause__``."""
+    """A failed or stalled sampler. The message is one line; ``__cause__`` is the sampler's exception, if any."""
 
 
 class _StallError(BaseException):
-    """Raised by the signal; no Exception, so that nobody on the way takes it for one of theirs."""
+    """Raised by the SIGALRM handler; not an Exception, so that no ``except Exception`` swallows the stall."""
 
 
 class WatchedSampler:
-    """A sampler under watch; see the module. Everything it raises while it samples is a :class:`SamplerError`.
+    """A sampler under the watchdog: every exception of the sampler becomes a :class:`SamplerError`.
 
-    The watch needs SIGALRM, and so the main thread; in others, and without it, only failures are noticed.
+    Stall detection needs SIGALRM and the main thread; elsewhere only failures are reported.
     """
 
     def __init__(self, sampler: Sampler, seconds: float | None) -> None:
-        """``seconds`` without a sign of life are a stall; None waits for ever."""
+        """Watch ``sampler``; ``seconds`` without a heartbeat count as a stall, None disables stall detection."""
         self.sampler = sampler
         self.seconds = seconds
 
@@ -51,100 +51,105 @@ class WatchedSampler:
         on_completion: Callable[[int, Completion], None] | None = None,
         should_stop: Callable[[Collection[int]], bool] | None = None,
     ) -> list[Completion]:
-        """See :meth:`attnrl.types.Sampler.generate`.
+        """Sample as :meth:`attnrl.types.Sampler.generate`.
 
         Raises:
-            SamplerError: the sampler has raised, or stalled.
-            BaseException: what ``on_completion`` or ``should_stop`` has raised, as it is.
+            SamplerError: the sampler raised an exception, or stalled.
+            BaseException: raised by ``on_completion`` or ``should_stop``, unchanged.
         """
-        ours: list[BaseException] = []
+        callback_errors: list[BaseException] = []
 
         @contextmanager
         def callback() -> Iterator[None]:
             try:
                 yield
             except BaseException as error:
-                ours.append(error)
+                callback_errors.append(error)
                 raise
 
-        def finished(index: int, completion: Completion) -> None:
+        def completed(index: int, completion: Completion) -> None:
             if on_completion is not None:
                 with callback():
                     on_completion(index, completion)
 
-        def alive(unfinished: Collection[int]) -> bool:
-            beat()
+        def heartbeat_and_should_stop(unfinished: Collection[int]) -> bool:
+            heartbeat()
             with callback():
                 return should_stop is not None and should_stop(unfinished)
 
         try:
-            with _watch(self.seconds) as beat:
-                return self.sampler.generate(requests, on_completion=finished, should_stop=alive)
+            with _stall_timer(self.seconds) as heartbeat:
+                return self.sampler.generate(requests, on_completion=completed, should_stop=heartbeat_and_should_stop)
         except _StallError:
-            raise SamplerError(f"the sampler has stalled: nothing for {self.seconds:g} s") from None
+            raise SamplerError(f"the sampler has stalled: no heartbeat for {self.seconds:g} s") from None
         except Exception as error:
-            if error in ours:
+            if error in callback_errors:
                 raise
             raise SamplerError(f"the sampler has failed ({type(error).__name__}: {one_line(error)})") from error
 
     def sync(self) -> None:
-        """See :meth:`attnrl.types.Sampler.sync`."""
+        """Sync the sampler's weights; see :meth:`attnrl.types.Sampler.sync`."""
         self.sampler.sync()
 
 
-def retry_on_sampler_error(take: Callable[[], T], retries: int, say: Callable[[str], None]) -> T:
-    """The result of ``take``, which is called so many times more when the sampler fails in it; ``say`` hears of that.
+def retry_on_sampler_error(call: Callable[[], T], retries: int, say: Callable[[str], None]) -> T:
+    """Call ``call`` and return its result; on :class:`SamplerError` retry up to ``retries`` times.
+
+    Args:
+        call: leaves nothing changed when the sampler fails, so that a retry has the same result.
+        retries: retries after the first call.
+        say: called with one line for each retry.
 
     Raises:
-        SamplerError: that of the last time.
+        SamplerError: the last call failed too.
     """
     for _ in range(retries):
         try:
-            return take()
+            return call()
         except SamplerError as error:
-            say(f"{error}; it is begun again")
-    return take()
+            say(f"{error}; retrying")
+    return call()
 
 
 @contextmanager
-def _watch(seconds: float | None) -> Iterator[Callable[[], None]]:
-    """Raise :class:`_StallError` in the block when what this gives has not been called for so many seconds."""
+def _stall_timer(seconds: float | None) -> Iterator[Callable[[], None]]:
+    """Yield a heartbeat function; raise :class:`_StallError` in the block after ``seconds`` without a heartbeat."""
     in_main_thread = threading.current_thread() is threading.main_thread()
     if seconds is None or not hasattr(signal, "setitimer") or not in_main_thread:
         yield lambda: None
         return
-    heard = time.monotonic()
-    over = threading.Event()
+    last_heartbeat = time.monotonic()
+    done = threading.Event()
 
-    def beat() -> None:
-        nonlocal heard
-        heard = time.monotonic()
+    def heartbeat() -> None:
+        nonlocal last_heartbeat
+        last_heartbeat = time.monotonic()
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
-    def stalled(number: int, frame: FrameType | None) -> None:
+    def raise_stall(number: int, frame: FrameType | None) -> None:
         raise _StallError
 
-    def last_resort() -> None:
-        while not over.wait(1.0):
-            if time.monotonic() - heard > seconds + GRACE_SECONDS:
+    def end_process_after_grace() -> None:
+        while not done.wait(1.0):
+            if time.monotonic() - last_heartbeat > seconds + GRACE_SECONDS:
                 _end_process(seconds)
 
-    former = signal.signal(signal.SIGALRM, stalled)
-    threading.Thread(target=last_resort, name="watch", daemon=True).start()
+    previous = signal.signal(signal.SIGALRM, raise_stall)
+    threading.Thread(target=end_process_after_grace, name="watchdog", daemon=True).start()
     try:
-        beat()
-        yield beat
+        heartbeat()
+        yield heartbeat
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, former)
-        over.set()
+        signal.signal(signal.SIGALRM, previous)
+        done.set()
 
 
 def _end_process(seconds: float) -> None:
-    """The last resort: not even an exception has been heard."""
+    """End the process with exit code 1, without cleanup: the main thread does not return to Python."""
     print(
-        f"attnrl: the sampler has stalled: nothing for {seconds:g} s, and it cannot be interrupted; the same command "
-        "continues from the last checkpoint",
+        f"attnrl: the sampler has stalled: no heartbeat for {seconds:g} s, and the sampler cannot be interrupted; the "
+        "same command continues from the last checkpoint",
         file=sys.stderr,
         flush=True,
     )

@@ -18,8 +18,8 @@ from attnrl.config.schema import TrainConfig
 from attnrl.data.run_data import grader_for, load_task
 from attnrl.errors import RunError, UserError, one_line
 from attnrl.local.loading import load_tokenizer, model_directory
+from attnrl.runs.compatibility import require_same_settings
 from attnrl.runs.directory import METRICS, RunDirectory
-from attnrl.runs.prepare import refuse_another_run
 from attnrl.verl.settings import MODEL, STATE_FILE, check_needs, environment_of, is_own_cluster, to_verl
 
 VERSION = "0.9.1"  # the release whose inner workings the plug-in is written against
@@ -143,9 +143,9 @@ def check(config: TrainConfig) -> Any:
     if config.resume not in {"auto", "never"}:
         _check_resume(Path(config.resume))
     run = RunDirectory(config.output_dir)
-    run.check_writable()
+    run.require_writable()
     if run.holds_a_run():
-        refuse_another_run(config, run)
+        require_same_settings(config, run)
     directory = model_directory(config.model)
     tokenizer = load_tokenizer(directory, trust_remote_code=config.trust_remote_code)
     with grader_for(config):

@@ -1,13 +1,13 @@
-"""AttnRL's trainer for verl: one step of verl's loop is one step of ours, on verl's workers.
+"""AttnRL's trainer for verl: each step of verl's training loop is one step of AttnRL's loop on verl's workers.
 
-verl sets everything up, steps, saves and logs; what a step is, :class:`attnrl.rl.trainer.Trainer` knows. Problems,
-grading, held-out evaluation and the files of the run directory are those of the local engine.
+verl sets up the workers, calls :meth:`AttnRLTrainer.step`, saves checkpoints and logs; the step itself is
+:meth:`attnrl.rl.trainer.Trainer.step`. Problems, grading, held-out evaluation and the run directory are shared with the
+local engine.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,13 @@ from transfer_queue import KVBatchMeta
 from transformers import GenerationConfig
 from verl.trainer.ppo.v1 import PPOTrainer, register_trainer
 
-from attnrl.config.load import dump_config
-from attnrl.data.run_data import EVALUATION_SEED, grader_for, load_task
+from attnrl.data.run_data import grader_for, load_task
 from attnrl.errors import UserError, one_line
-from attnrl.rl.evaluation import evaluate
 from attnrl.rl.state import state_from_json, state_to_json
-from attnrl.rl.trainer import Trainer, TrainerState, drop_stale_samples
-from attnrl.runs.directory import METRICS, RunDirectory
-from attnrl.runs.recording import record_evaluation, record_faults, record_step
+from attnrl.rl.trainer import Trainer, TrainerState
+from attnrl.runs.compatibility import without_stale_samples
+from attnrl.runs.evaluation import evaluate_held_out, is_evaluation_due
+from attnrl.runs.recording import Metrics, RunRecorder
 from attnrl.runs.watchdog import WatchedSampler, retry_on_sampler_error
 from attnrl.tokenization import end_of_sequence_ids
 from attnrl.utils.files import write_atomic
@@ -34,8 +33,8 @@ from attnrl.verl.sampler import PARTITION, VerlSampler
 from attnrl.verl.settings import NAME, STATE_FILE, from_verl
 
 
-class _NoLoader:
-    """Stands where verl has its data loader: problems are known by their position, which is part of our own state."""
+class _NoDataLoader:
+    """Replaces verl's data loader: the position in the training problems is part of AttnRL's trainer state."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -46,99 +45,95 @@ class _NoLoader:
 
 @register_trainer(NAME)
 class AttnRLTrainer(PPOTrainer):  # type: ignore[misc]
-    """See the module."""
+    """verl's PPO trainer with AttnRL's training step.
+
+    Attributes:
+        recipe: the configuration of the run.
+        state: trainer state of the checkpoint; None for a new run.
+        data: training problems and held-out problems.
+        loop: AttnRL's training loop.
+        recorder: writes the records of the run.
+    """
 
     def __init__(self, config: Any) -> None:
-        """Read the recipe out of verl's configuration.
+        """Read the recipe from verl's configuration.
 
         Raises:
-            UserError: it is none.
+            UserError: verl's configuration does not describe a valid recipe.
         """
         self.recipe = from_verl(OmegaConf.to_container(config, resolve=True))
-        self.directory = RunDirectory(self.recipe.output_dir)
         self.state: TrainerState | None = None
         super().__init__(config)
-        self.trainer_mode = "sync"  # to verl: nothing is in flight between steps, so no queue is to be saved
+        self.trainer_mode = "sync"  # tells verl that no request is in flight between steps: verl saves no queue
 
     def _init_dataloader(self) -> None:
-        """In place of verl's: the problems of the recipe, and how long the run is."""
-        self.problems = load_task(self.recipe, self.tokenizer)
-        self.train_dataloader = _NoLoader()
+        """Load the problems of the recipe, open no data loader, and set the number of steps."""
+        self.data = load_task(self.recipe, self.tokenizer)
+        self.recorder = RunRecorder(self.recipe, self.tokenizer)
+        self.train_dataloader = _NoDataLoader()
         self.total_training_steps = self.recipe.steps
-        self.steps_per_epoch = self.recipe.steps + 1  # verl counts epochs; ours has one
+        self.steps_per_epoch = self.recipe.steps + 1  # verl counts epochs: the run is a single epoch
         with open_dict(self.config):
             self.config.actor_rollout_ref.actor.optim.total_training_steps = self.recipe.steps
-            self.config.trainer.test_freq = -1  # held-out problems are sampled in step(), so that its row is whole
+            self.config.trainer.test_freq = -1  # step() evaluates, so that metrics.jsonl has one row per step
 
     def fit(self, agent_loop_manager: Any) -> None:
-        """verl's loop, with our trainer in it."""
+        """Run verl's training loop with AttnRL's step."""
         if self.state is not None and self.recipe.is_over(self.state.step, self.state.sampled_tokens):
             return
         self.agent_loop_manager = agent_loop_manager
-        self.directory.open(dump_config(self.recipe), self.state.step if self.state is not None else None)
+        self.recorder.open(self.state.step if self.state is not None else None)
         with grader_for(self.recipe) as self.grader:
             self.loop = Trainer(
                 self.recipe,
-                sampler=self._sampler(self.recipe.sampling.temperature, self.recipe.sampling.top_p),
+                sampler=self._watched_sampler(self.recipe.sampling.temperature, self.recipe.sampling.top_p),
                 grader=self.grader,
                 policy=VerlPolicy(
                     self.actor_rollout_wg, self.ref_policy_wg if self.use_reference_policy else None, self.recipe
                 ),
                 tokenizer=self.tokenizer,
-                source=self.problems.source,
+                source=self.data.source,
                 state=self.state,
             )
             super().fit(agent_loop_manager)
 
     def step(self, metrics: dict[str, Any], timing_raw: dict[str, float]) -> KVBatchMeta:
-        """One step of our loop; its metrics go to verl's trackers and, as with any engine, to ``metrics.jsonl``.
+        """Take one step of AttnRL's loop; write the records of the step; add the metrics to ``metrics`` for verl.
 
         Raises:
-            SamplerError: the sampler has failed or stalled, more than once.
-            RunError: too many steps in a row had numbers that are not finite.
+            SamplerError: the sampler failed or stalled, and every retry too.
+            RunError: too many consecutive steps with NaN or inf.
         """
         result = retry_on_sampler_error(self.loop.step, self.recipe.sampling.retries, print)
-        step = int(result.metrics["step"])
-        over = self.recipe.is_over(step, self.loop.state.sampled_tokens)
-        row = dict(result.metrics)
-        if self.recipe.eval.every and (step % self.recipe.eval.every == 0 or over):
-            row |= self._evaluate(step)
-        self._write(row)
-        record_step(self.directory, step, result, self.tokenizer, self.recipe.log)
+        state = self.loop.state
+        due = is_evaluation_due(self.recipe, self.data.held_out, state.step, state.sampled_tokens)
+        row = self.recorder.record_step(result, self._evaluate(state.step) if due else {})
         metrics.update({name: value for name, value in row.items() if name != "step"})
-        in_a_row, limit = self.loop.state.nonfinite_steps, self.recipe.optimizer.max_nonfinite_steps
-        record_faults(self.directory, step, result, in_a_row, limit, print)
-        if over:
-            self.total_training_steps = step
-        done = [f"step-{step}"]  # verl clears the keys of a step's batch, and there must be some
+        self.recorder.record_faults(result, state.nonfinite_steps)
+        if self.recipe.is_over(state.step, state.sampled_tokens):
+            self.total_training_steps = state.step
+        done = [f"step-{state.step}"]  # verl clears the keys of each step's batch and needs at least one key
         transfer_queue.kv_batch_put(keys=done, partition_id=PARTITION, tags=[{"status": "finished"}])
         return KVBatchMeta(partition_id=PARTITION, keys=done, tags=[{}])
 
-    def _validate(self) -> dict[str, float]:
-        """Before the first step: held-out accuracy of the model as it comes."""
+    def _validate(self) -> Metrics:
+        """Evaluate the initial model; verl calls this before the first step."""
         row = self._evaluate(self.global_steps)
         if self.global_steps == 0:
-            self._write({"step": 0, **row})
+            self.recorder.record_initial(row)
         return row
 
-    def _evaluate(self, step: int) -> dict[str, float]:
-        settings, limits = self.recipe.eval, self.recipe.sampling
-        evaluation = evaluate(
-            self.problems.held_out,
-            sampler=self._sampler(settings.temperature, settings.top_p),
+    def _evaluate(self, step: int) -> Metrics:
+        evaluation = evaluate_held_out(
+            self.recipe,
+            self.data.held_out,
+            sampler=self._watched_sampler(self.recipe.eval.temperature, self.recipe.eval.top_p),
             grader=self.grader,
             tokenizer=self.tokenizer,
-            samples=settings.samples,
-            max_new_tokens=limits.max_new_tokens,
-            max_prompt_tokens=limits.max_prompt_tokens,
-            seed=EVALUATION_SEED,
         )
-        return record_evaluation(self.directory, step, evaluation, self.recipe.log)
+        return self.recorder.record_evaluation(step, evaluation)
 
-    def _write(self, row: dict[str, float]) -> None:
-        self.directory.append(METRICS, [{name: value for name, value in row.items() if math.isfinite(value)}])
-
-    def _sampler(self, temperature: float, top_p: float) -> WatchedSampler:
+    def _watched_sampler(self, temperature: float, top_p: float) -> WatchedSampler:
         try:
             generation = GenerationConfig.from_pretrained(self.config.actor_rollout_ref.model.path)
         except OSError:
@@ -147,46 +142,52 @@ class AttnRLTrainer(PPOTrainer):  # type: ignore[misc]
         return WatchedSampler(sampler, self.recipe.sampling.stall_seconds)
 
     def _save_checkpoint(self) -> None:
+        """Write AttnRL's trainer state, then verl's checkpoint; keep the ``checkpoint.keep_last`` newest."""
         folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
         folder.mkdir(parents=True, exist_ok=True)
-        self.directory.sync()
-        # Before verl's own files: only when those are written does verl call the checkpoint the latest.
+        self.recorder.directory.fsync()
+        # The state first: verl marks a checkpoint as the latest after writing verl's own files.
         write_atomic(folder / STATE_FILE, json.dumps(state_to_json(self.loop.state)))
         super()._save_checkpoint()
-        # verl takes away what is more than that, but only of this session, and not all of it.
-        saved = sorted(folder.parent.glob("global_step_*"), key=lambda one: int(one.name.rpartition("_")[2]))
-        for other in saved[: -self.recipe.checkpoint.keep_last]:
-            shutil.rmtree(other)
+        # verl's retention only counts checkpoints of this session, and leaves some files.
+        saved = sorted(folder.parent.glob("global_step_*"), key=lambda path: int(path.name.rpartition("_")[2]))
+        for outdated in saved[: -self.recipe.checkpoint.keep_last]:
+            shutil.rmtree(outdated)
 
     def _load_checkpoint(self) -> None:
+        """Load verl's checkpoint and AttnRL's trainer state; drop samples of problems that changed.
+
+        Raises:
+            UserError: naming the damaged state file.
+        """
         super()._load_checkpoint()
-        if self.global_steps:
-            folder = Path(self.config.trainer.resume_from_path or self.config.trainer.default_local_dir)
-            if self.config.trainer.resume_mode == "auto":
-                folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
-            try:
-                state = state_from_json(json.loads((folder / STATE_FILE).read_text(encoding="utf-8")))
-            except (OSError, KeyError, TypeError, ValueError) as error:
-                raise UserError(f"checkpoint file {folder / STATE_FILE}: damaged ({one_line(error)})") from None
-            limit = self.recipe.sampling.max_prompt_tokens
-            # Held-out problems have been sampled at this step, if it was time to.
-            with open_dict(self.config):
-                self.config.trainer.val_before_train = False
-            self.state = drop_stale_samples(state, self.problems.source, self.tokenizer, limit)
+        if not self.global_steps:
+            return
+        folder = Path(self.config.trainer.resume_from_path or self.config.trainer.default_local_dir)
+        if self.config.trainer.resume_mode == "auto":
+            folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
+        try:
+            state = state_from_json(json.loads((folder / STATE_FILE).read_text(encoding="utf-8")))
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"checkpoint file {folder / STATE_FILE}: damaged ({one_line(error)})") from None
+        with open_dict(self.config):
+            self.config.trainer.val_before_train = False  # the last session evaluated this step, if due
+        limit = self.recipe.sampling.max_prompt_tokens
+        self.state = without_stale_samples(state, self.data.source, self.tokenizer, limit, print)
 
     def _compute_metrics(
         self, batch: KVBatchMeta, metrics: dict[str, Any], timing_raw: dict[str, float], global_steps: int, epoch: int
     ) -> None:
-        """In place of verl's, which are of its own batch: ours are complete; seconds of saving are added."""
+        """Add verl's timings, in seconds; verl's metrics of the batch do not apply."""
         metrics.update({f"timing_s/{name}": seconds for name, seconds in timing_raw.items()})
 
     def on_train_end(self) -> None:
-        """The budget of tokens has ended the run before its last step, which verl would have saved."""
+        """Save a checkpoint: a run that ends by its token budget ends before verl's last step."""
         self.global_steps = self.loop.state.step
         self._save_checkpoint()
 
     def on_step_end(self) -> None:
-        """The engines get the new weights when there is something to sample."""
+        """Do nothing: the rollout engines receive the new weights before the next generation."""
 
     def on_sample_end(self) -> None:
-        """verl's own sampling is not used."""
+        """Do nothing: verl's own sampling is not used."""

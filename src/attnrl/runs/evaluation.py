@@ -1,0 +1,38 @@
+"""Held-out evaluation during training, with the settings under ``eval``; the same for every engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from attnrl.config.schema import TrainConfig
+from attnrl.data.run_data import EVALUATION_SEED
+from attnrl.rl.evaluation import Evaluation, evaluate
+from attnrl.types import Grader, Problem, Sampler
+
+
+def is_evaluation_due(config: TrainConfig, held_out: Sequence[Problem], step: int, sampled_tokens: int) -> bool:
+    """Return True if ``step`` is evaluated: every ``eval.every`` steps, and the last step of the run."""
+    return bool(held_out) and (step % config.eval.every == 0 or config.is_over(step, sampled_tokens))
+
+
+def evaluate_held_out(
+    config: TrainConfig,
+    held_out: Sequence[Problem],
+    *,
+    sampler: Sampler,
+    grader: Grader,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Evaluation:
+    """Sample ``eval.samples`` responses to each held-out problem and grade the responses; the seed is fixed."""
+    return evaluate(
+        held_out,
+        sampler=sampler,
+        grader=grader,
+        tokenizer=tokenizer,
+        samples=config.eval.samples,
+        max_new_tokens=config.sampling.max_new_tokens,
+        max_prompt_tokens=config.sampling.max_prompt_tokens,
+        seed=EVALUATION_SEED,
+    )
