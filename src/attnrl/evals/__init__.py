@@ -1,1 +1,1 @@
-"""Evaluation of models on benchmarks (``attnrl eval``)."""
+"""Evaluation of models on benchmarks, data files and tasks (``attnrl eval``)."""

@@ -1,11 +1,11 @@
-"""The files of one ``attnrl eval --output DIR``: what is sampled once is never sampled again.
+"""Files of one ``attnrl eval --output DIR``, written so that an interrupted evaluation resumes.
 
 =================  ===============================================================================
-``samples.jsonl``  one object per response, appended in chunks as they are finished
-``results.json``   settings, versions, and all numbers of each model on each benchmark
+``samples.jsonl``  one object per response, appended chunk by chunk
+``results.json``   settings, versions, and the statistics of each model on each benchmark
 =================  ===============================================================================
 
-``results.json`` is written before the first sample, so that a directory always says what its samples are samples of.
+``results.json`` is written before the first sample, so that the settings of all samples are always on record.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ SAMPLE |= {"sample": (int,), "answers": (list,), "seed": (int,), "reward": (int,
 
 
 class EvalDirectory:
-    """Reads and writes the files of one evaluation."""
+    """Reader and writer of the files of one evaluation."""
 
     def __init__(self, root: Path) -> None:
-        """``root`` is made when it is opened."""
+        """``root`` is created by :meth:`open`."""
         self.root = root
         self._lock: Any = None
 
     def read_results(self) -> dict[str, Any] | None:
-        """What ``results.json`` holds; None for a new directory. Nothing is written.
+        """Return the contents of ``results.json``, or None for a new directory. Nothing is written.
 
         Raises:
-            UserError: the directory cannot be written, or holds something that is not an evaluation.
+            UserError: the directory is not writable, ``results.json`` is damaged, or ``samples.jsonl`` exists without
+                ``results.json``.
         """
         require_writable(self.root, f"--output {self.root}")
         path = self.root / RESULTS
@@ -56,10 +57,10 @@ class EvalDirectory:
         return dict(results)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The finished samples, each once. A last line cut short by a kill is left out.
+        """Yield the rows of ``samples.jsonl`` without duplicates. A truncated last line (a crash) is left out.
 
         Raises:
-            UserError: any other line is no sample.
+            UserError: another line is not a sample; the message names file and line.
         """
         path = self.root / SAMPLES
         if not path.exists():
@@ -81,10 +82,10 @@ class EvalDirectory:
                     yield row
 
     def open(self) -> None:
-        """Make the directory, keep others from writing to it, and cut off what a kill left of a line.
+        """Create the directory, take an exclusive lock on ``samples.jsonl``, and cut off a truncated last line.
 
         Raises:
-            UserError: it cannot be written, or another evaluation is writing to it now.
+            UserError: the directory is not writable, or another evaluation holds the lock.
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -95,26 +96,26 @@ class EvalDirectory:
         self._lock.truncate(_end_of_last_line(self._lock))
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append one line per row, and see that they are on the disk."""
+        """Append one line per row to ``samples.jsonl``, and fsync."""
         self._lock.write("".join(json.dumps(row) + "\n" for row in rows).encode())
         self._lock.flush()
         os.fsync(self._lock.fileno())
 
     def write_results(self, results: Mapping[str, Any]) -> None:
-        """Replace ``results.json``, at once or not at all."""
+        """Replace ``results.json`` by an atomic rename."""
         aside = self.root / f".{RESULTS}.partial"
         aside.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(aside, self.root / RESULTS)
 
     def close(self) -> None:
-        """Let others write."""
+        """Release the lock."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
 
 def _are_results(document: Any) -> bool:
-    """Whether a document has what a later command looks at."""
+    """Return True if ``document`` has every key that a later command reads."""
     entries = {"models": "fingerprint", "benchmarks": "max_new_tokens"}
     return (
         isinstance(document, dict)
@@ -132,7 +133,7 @@ def _are_results(document: Any) -> bool:
 def _lock(file: Any, root: Path) -> None:
     try:
         import fcntl
-    except ImportError:  # not on this system: two evaluations at once are then the user's own care
+    except ImportError:  # no file locks on this platform: the user must not start two evaluations at once
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -142,7 +143,7 @@ def _lock(file: Any, root: Path) -> None:
 
 
 def _end_of_last_line(file: Any, block: int = 1 << 16) -> int:
-    """Where the last newline of a file ends, looking from its end; 0 if there is none."""
+    """Return the offset behind the last newline of ``file``, or 0 without a newline."""
     end: int = file.seek(0, os.SEEK_END)
     while end:
         start = max(0, end - block)

@@ -1,4 +1,4 @@
-"""What a person sees of ``attnrl eval``: progress while it samples, tables of models side by side afterwards."""
+"""Console output of ``attnrl eval``: progress while sampling, and tables of models side by side."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from attnrl.evals.summary import Summary
+from attnrl.utils.console import print_line
 from attnrl.utils.statistics import percentile_interval
 
-SECONDS_BETWEEN_LINES = 30.0  # of plain output
+SECONDS_BETWEEN_LINES = 30.0  # progress lines of a console that is not a terminal
 
-#: Table 1 of the paper (avg@k in percent): benchmark by benchmark, and the average as it is printed there.
+#: Table 1 of the paper (avg@k in percent): model, values by benchmark, and the average as printed in the paper.
 TABLE_1_COLUMNS = ("aime24", "aime25", "amc23", "math500", "minerva", "olympiad")
 TABLE_1: tuple[tuple[str, tuple[float, ...], float], ...] = (
     ("R1-Distill-Qwen-1.5B", (28.3, 23.0, 71.8, 84.8, 35.6, 54.9), 49.7),
@@ -35,20 +36,20 @@ TABLE_1: tuple[tuple[str, tuple[float, ...], float], ...] = (
 
 
 class Report:
-    """The summaries of models on benchmarks, as tables."""
+    """Tables of the summaries of models on benchmarks."""
 
     def __init__(self, models: Sequence[str], benchmarks: Sequence[tuple[str, str]]) -> None:
-        """``models`` are the rows; ``benchmarks`` the columns, as pairs of name and title."""
+        """Create an empty report with ``models`` as rows and ``benchmarks`` (pairs of name and title) as columns."""
         self.models = list(models)
         self.benchmarks = list(benchmarks)
         self.summaries: dict[tuple[str, str], Summary] = {}
 
     def add(self, model: str, benchmark: str, summary: Summary) -> None:
-        """Enter what came out for one model on one benchmark."""
+        """Add the summary of one model on one benchmark."""
         self.summaries[model, benchmark] = summary
 
     def averages(self) -> list[dict[str, Any]]:
-        """Of each model, the mean over benchmarks (each weighs the same) and its confidence interval."""
+        """Return the unweighted mean over benchmarks with a 95 % confidence interval, one row per model."""
         rows = []
         for model in self.models:
             summaries = [self.summaries[model, name] for name, _ in self.benchmarks]
@@ -66,25 +67,25 @@ class Report:
 
     @staticmethod
     def _average_interval(summaries: Sequence[Summary]) -> tuple[float, float]:
-        # Each benchmark's problems are drawn independently of the others', so its bootstrap means may be added up.
+        # The problems of different benchmarks are independent, so their bootstrap means may be averaged.
         return percentile_interval(torch.stack([summary.means for summary in summaries]).mean(0))
 
     def print(self, console: Console, deviations: Sequence[str] = ()) -> None:
-        """Print both tables; ``deviations`` say where this run did not follow the paper's protocol."""
-        _say(console, "\navg@k in %, 95 % confidence interval over problems")
-        _print(console, self.accuracy_table())
+        """Print both tables, and ``deviations`` of this evaluation from the paper's protocol."""
+        print_line(console, "\navg@k in %, 95 % confidence interval over problems")
+        _print_table(console, self.accuracy_table())
         if self._in_table_1():
-            _say(console, "(paper): Table 1 of the AttnRL paper, all problems, k = 32 or 4, 32,768 tokens, T = 0.6.")
+            print_line(console, "(paper): Table 1 of the AttnRL paper, all problems, k = 32 or 4, 32,768 tokens, T = 0.6.")
             if deviations:
-                _say(console, f"This run is not comparable to it: {'; '.join(deviations)}.")
-        _say(console, "\npass@k in % (unbiased), lengths, verdicts")
-        _print(console, self.details_table())
+                print_line(console, f"This run is not comparable to Table 1: {'; '.join(deviations)}.")
+        print_line(console, "\npass@k in % (unbiased), lengths, verdicts")
+        _print_table(console, self.details_table())
 
     def _in_table_1(self) -> bool:
         return all(name in TABLE_1_COLUMNS for name, _ in self.benchmarks)
 
     def accuracy_table(self) -> Table:
-        """avg@k with its confidence interval: a row for each model, a column for each benchmark."""
+        """Return the table of avg@k with confidence intervals: one row per model, one column per benchmark."""
         several = len(self.benchmarks) > 1
         names = [name for name, _ in self.benchmarks]
         table = Table()
@@ -94,26 +95,26 @@ class Report:
         if several:
             table.add_column("average", justify="right")
         for model, average in zip(self.models, self.averages(), strict=True):
-            its = [self.summaries[model, name] for name in names]
-            cells = [_with_interval(summary.accuracy, *summary.interval) for summary in its]
+            summaries = [self.summaries[model, name] for name in names]
+            cells = [_with_interval(summary.accuracy, *summary.interval) for summary in summaries]
             if several:
                 cells.append(_with_interval(average["accuracy"], *average["confidence_interval"]))
             table.add_row(Text(model), *cells)
         if self._in_table_1():
-            self._add_papers(table, names, several)
+            self._add_paper_rows(table, names, several)
         return table
 
     @staticmethod
-    def _add_papers(table: Table, names: Sequence[str], several: bool) -> None:
+    def _add_paper_rows(table: Table, names: Sequence[str], several: bool) -> None:
         table.add_section()
         for name, values, average in TABLE_1:
             shown = [values[TABLE_1_COLUMNS.index(column)] for column in names]
-            if several:  # the printed average is of all six columns
+            if several:  # the average printed in the paper covers all six columns
                 shown.append(average if len(names) == len(TABLE_1_COLUMNS) else fmean(shown))
             table.add_row(Text(f"{name} (paper)"), *[f"{value:.1f}" for value in shown], style="dim")
 
     def details_table(self) -> Table:
-        """pass@k, lengths and verdicts: a row for each model and benchmark."""
+        """Return the table of pass@k, lengths and verdicts: one row per model and benchmark."""
         ks = sorted({k for summary in self.summaries.values() for k in summary.pass_at_k if k > 1})
         table = Table()
         table.add_column("model", overflow="fold")
@@ -146,23 +147,19 @@ def _with_interval(value: float, low: float, high: float) -> str:
     return f"{100 * value:.1f}\n{100 * low:.1f}–{100 * high:.1f}"
 
 
-def _say(console: Console, line: str) -> None:
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _print(console: Console, table: Table) -> None:
+def _print_table(console: Console, table: Table) -> None:
     if not console.is_terminal:
-        # A file has no width: a table that does not fit 80 columns is easier to read whole than folded.
+        # A file has no width: widen the console so that the table is not folded at 80 columns.
         widest = Measurement.get(console, console.options.update(width=1_000), table).maximum
         console = Console(file=console.file, width=max(console.width, widest))
     console.print(table)
 
 
 class EvalProgress:
-    """Samples done, rate and time left: a bar in a terminal, a line now and then elsewhere."""
+    """Finished samples, rates and remaining time: a progress bar in a terminal, otherwise a line every 30 seconds."""
 
     def __init__(self, console: Console, total: int, done: int) -> None:
-        """``done`` of ``total`` samples were there before."""
+        """Create the progress of ``total`` samples; ``done`` samples were finished by earlier commands."""
         self._console = console
         self._total, self._done, self._before = total, done, done
         self._tokens = 0
@@ -179,28 +176,26 @@ class EvalProgress:
         self._task = self._bar.add_task("", total=total, completed=done, status="")
 
     def __enter__(self) -> EvalProgress:
-        """Begin drawing."""
         self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the last state on the screen."""
         self._bar.stop()
 
     def begin(self, name: str) -> None:
-        """What comes next."""
+        """Show ``name`` (model and suite) as the description."""
         self._name = name
         self._bar.update(self._task, description=name)
 
     def sampled(self, tokens: int, samples: int) -> None:
-        """So many tokens are drawn, and so many samples finished, of the present chunk."""
+        """Report ``tokens`` sampled tokens and ``samples`` finished samples of the current chunk."""
         self._running = (tokens, samples)
         self._show(line=False)
 
     def finished(self, samples: int, tokens: int) -> None:
-        """A chunk is graded and written."""
+        """Report a graded and written chunk of ``samples`` samples with ``tokens`` tokens."""
         self._done += samples
         self._tokens += tokens
         self._running = (0, 0)
@@ -212,10 +207,10 @@ class EvalProgress:
         if not self._console.is_terminal and (line or now - self._last_line >= SECONDS_BETWEEN_LINES):
             self._last_line = now
             text = f"{self._name}: {self._done + self._running[1]:,}/{self._total:,} samples  {self.status()}"
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+            print_line(self._console, text)
 
     def status(self) -> str:
-        """Rates since the start of this process, and the time that the rest will take at that rate."""
+        """Return the rates since the start of this command, and the remaining time at the current rate."""
         seconds = max(1e-3, time.monotonic() - self._started)
         tokens = self._tokens + self._running[0]
         samples = self._done + self._running[1] - self._before

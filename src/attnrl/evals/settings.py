@@ -1,0 +1,96 @@
+"""Settings of an evaluation: sampling, prompts and grading."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+from attnrl.config.base import PROMPT_SUFFIX
+from attnrl.errors import UserError
+from attnrl.grading.answers import AnswerGrader
+from attnrl.grading.registry import build_grader
+from attnrl.tasks.reasoning_gym import ReasoningGymGrader, ReasoningGymTask
+from attnrl.tasks.registry import find_task
+from attnrl.types import Grader
+
+TASK_GRADER = "task"
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """Everything that decides the samples and grades, besides the models and the suites.
+
+    Attributes:
+        temperature: sampling temperature; 0 is greedy decoding.
+        top_p: nucleus sampling threshold, in (0, 1].
+        seed: seed of the evaluation; decides the seed of every response.
+        dtype: ``float32`` or ``bfloat16``, the data type of the weights.
+        task: name of the task, or None for benchmarks and data files.
+        grader: a name known to :func:`attnrl.grading.registry.build_grader`, or ``task`` for the task's own grader.
+        flexible_answers: whether the grader accepts an answer outside of a box.
+        prompt_suffix: text appended to every prompt.
+        max_prompt_tokens: longest allowed prompt in tokens; a problem with a longer prompt is skipped. None for no
+            limit besides the model's positions.
+    """
+
+    temperature: float
+    top_p: float
+    seed: int
+    dtype: str
+    task: str | None
+    grader: str
+    flexible_answers: bool
+    prompt_suffix: str
+    max_prompt_tokens: int | None
+
+
+def evaluation_settings(
+    *,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    dtype: str,
+    task: str | None,
+    grader: str | None,
+    flexible_answers: bool,
+    prompt_suffix: str | None,
+    max_prompt_tokens: int | None,
+) -> EvalSettings:
+    """Return the settings for the options of the command line, with defaults filled in.
+
+    The default grader is the task's own grader for a task, and ``math`` otherwise. The default suffix is the paper's
+    suffix, and empty for a task.
+
+    Raises:
+        UserError: an invalid option; the message names the option.
+    """
+    if dtype not in {"float32", "bfloat16"}:
+        raise UserError(f"--dtype {dtype}: expected float32 or bfloat16")
+    if not math.isfinite(temperature):
+        raise UserError(f"--temperature {temperature}: expected a finite number")
+    if top_p <= 0:
+        raise UserError(f"--top-p {top_p}: expected more than 0")
+    if prompt_suffix is None:
+        prompt_suffix = PROMPT_SUFFIX if task is None else ""
+    return EvalSettings(
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        dtype=dtype,
+        task=task,
+        grader=grader or ("math" if task is None else TASK_GRADER),
+        flexible_answers=flexible_answers,
+        prompt_suffix=prompt_suffix,
+        max_prompt_tokens=max_prompt_tokens,
+    )
+
+
+def open_grader(settings: EvalSettings) -> AbstractContextManager[Grader]:
+    """Return a context manager of the grader named by ``settings``."""
+    if settings.grader == TASK_GRADER and settings.task is not None:
+        task = find_task(settings.task)
+        if isinstance(task, ReasoningGymTask):
+            return nullcontext(ReasoningGymGrader(task, settings.flexible_answers))
+        return nullcontext(AnswerGrader(settings.flexible_answers))
+    return build_grader(settings.grader, flexible=settings.flexible_answers)

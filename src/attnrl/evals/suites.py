@@ -1,0 +1,120 @@
+"""Suites of an evaluation: problems of a benchmark, a data file or a task, with the sampling protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from attnrl.data.benchmarks import KNOWN, MAX_NEW_TOKENS, deviations, find_benchmarks
+from attnrl.data.datasets import load_problem_set
+from attnrl.data.run_data import held_out_problems
+from attnrl.data.sources import source_name
+from attnrl.errors import UserError
+from attnrl.evals.settings import EvalSettings
+from attnrl.types import Problem
+
+#: Defaults of ``--task`` and ``--data``: responses per problem, token budget, number of problems.
+DEFAULT_SAMPLES, DEFAULT_NEW_TOKENS, DEFAULT_PROBLEMS = 8, 512, 200
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A set of problems with the number and the token budget of the responses to each problem.
+
+    Attributes:
+        name: key of the suite in ``samples.jsonl`` and ``results.json``.
+        title: column head in tables.
+        source: file, dataset or task of the problems.
+        problems: the problems, in order.
+        samples: responses per problem.
+        max_new_tokens: token budget of a response, if the model has enough positions.
+        notes: remarks of the reader of the file: rows left out, unexpected number of problems.
+        places: file and row of each problem, by problem id.
+    """
+
+    name: str
+    title: str
+    source: str
+    problems: tuple[Problem, ...]
+    samples: int
+    max_new_tokens: int
+    notes: tuple[str, ...] = ()
+    places: Mapping[str, str] = field(default_factory=dict)
+
+
+def load_suites(
+    *,
+    benchmarks: Sequence[str] = (),
+    data_dir: Path | None = None,
+    data: str | None = None,
+    task: str | None = None,
+    problems: int | None = None,
+    samples: int | None = None,
+    max_new_tokens: int | None = None,
+    prompt_suffix: str = "",
+) -> list[Suite]:
+    """Load the suites named by the options of the command line.
+
+    Args:
+        benchmarks: benchmark names, or ``NAME=PATH``; each becomes a suite with the paper's protocol as default.
+        data_dir: directory of the benchmark files.
+        data: a data file or dataset.
+        task: a task; the held-out problems are taken.
+        problems: number of problems, the first ones.
+        samples: responses per problem.
+        max_new_tokens: token budget of a response.
+        prompt_suffix: text appended to every prompt that does not end with ``prompt_suffix``.
+
+    Raises:
+        UserError: not exactly one of ``benchmarks``, ``data`` and ``task`` is given, or a source cannot be found or
+            read.
+    """
+    if sum(map(bool, (benchmarks, data, task))) != 1:
+        raise UserError("give one of --benchmark, --task and --data")
+    if task is not None:
+        chosen = tuple(held_out_problems(task, problems or DEFAULT_PROBLEMS))
+        return [Suite(task, task, task, chosen, samples or DEFAULT_SAMPLES, max_new_tokens or DEFAULT_NEW_TOKENS)]
+    limit = problems
+    if data is not None:
+        name = source_name(data)
+        suites, limit = [Suite(name, name, data, (), DEFAULT_SAMPLES, DEFAULT_NEW_TOKENS)], problems or DEFAULT_PROBLEMS
+    else:
+        found = find_benchmarks(benchmarks, data_dir)
+        suites = [Suite(b.name, b.title, str(b.source), (), b.samples, MAX_NEW_TOKENS) for b in found]
+    loaded = []
+    for suite in suites:
+        problem_set = load_problem_set(suite.source, prompt_suffix=prompt_suffix)
+        loaded.append(
+            replace(
+                suite,
+                problems=problem_set.problems[:limit],
+                places=problem_set.places,
+                samples=samples or suite.samples,
+                max_new_tokens=max_new_tokens or suite.max_new_tokens,
+                notes=(*problem_set.notes, *_unexpected_size(suite.name, len(problem_set.problems))),
+            )
+        )
+    return loaded
+
+
+def _unexpected_size(name: str, problems: int) -> Iterator[str]:
+    if name in KNOWN and problems != KNOWN[name].problems:
+        yield f"{name}: {problems} problems; the paper's benchmark has {KNOWN[name].problems}."
+
+
+def protocol_deviations(suites: Sequence[Suite], settings: EvalSettings) -> list[str]:
+    """Return the deviations from the paper's evaluation protocol, without duplicates."""
+    found = [
+        deviation
+        for suite in suites
+        for deviation in deviations(
+            suite.name,
+            problems=len(suite.problems),
+            samples=suite.samples,
+            max_new_tokens=suite.max_new_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+        )
+    ]
+    return list(dict.fromkeys(found))
