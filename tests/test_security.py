@@ -24,7 +24,9 @@ from attnrl.config.schema import TrainConfig
 from attnrl.config.sft import SftConfig
 from attnrl.data.datasets import load_problem_set
 from attnrl.errors import UserError
-from attnrl.evals.runner import EvalSettings, Suite, load_suites, run_evaluation
+from attnrl.evals.runner import EvaluationRun
+from attnrl.evals.settings import EvalSettings
+from attnrl.evals.suites import Suite, load_suites
 from attnrl.experiments.comparison.config import Comparison, plan_runs, slug
 from attnrl.local import checkpoint, model_files
 from attnrl.local.loading import load_model, load_tokenizer
@@ -91,7 +93,7 @@ def run(config: TrainConfig) -> None:
 
 def evaluate(model: Path, output: Path | None = None, *, trust_remote_code: bool = False) -> None:
     console = Console(file=io.StringIO())
-    run_evaluation(
+    EvaluationRun(
         [str(model)],
         [SUMS],
         SETTINGS,
@@ -99,7 +101,7 @@ def evaluate(model: Path, output: Path | None = None, *, trust_remote_code: bool
         device="cpu",
         output=output,
         trust_remote_code=trust_remote_code,
-    )
+    ).run()
 
 
 def files_below(folder: Path) -> set[Path]:
@@ -427,9 +429,9 @@ def test_names_in_data_name_no_file(model: Path, tmp_path: Path, name: str) -> N
     (suite,) = load_suites(benchmarks=[f"{name}={data}"], samples=1, max_new_tokens=8)
     assert suite.problems[0].id.startswith(" ".join(name.split()))
     named = replace(suite, problems=(*suite.problems, Problem(name, "A=5?", (name,))))
-    run_evaluation(
+    EvaluationRun(
         [str(model)], [named], SETTINGS, console=Console(file=io.StringIO()), device="cpu", output=outer / "in" / "eval"
-    )
+    ).run()
     assert files_below(outer / "in" / "eval") == {Path("results.json"), Path("samples.jsonl")}
     run(config(model, outer / "in" / "run", "task=null", f"data.train={data}", "data.prompt_suffix=''"))
     write_report([outer / "in" / "run"], outer / "in" / "report.html", attention=False)

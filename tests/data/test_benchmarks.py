@@ -8,7 +8,7 @@ import pytest
 from attnrl.config.base import PROMPT_SUFFIX
 from attnrl.data.benchmarks import KNOWN, Benchmark, deviations, find_benchmarks
 from attnrl.errors import UserError
-from attnrl.evals.runner import load_suites
+from attnrl.evals.suites import load_suites
 
 
 @pytest.fixture

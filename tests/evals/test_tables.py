@@ -1,4 +1,4 @@
-"""Tables and progress of ``attnrl eval``, and the directory that it continues from."""
+"""Tables, progress and output directory of ``attnrl eval``."""
 
 import json
 from io import StringIO
@@ -31,7 +31,7 @@ def printed(report: Report, *deviations: str, width: int = 80) -> str:
 
 
 def line(text: str, start: str) -> list[str]:
-    """The cells of the table's row that starts so."""
+    """Return the cells of the only table row that starts with ``start``."""
     (found,) = [row for row in text.splitlines() if row.strip("│┃ ").startswith(start)]
     return [cell.strip() for cell in found.strip("│┃").replace("┃", "│").split("│")]
 
@@ -57,8 +57,8 @@ def test_models_are_rows_and_benchmarks_columns() -> None:
     assert [cell.strip() for cell in rows[1].strip("│").split("│")] == ["mine", "100.0", "50.0", "75.0"]
     assert "50.0–50.0" in text  # every problem alike: nothing to be uncertain about
     assert line(text, "1.5B + AttnRL (paper)")[1:] == ["39.7", "90.0", f"{(39.7 + 90.0) / 2:.1f}"]
-    assert "not comparable" not in text
-    assert "not comparable to it: 2 problems; 9 tokens." in printed(report, "2 problems", "9 tokens")
+    assert "2 problems; 9 tokens" not in text
+    assert "2 problems; 9 tokens" in printed(report, "2 problems", "9 tokens")
     assert "100.0%" in text and "pass@2" in text
 
 
@@ -118,11 +118,11 @@ ROW |= {"reward": 1.0, "verdict": "correct", "tokens": 3, "finish_reason": "stop
 
 def test_a_directory_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "samples.jsonl").write_text("{}\n")
-    with pytest.raises(UserError, match=r"holds samples\.jsonl of something else"):
+    with pytest.raises(UserError, match=r"samples\.jsonl"):
         EvalDirectory(tmp_path).read_results()
-    for text, said in [("{", "not readable"), ("[]", "not the results"), ("{}", "not the results")]:
+    for text in ("{", "[]", "{}"):
         (tmp_path / "results.json").write_text(text)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=r"results\.json"):
             EvalDirectory(tmp_path).read_results()
     assert EvalDirectory(tmp_path / "new" / "one").read_results() is None
     assert not (tmp_path / "new").exists()
@@ -131,7 +131,7 @@ def test_a_directory_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_a_line_that_is_no_sample_is_named(tmp_path: Path) -> None:
     for faulty in ([1], {}, {**ROW, "reward": "high"}, {**ROW, "model": ["m"]}):
         (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (ROW, ROW, faulty)))
-        with pytest.raises(UserError, match=r"samples\.jsonl, line 3: not a sample"):
+        with pytest.raises(UserError, match=r"samples\.jsonl, line 3\b"):
             list(EvalDirectory(tmp_path).rows())
 
 
@@ -160,7 +160,7 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
     first = EvalDirectory(tmp_path)
     first.open()
-    with pytest.raises(UserError, match="another evaluation is writing to it"):
+    with pytest.raises(UserError, match=tmp_path.name):
         EvalDirectory(tmp_path).open()
     first.close()
     second = EvalDirectory(tmp_path)

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from attnrl.cli import app as cli
 from attnrl.errors import UserError
-from attnrl.evals.runner import EvalSettings, Suite
+from attnrl.evals.settings import EvalSettings
+from attnrl.evals.suites import Suite
 from attnrl.experiments.disruption import runner as disruption
 from attnrl.experiments.disruption.hidden_steps import HiddenRequest
 from attnrl.experiments.disruption.runner import DisruptSettings, run_disruption

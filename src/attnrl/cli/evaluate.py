@@ -65,7 +65,8 @@ def evaluate(
 
     attnrl eval PATH --data test.parquet --samples 4 --temperature 0.6 --output evals/test
     """
-    from attnrl.evals.runner import load_suites, protocol_deviations, run_evaluation
+    from attnrl.evals.runner import EvaluationRun
+    from attnrl.evals.suites import load_suites, protocol_deviations
 
     if temperature is None:
         temperature = TEMPERATURE if benchmark else 1.0
@@ -80,7 +81,7 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         prompt_suffix=settings.prompt_suffix,
     )
-    report = run_evaluation(
+    report = EvaluationRun(
         models,
         suites,
         settings,
@@ -90,7 +91,7 @@ def evaluate(
         chunk=chunk,
         max_batch=options.max_batch,
         trust_remote_code=options.trust_remote_code,
-    )
+    ).run()
     report.print(console, protocol_deviations(suites, settings))
     if output is not None:
         echo(f"Written to {output}")

@@ -100,7 +100,7 @@ def disrupt(
 
     attnrl disrupt PATH --data test.parquet --samples 4 --temperature 0.6 --output disruption/mine
     """
-    from attnrl.evals.runner import load_suites
+    from attnrl.evals.suites import load_suites
     from attnrl.experiments.disruption.runner import DisruptSettings, check_options, run_disruption
 
     check_options(hide_from=hide_from, rho=rho, task=options.task, data=options.data)

@@ -16,7 +16,7 @@ import typer
 from attnrl.config.load import recipe_names
 
 if TYPE_CHECKING:
-    from attnrl.evals.runner import EvalSettings
+    from attnrl.evals.settings import EvalSettings
 
 RecipeArgument = Annotated[str, typer.Argument(help=f"A .yaml file, or one of: {', '.join(recipe_names())}.")]
 OverridesArgument = Annotated[
@@ -74,9 +74,9 @@ class ResponseOptions:
         Raises:
             UserError: the value of an option is not allowed; the option is named.
         """
-        from attnrl.evals.runner import read_settings
+        from attnrl.evals.settings import evaluation_settings
 
-        return read_settings(
+        return evaluation_settings(
             temperature=temperature,
             top_p=self.top_p,
             seed=self.seed,

@@ -75,7 +75,9 @@ class Report:
         print_line(console, "\navg@k in %, 95 % confidence interval over problems")
         _print_table(console, self.accuracy_table())
         if self._in_table_1():
-            print_line(console, "(paper): Table 1 of the AttnRL paper, all problems, k = 32 or 4, 32,768 tokens, T = 0.6.")
+            print_line(
+                console, "(paper): Table 1 of the AttnRL paper, all problems, k = 32 or 4, 32,768 tokens, T = 0.6."
+            )
             if deviations:
                 print_line(console, f"This run is not comparable to Table 1: {'; '.join(deviations)}.")
         print_line(console, "\npass@k in % (unbiased), lengths, verdicts")

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from attnrl.config.schema import BranchingConfig
 from attnrl.data.run_data import held_out_problems
 from attnrl.errors import UserError
-from attnrl.evals.runner import require_positions
+from attnrl.evals.candidates import require_positions
 from attnrl.experiments.disruption.choice import position_bins
 from attnrl.experiments.disruption.summary import estimate
 from attnrl.fci import CaptureSpec, capture

@@ -25,15 +25,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from attnrl.config.schema import BranchingConfig, LossConfig, OptimizerConfig
 from attnrl.data.fitting import as_chat
 from attnrl.errors import UserError
-from attnrl.evals.runner import (
-    MAX_BATCH,
-    EvalSettings,
-    Suite,
-    open_grader,
-    require_positions,
-    rows_that_fit,
-    sample_seed,
-)
+from attnrl.evals.batching import MAX_BATCH, rows_that_fit
+from attnrl.evals.candidates import require_positions, sample_seed
+from attnrl.evals.settings import EvalSettings, open_grader
+from attnrl.evals.suites import Suite
 from attnrl.experiments.disruption.choice import Choice, choose_steps, hideable
 from attnrl.experiments.disruption.hidden_steps import HiddenRequest, check_hiding, continue_hidden
 from attnrl.experiments.disruption.report import draw_disruption, markdown
