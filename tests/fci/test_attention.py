@@ -127,7 +127,7 @@ def test_bf16_rows_are_normalised_in_fp32(kind):
     expected, expected_lse, _ = dense(spec, [tensor.double() for tensor in tensors], **KINDS[kind])
     assert output.dtype == torch.bfloat16 and lse.dtype == torch.float32
     torch.testing.assert_close(output.double(), expected, atol=0.02, rtol=0.02)
-    # The exponential of torch's flash operator in bf16 is exact to 2**-14 with AVX2 (6e-5 measured, whatever the length)
+    # The exponential of torch's flash operator in bf16 is exact to 2**-14 with AVX2 (6e-5 measured at any length)
     # and to fp32 without; a logsumexp in bf16 would be off by 4e-3 and more.
     torch.testing.assert_close(lse.double(), expected_lse, atol=2e-4, rtol=0)
 
