@@ -32,6 +32,8 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/check_style.py
 
 # Built aside from the sources: an editable install, remade when what it depends on changes.
 $(INSTALLED): pyproject.toml constraints.txt
