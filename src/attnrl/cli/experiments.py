@@ -101,9 +101,10 @@ def disrupt(
     attnrl disrupt PATH --data test.parquet --samples 4 --temperature 0.6 --output disruption/mine
     """
     from attnrl.evals.suites import load_suites
-    from attnrl.experiments.disruption.runner import DisruptSettings, check_options, run_disruption
+    from attnrl.experiments.disruption.runner import run_disruption
+    from attnrl.experiments.disruption.settings import DisruptSettings, check_disruption_options
 
-    check_options(hide_from=hide_from, rho=rho, task=options.task, data=options.data)
+    check_disruption_options(hide_from=hide_from, rho=rho, task=options.task, data=options.data)
     evaluation = options.eval_settings(temperature)
     (suite,) = load_suites(
         data=options.data,

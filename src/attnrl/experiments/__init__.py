@@ -1,1 +1,1 @@
-"""Experiments of the paper beside training: what they measure is in the docs, what they found too."""
+"""Experiments of the paper besides training: comparisons of recipes, disruption of attention, branch points."""

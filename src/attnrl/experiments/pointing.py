@@ -28,7 +28,7 @@ from attnrl.data.run_data import held_out_problems
 from attnrl.errors import UserError
 from attnrl.evals.candidates import require_positions
 from attnrl.experiments.disruption.choice import position_bins
-from attnrl.experiments.disruption.summary import estimate
+from attnrl.experiments.disruption.summary import mean_over_problems
 from attnrl.fci import CaptureSpec, capture
 from attnrl.local.loading import (
     build_sampler,
@@ -282,7 +282,7 @@ def summarize_pointing(responses: Sequence[StudiedResponse], pivotal: int, seed:
 
 
 def _with_interval(values: Sequence[tuple[str, float]], seed: int) -> dict[str, float]:
-    estimated = estimate(values, seed)
+    estimated = mean_over_problems(values, seed)
     low, high = estimated["interval"]
     return {"mean": estimated["mean"], "low": low, "high": high}
 

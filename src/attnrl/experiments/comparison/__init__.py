@@ -1,1 +1,1 @@
-"""Recipes side by side (``attnrl compare``)."""
+"""Comparisons of recipes at equal budgets of sampled tokens (``attnrl compare``)."""

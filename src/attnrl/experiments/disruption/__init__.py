@@ -1,1 +1,1 @@
-"""Hidden steps (``attnrl disrupt``)."""
+"""Disruption experiment (``attnrl disrupt``): accuracy lost by hiding single steps from later tokens."""

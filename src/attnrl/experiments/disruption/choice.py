@@ -1,7 +1,8 @@
-"""Which steps of a response the disruption experiment hides, and in the place of which others.
+"""Choice of the steps to hide, and of the control steps.
 
-Later steps are told less often than early ones what they need, whatever FCI says, and FCI itself, a sum over later
-steps, falls with the position. So a step of high FCI is compared with another of the same position bin as well.
+The position in the response confounds the effect of FCI: early steps matter to more later steps, and FCI, a sum over
+later steps, falls with the position. A step of high FCI is therefore also compared with a control step in the same
+position bin.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from attnrl.method.steps import Steps
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenStep:
     """One step to hide.
 
     Attributes:
-        step: its number.
-        bin: its position bin, from 0.
-        contrasts: whether it differs as its condition means it to: a control that is outside the top share, or of
-            lower value. In a short response a bin may have none.
+        step: number of the step.
+        bin: position bin of the step, from 0.
+        contrasts: whether a control step is outside the top share or has a lower value, as the condition intends. A
+            position bin of a short response may hold no contrasting step.
     """
 
     step: int
@@ -30,22 +31,22 @@ class Choice:
     contrasts: bool = True
 
 
-def hideable(steps: Steps, lag: int) -> list[int]:
-    """The steps that may be hidden: those worth branching at, with ``lag`` steps kept from there and one to follow."""
+def hideable_steps(steps: Steps, lag: int) -> list[int]:
+    """Return the steps that may be hidden: steps eligible for branching with at least ``lag`` later steps."""
     return [step for step in eligible_steps(steps) if step + lag < len(steps)]
 
 
 def position_bins(eligible: Sequence[int], bins: int) -> dict[int, int]:
-    """Cut the eligible steps, in order, into ``bins`` runs of about equal length; returns the bin of each."""
+    """Split the eligible steps, in order, into ``bins`` bins of about equal size; return the bin of each step."""
     return {step: place * bins // len(eligible) for place, step in enumerate(eligible)}
 
 
 def top_share(values: Sequence[float], eligible: Sequence[int], rho: float) -> list[int]:
-    """The ``ceil(rho * n)`` of the ``n`` eligible steps with the largest values; of equal ones the earlier."""
+    """Return the top ``ceil(rho * n)`` of the ``n`` eligible steps by value; ties go to the earlier step."""
     return sorted(rank_steps(values, eligible)[: share_of(rho, len(eligible))])
 
 
-#: The signals that a step may stand out by, as conditions name them.
+#: Names of the signals that rank steps.
 SIGNALS = ("fci", "zscore_fci", "lookups", "entropy")
 
 
@@ -56,24 +57,24 @@ def choose_steps(
     bins: int,
     rho: float,
     name: str,
-) -> dict[str, Choice]:
-    """One step of a response for each condition.
+) -> dict[str, ChosenStep]:
+    """Choose one step of a response per condition.
 
     ======================  ====================================================================================
-    ``SIGNAL``              a random one of the top share by this signal
-    ``SIGNAL_matched``      a random other step of the same position bin, outside the top share if there is one
+    ``SIGNAL``              a random step of the top share by the signal
+    ``SIGNAL_matched``      a random other step of the same position bin, outside the top share if possible
     ``random``              a random step outside the top share by FCI
-    ``bin_top_fci``         the highest FCI of a random bin, and
-    ``bin_low_fci``         the lowest of the same bin
+    ``bin_top_fci``         the step of highest FCI in a random bin
+    ``bin_low_fci``         the step of lowest FCI in the same bin
     ``bin_1``, ...          a random step of each bin
     ======================  ====================================================================================
 
     Args:
-        eligible: the steps that may be hidden, at least two for each bin.
-        signals: of each of :data:`SIGNALS` the value of every step of the response.
+        eligible: the steps that may be hidden, at least two per bin.
+        signals: name of each of :data:`SIGNALS` -> one value per step of the response.
         bins: number of position bins.
         rho: the top share.
-        name: decides all random choices, those of a condition whatever the others are.
+        name: seeds the random choices; each condition has a random generator of its own.
     """
     bin_of = position_bins(eligible, bins)
     members = [[step for step in eligible if bin_of[step] == b] for b in range(bins)]
@@ -81,37 +82,37 @@ def choose_steps(
     def rng(condition: str) -> random.Random:
         return random.Random(f"{name}/{condition}")
 
-    chosen: dict[str, Choice] = {}
+    chosen: dict[str, ChosenStep] = {}
     for signal in SIGNALS:
         top = top_share(signals[signal], eligible, rho)
         step = rng(signal).choice(top)
-        chosen[signal] = Choice(step, bin_of[step])
+        chosen[signal] = ChosenStep(step, bin_of[step])
         others = [other for other in members[bin_of[step]] if other != step]
         outside = [other for other in others if other not in top]
         control = rng(f"{signal}_matched").choice(outside or others)
-        chosen[f"{signal}_matched"] = Choice(control, bin_of[step], bool(outside))
+        chosen[f"{signal}_matched"] = ChosenStep(control, bin_of[step], bool(outside))
     fci = signals["fci"]
     top = top_share(fci, eligible, rho)
     rest = [step for step in eligible if step not in top] or [s for s in eligible if s != chosen["fci"].step]
     step = rng("random").choice(rest)
-    chosen["random"] = Choice(step, bin_of[step], step not in top)
+    chosen["random"] = ChosenStep(step, bin_of[step], step not in top)
     b = rng("bin").randrange(bins)
     high = max(members[b], key=lambda step: (fci[step], -step))
     low = min(members[b], key=lambda step: (fci[step], -step))
-    chosen["bin_top_fci"] = Choice(high, b, fci[high] > fci[low])
-    chosen["bin_low_fci"] = Choice(low, b, fci[high] > fci[low])
+    chosen["bin_top_fci"] = ChosenStep(high, b, fci[high] > fci[low])
+    chosen["bin_low_fci"] = ChosenStep(low, b, fci[high] > fci[low])
     for b in range(bins):
-        chosen[f"bin_{b + 1}"] = Choice(rng(f"bin_{b + 1}").choice(members[b]), b)
+        chosen[f"bin_{b + 1}"] = ChosenStep(rng(f"bin_{b + 1}").choice(members[b]), b)
     return chosen
 
 
-def conditions(bins: int) -> list[str]:
-    """The names of all conditions, in the order of tables."""
+def condition_names(bins: int) -> list[str]:
+    """Return the names of all conditions, in the order of the tables."""
     by_signal = [name for signal in SIGNALS for name in (signal, f"{signal}_matched")]
     return [*by_signal, "random", "bin_top_fci", "bin_low_fci", *(f"bin_{b + 1}" for b in range(bins))]
 
 
-#: Pairs of conditions whose effects are compared, response by response.
+#: Pairs of conditions compared response by response.
 CONTRASTS = (
     *((signal, f"{signal}_matched") for signal in SIGNALS),
     *((signal, "random") for signal in SIGNALS),

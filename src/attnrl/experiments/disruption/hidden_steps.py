@@ -1,10 +1,10 @@
-"""Decoding in which attention to one span of earlier tokens is zero: the instrument of the disruption experiment.
+"""Decoding with zero attention to a hidden span of earlier tokens.
 
-A plain batched loop over a key/value cache. Rows are padded on the left, so that every distance between columns is
-one between tokens, as sliding windows want it. Hidden tokens stay in the cache and keep their positions: a zero in
-the padding mask takes their columns out before the softmax, and the weights of the others sum to 1 again.
+A batched decoding loop over a KV cache. Rows are left-padded, so distances between columns equal distances between
+tokens, as sliding-window attention requires. Hidden tokens stay in the cache and keep their positions: a zero in the
+padding mask removes the hidden columns before the softmax, and the remaining attention weights sum to 1.
 
-Suffixes: ``B`` rows, ``U`` different prefixes, ``W`` tokens of the longest one, ``C`` columns, ``V`` vocabulary.
+Shape letters: ``B`` rows, ``U`` distinct prefixes, ``W`` tokens of the longest prefix, ``C`` columns, ``V`` vocabulary.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from attnrl.inference.decode_attention import decoding
 from attnrl.inference.token_sampling import sample_token, uniforms, wrapped
 from attnrl.types import Completion
 
-PREFILL_TOKENS = 8192  # of one forward, padding included; a longer prefix goes alone
+PREFILL_TOKENS = 8192  # largest number of tokens per prefill forward, padding included; a longer prefix runs alone
 
 
 @dataclass(frozen=True)
 class HiddenRequest:
-    """One continuation to sample that does not see a span of what it continues.
+    """One continuation to sample without attention to a hidden span of the prompt.
 
     Attributes:
         prompt: token ids to continue, at least 2.
-        hidden: first token of the hidden span, and the first after it; an empty span hides nothing. The last token
-            of the prompt is never hidden, since it has to be read to go on.
-        unseen_from: tokens from this one on are computed without seeing the span: the end of the span, or later. The
-            last token of the prompt and what is sampled never see it.
-        max_new_tokens: budget, at least 1.
-        seed: decides every random draw, as in :class:`attnrl.types.Request`.
+        hidden: start and end (exclusive) of the hidden span; an empty span hides nothing. The last token of the prompt
+            cannot be hidden.
+        unseen_from: index of the first token computed without attention to the span, at least the end of the span.
+            The last token of the prompt and all sampled tokens never attend to the span.
+        max_new_tokens: token budget, at least 1.
+        seed: seed of all random draws, as in :class:`attnrl.types.Request`.
 
     Raises:
-        ValueError: the prompt, the span or the budget will not do.
+        ValueError: an invalid prompt, span or budget.
     """
 
     prompt: tuple[int, ...]
@@ -51,7 +51,6 @@ class HiddenRequest:
     seed: int
 
     def __post_init__(self) -> None:
-        """Check the attributes."""
         start, end = self.hidden
         if len(self.prompt) < 2 or self.max_new_tokens < 1:
             raise ValueError("a prompt needs 2 tokens or more, and a budget of 1 or more")
@@ -60,15 +59,15 @@ class HiddenRequest:
 
     @property
     def prefix(self) -> tuple[int, ...]:
-        """What is computed as always, in one forward."""
+        """Return the tokens computed with the span visible, in one prefill forward."""
         return self.prompt[: min(self.unseen_from, len(self.prompt) - 1)]
 
 
 class HiddenRows:
-    """Requests that are read and continued together, one token of each at a time, from the end of its prefix."""
+    """A batch of requests decoded token by token, each from the end of the request's prefix."""
 
     def __init__(self, model: PreTrainedModel, requests: Sequence[HiddenRequest], room: int, pad: int) -> None:
-        """Compute each different prefix once; at most ``room`` tokens will follow."""
+        """Prefill each distinct prefix once; ``room`` is the largest number of later tokens, ``pad`` the pad token."""
         self.model = model
         device = model.device
         prefixes = [request.prefix for request in requests]
@@ -91,7 +90,7 @@ class HiddenRows:
         self.columns = self.width
 
     def step(self, token_B: Tensor) -> Tensor:
-        """Read the next token of each row; returns the logits [B, V] of the one after it."""
+        """Feed the next token [B] of each row, and return the logits [B, V] of the token after."""
         self.columns += 1
         visible = self.visible_BC[:, : self.columns]
         logits_BV = self._forward(token_B[:, None], visible, self.position_B[:, None])
@@ -99,18 +98,18 @@ class HiddenRows:
         return logits_BV
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows only."""
+        """Keep only ``rows`` (indices) in the batch."""
         self.cache.batch_select_indices(rows)
         self.visible_BC = self.visible_BC[rows]
         self.position_B = self.position_B[rows]
 
     def _prefill(self, ids_UW: Tensor, position_UW: Tensor) -> DynamicCache:
-        """Keys and values of the prefixes, a few of which go through the model at a time."""
+        """Return keys and values of the prefixes, prefilled in parts of at most :data:`PREFILL_TOKENS` tokens."""
         parts = []
         size = max(1, PREFILL_TOKENS // self.width)
         for start in range(0, len(ids_UW), size):
             place = slice(start, start + size)
-            self.cache = DynamicCache()  # without the config: its sliding layers would forget what shorter rows need
+            self.cache = DynamicCache()  # without a config: sliding layers would drop keys that shorter rows need
             positions = position_UW[place]
             self._forward(ids_UW[place], positions >= 0, positions.clamp(min=0))
             parts.append(self.cache)
@@ -147,24 +146,25 @@ def continue_hidden(
     max_batch: int = 256,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Completion]:
-    """One completion for each request, in order; the draws are those of the ordinary sampler for the same seed.
+    """Return one completion per request, in order, with the random draws of the ordinary sampler for the same seed.
 
     Args:
-        model: one that :func:`check_hiding` has passed.
-        requests: what to continue.
-        eos_token_ids: any of these ends a completion.
-        pad_token_id: fills the batch; seen by no row.
-        temperature: 0 is greedy.
-        top_p: in (0, 1].
-        max_batch: rows decoded at the same time.
-        on_progress: called with the tokens and the completions so far, after each batch.
+        model: a model accepted by :func:`check_hiding`.
+        requests: the requests.
+        eos_token_ids: token ids that end a completion.
+        pad_token_id: padding token of the batch.
+        temperature: sampling temperature; 0 is greedy decoding.
+        top_p: nucleus sampling threshold, in (0, 1].
+        max_batch: number of rows decoded at the same time.
+        on_progress: called after each batch with the number of sampled tokens and of finished completions.
     """
     completions: dict[int, Completion] = {}
     tokens = 0
     for batch in _batches(requests, max_batch):
-        its = [requests[place] for place in batch]
         with decoding(model):
-            done = _decode(model, its, set(eos_token_ids), pad_token_id, temperature, top_p)
+            done = _decode(
+                model, [requests[place] for place in batch], set(eos_token_ids), pad_token_id, temperature, top_p
+            )
         completions |= dict(zip(batch, done, strict=True))
         tokens += sum(len(completion.tokens) for completion in done)
         if on_progress is not None:
@@ -173,13 +173,13 @@ def continue_hidden(
 
 
 def _batches(requests: Sequence[HiddenRequest], size: int) -> Iterator[list[int]]:
-    """Requests of about equal length together, and those of one prefix beside each other."""
+    """Yield batches of request indices, sorted by prefix length and prefix."""
     order = sorted(range(len(requests)), key=lambda place: (len(requests[place].prefix), requests[place].prefix))
     for start in range(0, len(order), size):
         yield order[start : start + size]
 
 
-_DROP = 4  # rows are dropped when one in so many has finished: dropping copies the cache
+_DROP = 4  # finished rows are dropped when a quarter has finished: dropping copies the cache
 
 
 def _decode(
@@ -191,7 +191,7 @@ def _decode(
     top_p: float,
 ) -> list[Completion]:
     device = model.device
-    # What is left of a prompt is read token by token, so rows may be at different places of it: there is no gap.
+    # The rest of each prompt is fed token by token, so rows may be at different places of their prompts.
     given = [request.prompt[len(request.prefix) :] for request in requests]
     rows = HiddenRows(
         model, requests, max(len(g) + r.max_new_tokens for g, r in zip(given, requests, strict=True)), pad
@@ -200,7 +200,7 @@ def _decode(
     live = list(range(len(requests)))
     tokens: list[list[int]] = [[] for _ in requests]
     logprobs: list[list[float]] = [[] for _ in requests]
-    following = [its[0] for its in given]
+    following = [rest[0] for rest in given]
     finished: set[int] = set()
     time = 0
     while len(finished) < len(requests):
@@ -223,25 +223,25 @@ def _decode(
             rows.keep(torch.tensor(left, device=device))
             live = [live[slot] for slot in left]
     return [
-        Completion(tuple(its), tuple(its_logprobs), "stop" if its[-1] in eos else "length")
-        for its, its_logprobs in zip(tokens, logprobs, strict=True)
+        Completion(tuple(row), tuple(row_logprobs), "stop" if row[-1] in eos else "length")
+        for row, row_logprobs in zip(tokens, logprobs, strict=True)
     ]
 
 
 _CHECK_LENGTH = 6  # tokens before, in and after the hidden span of the check
-_CHECK_TOLERANCE = 1e-3  # of the largest logit
+_CHECK_TOLERANCE = 1e-3  # relative to the largest logit
 
 
 def check_hiding(model: PreTrainedModel) -> None:
-    """Make sure that hidden tokens are hidden: whichever they are, the logits after them are the same.
+    """Check that the model's logits do not depend on hidden tokens.
 
     Raises:
-        UserError: they are not, or hiding them would shift the positions of others.
+        UserError: the logits depend on hidden tokens, or the model derives positions from the attention mask.
     """
     name = type(model).__name__
     config: Any = model.config.get_text_config(decoder=True)
     if "position_ids" not in inspect.signature(model.forward).parameters or getattr(config, "alibi", False):
-        raise UserError(f"model: {name} takes its positions from the attention mask, so no step can be hidden from it")
+        raise UserError(f"model: {name} derives positions from the attention mask, so no step can be hidden")
     generator = torch.Generator().manual_seed(0)
     n = _CHECK_LENGTH
     before, one, other, after = torch.randint(config.vocab_size, (4, n), generator=generator).tolist()
@@ -251,8 +251,8 @@ def check_hiding(model: PreTrainedModel) -> None:
         for token in after:
             logits_BV = rows.step(torch.tensor([token, token], device=model.device)).float()
     difference = float((logits_BV[0] - logits_BV[1]).abs().max())
-    if not difference <= _CHECK_TOLERANCE * float(logits_BV.abs().max()):  # also if it is not a number
+    if not difference <= _CHECK_TOLERANCE * float(logits_BV.abs().max()):  # also for NaN
         raise UserError(
-            f"model: {name} does not heed the attention mask (hidden tokens change its logits by {difference:.2g}), "
-            "so no step can be hidden from it"
+            f"model: {name} ignores the attention mask (hidden tokens change the logits by {difference:.2g}), "
+            "so no step can be hidden"
         )

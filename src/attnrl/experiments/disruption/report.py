@@ -1,4 +1,4 @@
-"""What ``attnrl disrupt`` found, as tables and as a picture."""
+"""Tables (markdown) and picture of the disruption experiment."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ TITLES = {
 }
 
 
-def markdown(results: Mapping[str, Any]) -> str:
-    """Both tables: the conditions, and their contrasts."""
+def disruption_tables(results: Mapping[str, Any]) -> str:
+    """Return the tables of conditions and of contrasts, as markdown."""
     settings, sampled = results["settings"], results["sampled"]
     seen = {
         "continuation": "hidden from what is sampled",
@@ -69,7 +69,7 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 def draw_disruption(results: Mapping[str, Any], output: Path) -> None:
-    """Draw accuracy with nothing and with a step hidden, by condition and by position.
+    """Draw accuracy with nothing hidden and with a step hidden, by condition and by position.
 
     Raises:
         UserError: matplotlib is missing, or the picture cannot be written.

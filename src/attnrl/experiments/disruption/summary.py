@@ -1,4 +1,4 @@
-"""What the disruption experiment found, from one record for each step that was hidden."""
+"""Statistics of the disruption experiment: effect of each condition, and contrasts between conditions."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from attnrl.experiments.disruption.choice import CONTRASTS, conditions
+from attnrl.experiments.disruption.choice import CONTRASTS, condition_names
 from attnrl.utils.statistics import bootstrap_means, percentile_interval
 
 
 @dataclass(frozen=True)
 class HiddenStep:
-    """One step of one response, hidden and not, with the same cut, the same seeds and as many continuations each.
+    """Continuations of one response with nothing hidden and with one step hidden: same cut, same seeds, same number.
 
     Attributes:
         problem: id of the problem.
-        sample: number of the response to it.
+        sample: number of the response to the problem.
         step: number of the step.
-        steps: how many the response has.
-        tokens: length of the step.
-        conditions: those that chose it, with whether the choice contrasts (:class:`Choice`).
-        signals: its value of each signal.
-        undisturbed, disrupted: rewards of the continuations.
-        undisturbed_agrees, disrupted_agrees: whether their answer is that of the whole response.
+        steps: number of steps of the response.
+        tokens: length of the step in tokens.
+        conditions: the conditions that chose the step, each with :attr:`ChosenStep.contrasts`.
+        signals: value of each signal at the step.
+        undisturbed: rewards of the continuations with nothing hidden.
+        disrupted: rewards of the continuations with the step hidden.
+        undisturbed_agrees: whether each continuation's answer equals the answer of the whole response, nothing hidden.
+        disrupted_agrees: the same with the step hidden.
     """
 
     problem: str
@@ -41,16 +43,16 @@ class HiddenStep:
 
     @property
     def accuracy_drop(self) -> float:
-        """How much worse the continuations are when the step is hidden."""
+        """Return the loss of mean reward caused by hiding the step."""
         return fmean(self.undisturbed) - fmean(self.disrupted)
 
     @property
     def agreement_drop(self) -> float:
-        """How much less often they come to the response's own answer."""
+        """Return the loss of agreement with the response's own answer caused by hiding the step."""
         return fmean(self.undisturbed_agrees) - fmean(self.disrupted_agrees)
 
     def as_dict(self) -> dict[str, Any]:
-        """A row for a jsonl file."""
+        """Return the record as a row of a JSON lines file."""
         return asdict(self)
 
 
@@ -65,33 +67,36 @@ MEASURES: dict[str, Measure] = {
 }
 
 
-def summarize(records: Sequence[HiddenStep], bins: int, seed: int) -> dict[str, Any]:
-    """Means over problems with 95 % bootstrap intervals: of each condition, and of the contrasts between two."""
+def summarize_hidden_steps(records: Sequence[HiddenStep], bins: int, seed: int) -> dict[str, Any]:
+    """Return means over problems with 95 % bootstrap intervals: per condition, and per contrast of two conditions."""
     return {
         "problems": len({record.problem for record in records}),
         "responses": len({(record.problem, record.sample) for record in records}),
-        "conditions": {name: _condition(records, name, seed) for name in conditions(bins)},
+        "conditions": {name: _condition(records, name, seed) for name in condition_names(bins)},
         "contrasts": list(_contrasts(records, seed)),
     }
 
 
-def estimate(values: Sequence[tuple[str, float]], seed: int) -> dict[str, Any]:
-    """The mean over problems of the mean of each one's values, given as (problem, value), with its interval."""
+def mean_over_problems(values: Sequence[tuple[str, float]], seed: int) -> dict[str, Any]:
+    """Return the mean over problems of each problem's mean value, with a 95 % bootstrap interval.
+
+    ``values`` are pairs (problem id, value); ``seed`` seeds the bootstrap.
+    """
     by_problem: dict[str, list[float]] = {}
     for problem, value in values:
         by_problem.setdefault(problem, []).append(value)
-    means = [fmean(its) for its in by_problem.values()]
+    means = [fmean(of_problem) for of_problem in by_problem.values()]
     low, high = percentile_interval(bootstrap_means(means, seed))
     return {"mean": fmean(means), "interval": [low, high]}
 
 
 def _condition(records: Sequence[HiddenStep], name: str, seed: int) -> dict[str, Any]:
-    its = [record for record in records if name in record.conditions]
+    chosen = [record for record in records if name in record.conditions]
     return {
-        "mean_step": fmean(record.step for record in its),
-        "mean_tokens": fmean(record.tokens for record in its),
+        "mean_step": fmean(record.step for record in chosen),
+        "mean_tokens": fmean(record.tokens for record in chosen),
         **{
-            measure: estimate([(record.problem, of(record)) for record in its], seed)
+            measure: mean_over_problems([(record.problem, of(record)) for record in chosen], seed)
             for measure, of in MEASURES.items()
         },
     }
@@ -99,16 +104,16 @@ def _condition(records: Sequence[HiddenStep], name: str, seed: int) -> dict[str,
 
 def _contrasts(records: Sequence[HiddenStep], seed: int) -> Iterator[dict[str, Any]]:
     for pair in CONTRASTS:
-        of_all, of_some = (_contrast(records, pair, strict, seed) for strict in (False, True))
-        yield of_all
-        if of_some["responses"] < of_all["responses"]:
-            yield of_some
+        all_responses, contrasting = (_contrast(records, pair, strict, seed) for strict in (False, True))
+        yield all_responses
+        if contrasting["responses"] < all_responses["responses"]:
+            yield contrasting
 
 
 def _contrast(records: Sequence[HiddenStep], pair: tuple[str, str], strict: bool, seed: int) -> dict[str, Any]:
-    """How much more is lost by the first condition than by the second, on the same responses.
+    """Return the difference in loss between the first and the second condition of ``pair``, on the same responses.
 
-    ``strict`` takes the responses only in which the second one is a contrast to the first.
+    ``strict`` restricts the comparison to responses with a contrasting step for the second condition.
     """
     one, other = (
         {(record.problem, record.sample): record for record in records if name in record.conditions} for name in pair
@@ -117,5 +122,5 @@ def _contrast(records: Sequence[HiddenStep], pair: tuple[str, str], strict: bool
     contrast: dict[str, Any] = {"more": pair[0], "than": pair[1], "strict": strict, "responses": len(keys)}
     for measure in ("accuracy_drop", "agreement_drop") if keys else ():
         of = MEASURES[measure]
-        contrast[measure] = estimate([(key[0], of(one[key]) - of(other[key])) for key in keys], seed)
+        contrast[measure] = mean_over_problems([(key[0], of(one[key]) - of(other[key])) for key in keys], seed)
     return contrast
