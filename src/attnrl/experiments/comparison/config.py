@@ -1,4 +1,4 @@
-"""What a comparison is: arms (recipes and their changes), seeds, and the budget that all runs share."""
+"""Configuration of a comparison: arms (recipes with changed settings), seeds, and the budget of every run."""
 
 from __future__ import annotations
 
@@ -26,28 +26,30 @@ COMPARISONS = "attnrl.comparisons"
 
 
 class Arm(Strict):
-    """One of the things compared: a recipe, and settings that it changes (``key.path=value``)."""
+    """One arm of a comparison: a recipe with overrides (``key.path=value``)."""
 
     recipe: str
     settings: tuple[str, ...] = ()
 
 
 class Comparison(Strict):
-    """Arms side by side, each over all seeds, at equal budgets of sampled tokens (``attnrl compare``)."""
+    """Arms trained with all seeds at equal budgets of sampled tokens (``attnrl compare``)."""
 
     output_dir: Path
-    arms: dict[str, Arm] = Field(description="by the name to show; the first is what the others are tested against")
-    settings: tuple[str, ...] = Field((), description="settings that all arms change, as key.path=value")
+    arms: dict[str, Arm] = Field(description="arms by display name; the other arms are tested against the first arm")
+    settings: tuple[str, ...] = Field((), description="overrides of all arms, as key.path=value")
     tokens: PositiveInt = Field(description="budget of each run: tokens sampled in training")
     seeds: tuple[int, ...] = (0, 1, 2)
-    target: Annotated[float, Field(gt=0, lt=1)] = Field(0.8, description="accuracy: how many tokens until there?")
-    workers: PositiveInt = Field(2, description="runs at a time, one thread each")
+    target: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.8, description="accuracy; the tokens needed to reach the target are reported"
+    )
+    workers: PositiveInt = Field(2, description="number of concurrent runs, one thread per run")
 
     @field_validator("arms")
     @classmethod
     def _arms_by_directory(cls, arms: dict[str, Arm]) -> dict[str, Arm]:
         if not arms:
-            raise ValueError("names nothing to compare")
+            raise ValueError("at least one arm is required")
         slugs = [slug(name) for name in arms]
         if not all(slugs) or len(set(slugs)) < len(slugs):
             raise ValueError(f"names must differ in letters and digits, got {', '.join(arms)}")
@@ -57,7 +59,7 @@ class Comparison(Strict):
     @classmethod
     def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if not seeds or len(set(seeds)) < len(seeds):
-            raise ValueError(f"at least one, and none twice, got {list(seeds)}")
+            raise ValueError(f"at least one seed, without duplicates, got {list(seeds)}")
         return seeds
 
 
@@ -66,11 +68,11 @@ class PlannedRun:
     """One training run of a comparison.
 
     Attributes:
-        arm: its arm's name.
-        seed: its seed.
-        recipe: what to train.
-        overrides: with which settings, seed, budget and output directory included.
-        config: what that comes to.
+        arm: name of the arm.
+        seed: seed of the run.
+        recipe: name or path of the recipe.
+        overrides: all overrides, including seed, budget and output directory.
+        config: the resulting configuration.
     """
 
     arm: str
@@ -81,35 +83,37 @@ class PlannedRun:
 
     @property
     def directory(self) -> Path:
-        """Its run directory."""
+        """Return the run directory."""
         return self.config.output_dir
 
     @property
     def log(self) -> Path:
-        """What it prints."""
+        """Return the path of the log with the output of the process."""
         return self.directory.with_suffix(".log")
 
 
 def comparison_names() -> list[str]:
-    """Names of the comparisons that the package ships."""
+    """Return the names of the shipped comparisons."""
     return shipped_names(COMPARISONS)
 
 
 def load_comparison(what: str, overrides: Sequence[str] = ()) -> Comparison:
-    """A comparison: a YAML file, the name of one that the package ships, or recipes separated by commas.
+    """Load a comparison, with overrides (``key.path=value``).
+
+    ``what`` is a YAML file, the name of a shipped comparison, or recipes separated by commas.
 
     Raises:
-        UserError: there is none of that name, or a setting is wrong.
+        UserError: the comparison cannot be found, or a setting is invalid.
     """
-    settings = _read(what)
+    settings = _read_comparison(what)
     return validate_config(Comparison, apply_overrides(settings, overrides), source=f"comparison {what}")
 
 
-def _read(what: str) -> dict[str, Any]:
+def _read_comparison(what: str) -> dict[str, Any]:
     recipes = what.split(",")
     if what in comparison_names() or (len(recipes) == 1 and what not in recipe_names()):
         return read_settings_file(what, kind="comparison", package=COMPARISONS)
-    # Not its stem, which ends at the point of a name such as qwen_1.5b.
+    # Not Path.stem, which would cut qwen_1.5b at the dot.
     names = [re.sub(r"\.ya?ml$", "", Path(recipe).name) for recipe in recipes]
     return {
         "output_dir": f"results/{'-'.join(map(slug, names))}",
@@ -118,15 +122,15 @@ def _read(what: str) -> dict[str, Any]:
 
 
 def slug(name: str) -> str:
-    """A directory name for an arm: ``TreeRL + ATB`` is ``treerl-atb``, and ``..`` is none."""
+    """Return the directory name of an arm: ``TreeRL + ATB`` becomes ``treerl-atb``, and ``..`` becomes empty."""
     return "-".join(re.findall(r"[a-z0-9][a-z0-9.]*", name.lower()))
 
 
 def plan_runs(comparison: Comparison) -> list[PlannedRun]:
-    """All runs, seed by seed, so that a comparison that is stopped has whole seeds.
+    """Return all runs ordered by seed, so that an interrupted comparison has complete seeds.
 
     Raises:
-        UserError: the settings of an arm are wrong; it is named.
+        UserError: invalid settings of an arm; the message names the arm.
     """
     runs = []
     for seed in comparison.seeds:
@@ -135,7 +139,7 @@ def plan_runs(comparison: Comparison) -> list[PlannedRun]:
             overrides = (
                 *comparison.settings,
                 *arm.settings,
-                # Every step samples some token, so that the budget of tokens is what ends a run.
+                # Every step samples at least one token, so the token budget ends a run before the step limit.
                 f"steps={comparison.tokens}",
                 f"tokens={comparison.tokens}",
                 f"seed={seed}",
@@ -146,6 +150,6 @@ def plan_runs(comparison: Comparison) -> list[PlannedRun]:
             except UserError as error:
                 raise UserError(f"arm {name}: {error}") from None
             if not config.eval.every:
-                raise UserError(f"arm {name}: eval.every=0 leaves nothing to compare")
+                raise UserError(f"arm {name}: eval.every=0 leaves no evaluations to compare")
             runs.append(PlannedRun(name, seed, arm.recipe, overrides, config))
     return runs

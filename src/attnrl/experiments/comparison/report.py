@@ -1,4 +1,4 @@
-"""A comparison as tables (markdown) and pictures: learning curves with bands, and the curves that the paper watches."""
+"""Tables (markdown) and pictures of a comparison: learning curves with error bands, and training dynamics."""
 
 from __future__ import annotations
 
@@ -8,14 +8,21 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from attnrl.experiments.comparison.results import ArmResult, Difference, RunResult, Spread, interpolate, spread
+from attnrl.experiments.comparison.results import (
+    ArmResult,
+    Difference,
+    RunResult,
+    SeedMean,
+    interpolate,
+    mean_over_seeds,
+)
 from attnrl.report.pictures import pyplot_for, save_picture
 
-POINTS = 60  # of a drawn curve
-SMOOTHED = 5  # steps that a point of a watched curve is the mean of
-COLUMNS = 4  # of panels
+POINTS = 60  # points per drawn curve
+SMOOTHED = 5  # steps averaged per point of the training dynamics
+COLUMNS = 4  # columns of panels
 
-# How the curves that the paper watches are called in pictures.
+#: Title of each metric of the training dynamics.
 TITLES = {
     "mc/solve_all_ratio": "continuations all correct",
     "mc/solve_none_ratio": "continuations all wrong",
@@ -33,7 +40,7 @@ TITLES = {
 
 
 def ablation_table(arms: Sequence[ArmResult], budget: float, target: float) -> list[str]:
-    """The arms against the first: markdown lines in the shape of the paper's Table 2, with what we test."""
+    """Return the table of accuracies and of paired tests against the first arm (compare Table 2 of the paper)."""
     first = arms[0].arm
     return [
         f"| {arms[0].seeds} seeds, {budget / 1e6:g}M tokens | accuracy | mean accuracy over the run | "
@@ -49,7 +56,7 @@ def ablation_table(arms: Sequence[ArmResult], budget: float, target: float) -> l
 
 
 def efficiency_table(arms: Sequence[ArmResult], budget: float, target: float) -> list[str]:
-    """What the arms cost: markdown lines in the shape of the paper's Table 3."""
+    """Return the table of steps, seconds and valid tokens (compare Table 3 of the paper), as markdown lines."""
     return [
         f"| {arms[0].seeds} seeds, {budget / 1e6:g}M tokens | steps | optimizer steps | seconds | valid tokens | "
         f"accuracy | seconds to {target:.0%} |",
@@ -63,11 +70,11 @@ def efficiency_table(arms: Sequence[ArmResult], budget: float, target: float) ->
     ]
 
 
-def _percent(value: Spread) -> str:
+def _percent(value: SeedMean) -> str:
     return f"{100 * value.mean:.1f} ± {100 * value.standard_error:.1f} %"
 
 
-def _plain(value: Spread) -> str:
+def _plain(value: SeedMean) -> str:
     return f"{value.mean:,.0f} ± {value.standard_error:,.0f}"
 
 
@@ -91,7 +98,7 @@ def _tokens_to_target(arm: ArmResult) -> str:
 def _speedup(arm: ArmResult, first: ArmResult) -> str:
     if arm.arm == first.arm or not arm.reached or not first.reached:
         return ""
-    # Runs that never get there count with the budget: an arm's tokens are then at least what is said.
+    # A run that misses the target counts with the budget, a lower bound of the tokens to the target.
     bound = "" if first.reached == first.seeds else "> "
     if arm.reached < arm.seeds:
         bound = "about " if bound else "< "
@@ -99,7 +106,7 @@ def _speedup(arm: ArmResult, first: ArmResult) -> str:
 
 
 def draw_comparison(results: Sequence[RunResult], budget: float, target: float, output: Path) -> None:
-    """Draw accuracy over tokens and over seconds of training: means over seeds, with bands of a standard error.
+    """Draw accuracy over tokens and over seconds of training: means over seeds with bands of one standard error.
 
     Raises:
         UserError: matplotlib is missing, or the picture cannot be written.
@@ -110,7 +117,7 @@ def draw_comparison(results: Sequence[RunResult], budget: float, target: float, 
         style = _style(number)
         tokens = [budget * point / POINTS for point in range(POINTS + 1)]
         _band(panels[0], tokens, [[run.accuracy_at(x) for x in tokens] for run in runs], style, arm)
-        # Seeds take different times: the mean of all is drawn as far as all of them go.
+        # Seeds take different times: the mean ends where the fastest seed ends.
         end = min(run.seconds_at(budget) for run in runs)
         seconds = [end * point / POINTS for point in range(POINTS + 1)]
         by_seconds = [[interpolate(run.seconds, run.accuracy, x) for x in seconds] for run in runs]
@@ -125,9 +132,9 @@ def draw_comparison(results: Sequence[RunResult], budget: float, target: float, 
 
 
 def draw_dynamics(results: Sequence[RunResult], output: Path) -> None:
-    """Draw the curves that the paper watches (its figures 6, 7 and 8) over training steps.
+    """Draw the training dynamics (figures 6, 7 and 8 of the paper) over training steps.
 
-    Means over seeds and over :data:`SMOOTHED` steps: a single step's batch is small.
+    Curves are means over seeds and running means over :data:`SMOOTHED` steps, since the batch of one step is small.
 
     Raises:
         UserError: matplotlib is missing, or the picture cannot be written.
@@ -138,7 +145,7 @@ def draw_dynamics(results: Sequence[RunResult], output: Path) -> None:
     panels = dict(zip(TITLES, grid.flat, strict=False))
     for number, (arm, runs) in enumerate(_by_arm(results).items()):
         for name, panel in panels.items():
-            # As far as all seeds go.
+            # zip ends with the shortest seed.
             by_step = zip(*(run.dynamics[name] for run in runs), strict=False)
             means = [fmean(values) if not any(map(math.isnan, values)) else math.nan for values in by_step]
             panel.plot(range(1, len(means) + 1), running_mean(means), label=arm, linewidth=1.2, **_style(number))
@@ -152,7 +159,7 @@ def draw_dynamics(results: Sequence[RunResult], output: Path) -> None:
 
 
 def running_mean(values: Sequence[float], width: int = SMOOTHED) -> list[float]:
-    """The mean of ``width`` neighbours around each value, of fewer at the ends; nan where they all are."""
+    """Return centred running means over ``width`` values, over fewer values at both ends, ignoring NaN."""
     half = width // 2
     windows = [values[max(0, place - half) : place + half + 1] for place in range(len(values))]
     known = [[value for value in window if not math.isnan(value)] for window in windows]
@@ -167,15 +174,15 @@ def _by_arm(results: Sequence[RunResult]) -> dict[str, list[RunResult]]:
 
 
 def _style(number: int) -> dict[str, Any]:
-    """Ten colours, then the same ones dashed."""
+    """Return the line style of an arm: ten colours, then the same colours dashed."""
     return {"color": f"C{number % 10}", "linestyle": "-" if number < 10 else "--"}
 
 
 def _band(
     panel: Any, xs: Sequence[float], curves: Sequence[Sequence[float]], style: dict[str, Any], label: str
 ) -> None:
-    spreads = [spread(values) for values in zip(*curves, strict=True)]
-    panel.plot(xs, [point.mean for point in spreads], label=label, **style)
-    low = [point.mean - point.standard_error for point in spreads]
-    high = [point.mean + point.standard_error for point in spreads]
+    points = [mean_over_seeds(values) for values in zip(*curves, strict=True)]
+    panel.plot(xs, [point.mean for point in points], label=label, **style)
+    low = [point.mean - point.standard_error for point in points]
+    high = [point.mean + point.standard_error for point in points]
     panel.fill_between(xs, low, high, color=style["color"], alpha=0.12, linewidth=0)

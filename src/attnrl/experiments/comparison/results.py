@@ -1,7 +1,7 @@
-"""What a comparison comes to: curves of its runs, numbers of its arms, and tests between them.
+"""Results of a comparison: curves of the runs, statistics of the arms, and tests between arms.
 
-All runs of a comparison share the held-out problems, and runs of one seed share the training problems; so arms are
-tested seed by seed (paired).
+All runs of a comparison share the held-out problems, and runs with the same seed share the training problems;
+therefore arms are compared by paired tests over seeds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from attnrl.experiments.comparison.config import Comparison, PlannedRun
 from attnrl.runs.directory import METRICS, RunDirectory
 from attnrl.runs.metrics_file import read_metrics
 
-# The curves that the paper watches (its figures 6, 7 and 8), in its order.
+#: Metrics of the training dynamics in figures 6, 7 and 8 of the paper, in the paper's order.
 DYNAMICS = (
     "mc/solve_all_ratio",
     "mc/solve_none_ratio",
@@ -39,18 +39,18 @@ DYNAMICS = (
 
 @dataclass(frozen=True)
 class RunResult:
-    """One finished run.
+    """Result of one finished run.
 
     Attributes:
-        arm: its arm.
-        seed: its seed.
-        tokens: sampled in training, at each evaluation.
-        seconds: spent in training (not evaluating), at each evaluation.
+        arm: name of the arm.
+        seed: seed of the run.
+        tokens: tokens sampled in training, at each evaluation.
+        seconds: seconds of training (without evaluation), at each evaluation.
         accuracy: held-out accuracy (avg@k), at each evaluation.
-        steps: training steps within the budget.
-        updates: optimizer steps in them.
-        valid_ratio: share of the tokens sampled that were trained on.
-        dynamics: the paper's curves by metric, a value a step; nan where a step has none.
+        steps: number of training steps within the budget.
+        updates: number of optimizer steps within the budget.
+        valid_ratio: share of the sampled tokens used for training.
+        dynamics: metric of :data:`DYNAMICS` -> one value per step; NaN where a step has no value.
     """
 
     arm: str
@@ -64,22 +64,22 @@ class RunResult:
     dynamics: dict[str, tuple[float, ...]]
 
     def accuracy_at(self, tokens: float) -> float:
-        """Accuracy when so many tokens were sampled, on straight lines between evaluations."""
+        """Return the accuracy at ``tokens`` sampled tokens, interpolated linearly between evaluations."""
         return interpolate(self.tokens, self.accuracy, tokens)
 
     def seconds_at(self, tokens: float) -> float:
-        """Seconds of training until so many tokens were sampled."""
+        """Return the seconds of training at ``tokens`` sampled tokens, interpolated linearly."""
         return interpolate(self.tokens, self.seconds, tokens)
 
     def area(self, budget: float) -> float:
-        """Mean accuracy over the tokens up to ``budget``: the area under the curve, divided by its width."""
+        """Return the mean accuracy over the tokens up to ``budget``: area under the curve divided by ``budget``."""
         places = [*(tokens for tokens in self.tokens if tokens < budget), budget]
         heights = [self.accuracy_at(place) for place in places]
         parts = zip(pairwise(places), pairwise(heights), strict=True)
         return sum((right - left) * (low + high) / 2 for (left, right), (low, high) in parts) / budget
 
     def tokens_to(self, target: float) -> float | None:
-        """Tokens sampled when the curve first reaches ``target``; None if it never does."""
+        """Return the number of sampled tokens when the accuracy first reaches ``target``, or None."""
         if self.accuracy[0] >= target:
             return self.tokens[0]
         for (left, right), (low, high) in zip(pairwise(self.tokens), pairwise(self.accuracy), strict=True):
@@ -89,7 +89,7 @@ class RunResult:
 
 
 def interpolate(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
-    """The height at ``x`` of the line through points of ascending ``xs``; beyond the ends, that of the nearest."""
+    """Interpolate linearly at ``x`` between points with ascending ``xs``; constant beyond both ends."""
     if x <= xs[0]:
         return ys[0]
     for (left, right), (low, high) in zip(pairwise(xs), pairwise(ys), strict=True):
@@ -98,19 +98,19 @@ def interpolate(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
     return ys[-1]
 
 
-def read_run(run: PlannedRun) -> RunResult:
-    """The result of one finished run, from its ``metrics.jsonl``.
+def read_run_result(run: PlannedRun) -> RunResult:
+    """Read the result of one finished run from ``metrics.jsonl``.
 
     Raises:
-        UserError: it has no evaluation, or is damaged.
+        UserError: ``metrics.jsonl`` has no evaluation or is damaged.
     """
     try:
-        return _result(run, read_metrics(RunDirectory(run.directory)))
+        return _run_result(run, read_metrics(RunDirectory(run.directory)))
     except (KeyError, TypeError) as error:
         raise UserError(f"{run.directory / METRICS}: not the metrics of a run ({one_line(error)})") from None
 
 
-def _result(run: PlannedRun, rows: Sequence[Mapping[str, Any]]) -> RunResult:
+def _run_result(run: PlannedRun, rows: Sequence[Mapping[str, Any]]) -> RunResult:
     seconds = list(accumulate(row.get("time/step", 0.0) for row in rows))
     evaluated = [index for index, row in enumerate(rows) if "eval/accuracy" in row]
     if not evaluated:
@@ -131,9 +131,9 @@ def _result(run: PlannedRun, rows: Sequence[Mapping[str, Any]]) -> RunResult:
 
 
 def recorded_runs(file: Path, comparison: Comparison) -> dict[tuple[str, int], RunResult]:
-    """Results in a ``results.json`` of runs that this comparison has too, by arm and seed; none if there is no file.
+    """Return the results of this comparison's runs in an earlier ``results.json``, by (arm, seed).
 
-    So a comparison goes on from its results alone, where run directories were not kept.
+    Empty without a file, or if budget or settings differ. A comparison can thus resume without the run directories.
 
     Raises:
         UserError: the file is damaged.
@@ -162,27 +162,27 @@ def _recorded(fields: Mapping[str, Any]) -> RunResult:
 
 
 @dataclass(frozen=True)
-class Spread:
-    """A mean over seeds and its standard error (0 for one seed)."""
+class SeedMean:
+    """Mean over seeds with the standard error of the mean (0 for one seed)."""
 
     mean: float
     standard_error: float
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Mean and standard error of one value for each seed."""
-    return Spread(fmean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0)
+def mean_over_seeds(values: Sequence[float]) -> SeedMean:
+    """Return mean and standard error of ``values``, one value per seed."""
+    return SeedMean(fmean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired comparison with the first arm over seeds.
+    """Paired comparison of an arm with the first arm over seeds.
 
     Attributes:
-        mean: mean difference, this arm less the first.
-        low: lower end of its 95 % confidence interval (Student's t).
-        high: its upper end.
-        p: of a two-sided paired t-test; nan with fewer than two seeds.
+        mean: mean difference, this arm minus the first arm.
+        low: lower end of the 95 % confidence interval (Student's t).
+        high: upper end of the 95 % confidence interval.
+        p: p-value of a two-sided paired t-test; NaN with fewer than two seeds.
     """
 
     mean: float
@@ -191,8 +191,8 @@ class Difference:
     p: float
 
 
-def paired(values: Sequence[float], first: Sequence[float]) -> Difference:
-    """Compare two arms seed by seed.
+def paired_difference(values: Sequence[float], first: Sequence[float]) -> Difference:
+    """Return the paired difference of two arms, with one value per seed and arm.
 
     Raises:
         UserError: scipy is missing.
@@ -200,7 +200,7 @@ def paired(values: Sequence[float], first: Sequence[float]) -> Difference:
     differences = [value - other for value, other in zip(values, first, strict=True)]
     if len(differences) < 2:
         return Difference(fmean(differences), math.nan, math.nan, math.nan)
-    if len(set(differences)) == 1:  # the test divides by their spread
+    if len(set(differences)) == 1:  # the t-test divides by the standard deviation
         return Difference(differences[0], differences[0], differences[0], 0.0 if differences[0] else 1.0)
     try:
         from scipy import stats
@@ -213,46 +213,47 @@ def paired(values: Sequence[float], first: Sequence[float]) -> Difference:
 
 @dataclass(frozen=True)
 class ArmResult:
-    """The numbers of one arm over its seeds, at the budget of the comparison.
+    """Statistics of one arm over seeds, at the budget of the comparison.
 
     Attributes:
-        arm: its name.
-        seeds: how many.
-        accuracy: held-out accuracy when the budget is spent.
+        arm: name of the arm.
+        seeds: number of seeds.
+        accuracy: held-out accuracy at the budget.
         area: mean accuracy over the tokens up to the budget.
-        tokens_to_target: tokens until the target; runs that never get there count with the budget.
-        reached: runs that get there.
-        speedup: the first arm's mean tokens to the target by this one's; a bound where runs never get there.
-        seconds: of training until the budget is spent.
-        seconds_to_target: of training until the target, as ``tokens_to_target``.
-        steps: training steps.
-        updates: optimizer steps.
-        valid_ratio: share of the tokens sampled that were trained on.
-        accuracy_difference: of ``accuracy`` to the first arm's.
-        area_difference: of ``area`` to the first arm's.
+        tokens_to_target: sampled tokens at the target accuracy; a run that misses the target counts with the budget.
+        reached: number of runs that reach the target.
+        speedup: mean tokens to the target of the first arm divided by the mean of this arm; a bound if runs miss the
+            target.
+        seconds: seconds of training at the budget.
+        seconds_to_target: seconds of training at ``tokens_to_target``.
+        steps: number of training steps.
+        updates: number of optimizer steps.
+        valid_ratio: share of the sampled tokens used for training.
+        accuracy_difference: paired difference of ``accuracy`` to the first arm.
+        area_difference: paired difference of ``area`` to the first arm.
     """
 
     arm: str
     seeds: int
-    accuracy: Spread
-    area: Spread
-    tokens_to_target: Spread
+    accuracy: SeedMean
+    area: SeedMean
+    tokens_to_target: SeedMean
     reached: int
     speedup: float
-    seconds: Spread
-    seconds_to_target: Spread
-    steps: Spread
-    updates: Spread
-    valid_ratio: Spread
+    seconds: SeedMean
+    seconds_to_target: SeedMean
+    steps: SeedMean
+    updates: SeedMean
+    valid_ratio: SeedMean
     accuracy_difference: Difference
     area_difference: Difference
 
 
 def complete_seeds(results: Sequence[RunResult]) -> list[RunResult]:
-    """The results of the seeds that all arms have, in their order.
+    """Return the results of the seeds finished by all arms, in the given order.
 
     Raises:
-        UserError: there is none.
+        UserError: no seed is finished by all arms.
     """
     seeds_of: dict[str, set[int]] = {}
     for result in results:
@@ -264,19 +265,19 @@ def complete_seeds(results: Sequence[RunResult]) -> list[RunResult]:
 
 
 def summarize_arms(results: Sequence[RunResult], budget: float, target: float) -> list[ArmResult]:
-    """Sum runs up by arm, in the order in which arms first appear; seeds that not all arms have are left out.
+    """Summarize runs by arm, in the order of first appearance; seeds not finished by all arms are left out.
 
     Raises:
-        UserError: no seed has runs of all arms; or scipy is missing.
+        UserError: no seed is finished by all arms, or scipy is missing.
     """
     of_arm: dict[str, list[RunResult]] = {}
     for result in sorted(complete_seeds(results), key=lambda result: result.seed):
         of_arm.setdefault(result.arm, []).append(result)
     first = next(iter(of_arm.values()))
-    return [_summarize(arm, runs, first, budget, target) for arm, runs in of_arm.items()]
+    return [_arm_result(arm, runs, first, budget, target) for arm, runs in of_arm.items()]
 
 
-def _summarize(
+def _arm_result(
     arm: str, runs: Sequence[RunResult], first: Sequence[RunResult], budget: float, target: float
 ) -> ArmResult:
     def until_target(run: RunResult) -> float:
@@ -292,39 +293,39 @@ def _summarize(
     return ArmResult(
         arm=arm,
         seeds=len(runs),
-        accuracy=spread(accuracies),
-        area=spread(areas),
-        tokens_to_target=spread([until_target(run) for run in runs]),
+        accuracy=mean_over_seeds(accuracies),
+        area=mean_over_seeds(areas),
+        tokens_to_target=mean_over_seeds([until_target(run) for run in runs]),
         reached=sum(map(reaches, runs)),
         speedup=fmean(until_target(run) for run in first) / own if own else math.nan,
-        seconds=spread([run.seconds_at(budget) for run in runs]),
-        seconds_to_target=spread([run.seconds_at(until_target(run)) for run in runs]),
-        steps=spread([run.steps for run in runs]),
-        updates=spread([run.updates for run in runs]),
-        valid_ratio=spread([run.valid_ratio for run in runs]),
-        accuracy_difference=paired(accuracies, [run.accuracy_at(budget) for run in first]),
-        area_difference=paired(areas, [run.area(budget) for run in first]),
+        seconds=mean_over_seeds([run.seconds_at(budget) for run in runs]),
+        seconds_to_target=mean_over_seeds([run.seconds_at(until_target(run)) for run in runs]),
+        steps=mean_over_seeds([run.steps for run in runs]),
+        updates=mean_over_seeds([run.updates for run in runs]),
+        valid_ratio=mean_over_seeds([run.valid_ratio for run in runs]),
+        accuracy_difference=paired_difference(accuracies, [run.accuracy_at(budget) for run in first]),
+        area_difference=paired_difference(areas, [run.area(budget) for run in first]),
     )
 
 
-def as_document(
+def results_document(
     comparison: Comparison, results: Sequence[RunResult], arms: Sequence[ArmResult], machine: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """All of it, as it goes into ``results.json``: enough to draw and to tabulate again without the runs."""
+    """Return the contents of ``results.json``: sufficient to redraw all curves and tables without the runs."""
     return {
         "comparison": comparison.model_dump(mode="json"),
         "machine": dict(machine),
         "arms": [asdict(arm) for arm in arms],
-        "runs": [rounded(asdict(result)) for result in results],
+        "runs": [compact_json(asdict(result)) for result in results],
     }
 
 
-def rounded(value: Any) -> Any:
-    """Floats at six digits, nan as null: files that are kept in a repository should be small, and JSON."""
+def compact_json(value: Any) -> Any:
+    """Return ``value`` with floats rounded to six significant digits, NaN as None, and tuples as lists."""
     if isinstance(value, float):
         return None if math.isnan(value) else float(f"{value:.6g}")
     if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
+        return {key: compact_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [rounded(item) for item in value]
+        return [compact_json(item) for item in value]
     return value

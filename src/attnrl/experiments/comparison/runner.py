@@ -1,4 +1,4 @@
-"""Runs a comparison: each training run in a process of its own, several at a time, going on where it was stopped."""
+"""Run a comparison: each training run in a subprocess, several at a time, with resume."""
 
 from __future__ import annotations
 
@@ -22,32 +22,41 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from attnrl.errors import UserError
 from attnrl.experiments.comparison.config import Comparison, PlannedRun
 from attnrl.experiments.comparison.report import ablation_table, draw_comparison, draw_dynamics, efficiency_table
-from attnrl.experiments.comparison.results import as_document, complete_seeds, read_run, recorded_runs, summarize_arms
+from attnrl.experiments.comparison.results import (
+    complete_seeds,
+    read_run_result,
+    recorded_runs,
+    results_document,
+    summarize_arms,
+)
 from attnrl.runs.directory import RunDirectory
 from attnrl.runs.metrics_file import read_metrics
+from attnrl.utils.console import print_line
 
 POLL_SECONDS = 0.5
 RESULTS = "results.json"
 
 
 def run_comparison(comparison: Comparison, runs: Sequence[PlannedRun], console: Console) -> None:
-    """Train every run that is not at its end yet; what is done is not done again.
+    """Train every unfinished run; interrupted runs resume, finished runs are skipped.
 
-    Ctrl-C (or SIGTERM) lets the runs in progress finish their step and save; twice ends them at once.
+    The first Ctrl-C (or SIGTERM) lets running processes finish the current step and save a checkpoint; the second
+    kills the processes.
 
     Raises:
-        UserError: runs failed; the first is named with the last line it printed, after all others have ended.
-        KeyboardInterrupt: it was stopped; the same call goes on.
+        UserError: some runs failed. Raised after all runs have ended; the message names the first failed run and the
+            last line of the run's log.
+        KeyboardInterrupt: interrupted; the same call resumes.
     """
     recorded = recorded_runs(comparison.output_dir / RESULTS, comparison)
     waiting = [run for run in runs if (run.arm, run.seed) not in recorded and not is_finished(run)]
     if len(waiting) < len(runs):
-        console.print(f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already", highlight=False)
+        print_line(console, f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already")
     with _progress(console, len(runs) * comparison.tokens) as bar, _sigterm_interrupts():
         failed = _Workers(comparison, runs, waiting, bar).work()
     if failed:
         log = failed[0].log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        last = log[-1] if log else "it printed nothing"
+        last = log[-1] if log else "the log is empty"
         raise UserError(
             f"{len(failed)} of {len(runs)} runs failed, first arm {failed[0].arm}, seed {failed[0].seed}: {last} "
             f"(log: {failed[0].log})"
@@ -55,14 +64,14 @@ def run_comparison(comparison: Comparison, runs: Sequence[PlannedRun], console: 
 
 
 def is_finished(run: PlannedRun) -> bool:
-    """Whether a run has come to its end, its last evaluation included."""
+    """Return True if the run has reached the end of training, last evaluation included."""
     rows = read_metrics(RunDirectory(run.directory), numbers=("tokens/total",))
     return bool(rows) and run.config.is_over(rows[-1]["step"], rows[-1].get("tokens/total", 0.0))
 
 
 @dataclass
 class _Workers:
-    """The processes at work, and the bar that shows what all runs have sampled."""
+    """The running subprocesses, and the progress bar of sampled tokens."""
 
     comparison: Comparison
     runs: Sequence[PlannedRun]
@@ -71,7 +80,7 @@ class _Workers:
     working: dict[int, tuple[PlannedRun, subprocess.Popen[bytes]]] = field(default_factory=dict)
 
     def work(self) -> list[PlannedRun]:
-        """Run all that wait; returns those that failed."""
+        """Run all waiting runs, and return the failed runs."""
         failed: list[PlannedRun] = []
         done = len(self.runs) - len(self.waiting)
         try:
@@ -90,7 +99,8 @@ class _Workers:
                     if process.returncode or not is_finished(run):
                         failed.append(run)
                     word = "failed" if run in failed else "finished"
-                    self.bar.console.print(f"{word}: {run.arm}, seed {run.seed} ({done} of {len(self.runs)})")
+                    text = f"{word}: {run.arm}, seed {run.seed} ({done} of {len(self.runs)})"
+                    print_line(self.bar.console, text)
                 self._show(done)
         except KeyboardInterrupt:
             self._stop()
@@ -104,8 +114,11 @@ class _Workers:
         self.bar.update(self.bar.task_ids[0], completed=tokens, description=f"{done}/{len(self.runs)} runs  {names}")
 
     def _stop(self) -> None:
-        """Have the runs finish their step and save; a second Ctrl-C ends them at once."""
-        self.bar.console.print("Stopping the runs after their step; the same command goes on. Again to leave at once.")
+        """Send SIGINT to every subprocess and wait; kill the subprocesses at a second Ctrl-C."""
+        print_line(
+            self.bar.console,
+            "Stopping every run after the current step; the same command resumes. Press Ctrl-C again to kill the runs.",
+        )
         for _, process in self.working.values():
             process.send_signal(signal.SIGINT)
         try:
@@ -125,9 +138,9 @@ def _start(run: PlannedRun) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            # Runs share the cores by being several, not by threads that wait for each other.
+            # One thread per run: concurrent runs share the cores.
             env={"OMP_NUM_THREADS": "1", **os.environ},
-            # A terminal's Ctrl-C reaches this process alone, which passes it on once.
+            # A session of its own: Ctrl-C in the terminal reaches only this process, which sends SIGINT once.
             start_new_session=True,
         )
 
@@ -147,7 +160,7 @@ def _progress(console: Console, tokens: int) -> Iterator[Progress]:
 
 @contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM acts as Ctrl-C does, also where a shell has started this in the background, deaf to Ctrl-C."""
+    """Handle SIGTERM like Ctrl-C, also in a background job that ignores SIGINT."""
     former = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -156,22 +169,22 @@ def _sigterm_interrupts() -> Iterator[None]:
 
 
 def write_results(comparison: Comparison, runs: Sequence[PlannedRun]) -> list[str]:
-    """Write ``results.json``, ``results.md``, ``curves.png`` and ``dynamics.png`` of the runs that are finished.
+    """Write ``results.json``, ``results.md``, ``curves.png`` and ``dynamics.png`` of all finished runs.
 
-    A run counts as well whose directory is gone, if an earlier ``results.json`` has it.
+    A run without a run directory counts as finished if an earlier ``results.json`` has the result.
 
     Returns:
         The lines of ``results.md``.
 
     Raises:
-        UserError: no seed has finished runs of all arms, or matplotlib or scipy is missing.
+        UserError: no seed is finished by all arms, or matplotlib or scipy is missing.
     """
     known = recorded_runs(comparison.output_dir / RESULTS, comparison)
-    known |= {(run.arm, run.seed): read_run(run) for run in runs if is_finished(run)}
+    known |= {(run.arm, run.seed): read_run_result(run) for run in runs if is_finished(run)}
     results = [known[run.arm, run.seed] for run in runs if (run.arm, run.seed) in known]
     arms = summarize_arms(results, comparison.tokens, comparison.target)
     output = comparison.output_dir
-    document = as_document(comparison, results, arms, describe_machine())
+    document = results_document(comparison, results, arms, describe_machine())
     (output / RESULTS).write_text(json.dumps(document) + "\n", encoding="utf-8")
     lines = [
         *ablation_table(arms, comparison.tokens, comparison.target),
@@ -186,7 +199,7 @@ def write_results(comparison: Comparison, runs: Sequence[PlannedRun]) -> list[st
 
 
 def describe_machine() -> dict[str, str | int | None]:
-    """Where and with what results were made: processor, cores, versions, date, and the commit of a checkout of ours."""
+    """Return processor, cores, versions, date, and the git commit of the checkout, for the record of results."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
