@@ -32,7 +32,7 @@ def result(arm: str, seed: int, accuracy: tuple[float, ...], tokens: tuple[float
     return RunResult(arm, seed, tokens, seconds, accuracy, 10, 20, 0.5, {name: (1.0,) for name in DYNAMICS})
 
 
-# --- configuration ------------------------------------------------------------------------------------------------------
+# --- configuration --------------------------------------------------------------------------------------------------
 
 
 def test_every_arm_gets_every_seed_and_the_same_budget_seed_by_seed() -> None:
@@ -87,7 +87,7 @@ def test_names_of_directories() -> None:
     assert slug("TreeRL + ATB, 2.0 (old)") == "treerl-atb-2.0-old"
 
 
-# --- results -------------------------------------------------------------------------------------------------
+# --- results ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_by_hand() -> None:
