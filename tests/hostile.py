@@ -33,8 +33,8 @@ from attnrl.config.sft import SftConfig
 from attnrl.data.datasets import leave_out_duplicates, load_problem_set, note_conflicts
 from attnrl.errors import UserError
 from attnrl.experiments.comparison.config import Comparison, load_comparison, plan_runs
-from attnrl.grading.answers import AnswerGrader
-from attnrl.grading.registry import MathGrader
+from attnrl.grading.math import MathGrader
+from attnrl.grading.rules import RulesGrader
 from attnrl.local.loading import load_tokenizer, model_directory
 from attnrl.method.steps import Steps, split_steps
 from attnrl.tokenization import decode, response_steps, step_texts
@@ -463,7 +463,7 @@ def check_grades(value: tuple[str, list[str], str, bool]) -> None:
     """Whatever the answer and the true answer are, there is a grade in the end."""
     prompt, answers, response, flexible = value
     problems = [Problem("0", prompt, tuple(answers))]
-    by_rules = AnswerGrader(flexible).grade(problems, [response])
+    by_rules = RulesGrader(flexible).grade(problems, [response])
     by_math = math_graders()[flexible].grade(problems, [response])
     for grade in (*by_rules, *by_math):
         assert isinstance(grade, Grade) and grade.verdict in get_args(Verdict)

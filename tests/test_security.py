@@ -521,7 +521,7 @@ def test_what_holds_no_credentials_stays_as_it_is() -> None:
 
 def test_nothing_of_a_run_listens(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     psutil = pytest.importorskip("psutil", reason="comes with the extra trackers")
-    from attnrl.grading.registry import MathGrader
+    from attnrl.grading.math import MathGrader
 
     heard: list[object] = []
     workers = 0

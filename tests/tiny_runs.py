@@ -56,7 +56,7 @@ def run(model: Path, output: Path, *overrides: str, steps: int = STEPS, recipe: 
     """Train with :class:`HashGrader` as far as the run goes; returns what it has printed."""
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attnrl.data.run_data, "AnswerGrader", lambda flexible: HashGrader())
+        patch.setattr(attnrl.data.run_data, "RulesGrader", lambda flexible: HashGrader())
         config = load_config(TrainConfig, recipe, [*settings(model, output, steps), *overrides])
         attnrl.runs.session.train(attnrl.runs.prepare.prepare(config), Display(Console(file=printed, width=1000)))
     return printed.getvalue()

@@ -27,8 +27,8 @@ from attnrl.data.datasets import (
     problem_ids,
 )
 from attnrl.errors import UserError
-from attnrl.grading.answers import AnswerGrader
-from attnrl.grading.registry import UnusableGold
+from attnrl.grading.golds import UnusableGold
+from attnrl.grading.rules import RulesGrader
 from attnrl.types import Problem
 
 TRL = {"prompt": "1+1?", "answer": "2"}
@@ -224,7 +224,7 @@ def test_the_sets_of_the_paper(name: str, count: int) -> None:
     assert all(problem.prompt[-1]["content"].count(PROMPT_SUFFIX.strip()) == 1 for problem in problems)
     # Every true answer, boxed, is graded as correct, and so is each other accepted one.
     pairs = [(problem, answer) for problem in problems for answer in problem.answers]
-    grades = AnswerGrader().grade([problem for problem, _ in pairs], [f"so \\boxed{{{answer}}}" for _, answer in pairs])
+    grades = RulesGrader().grade([problem for problem, _ in pairs], [f"so \\boxed{{{answer}}}" for _, answer in pairs])
     assert [answer for (_, answer), grade in zip(pairs, grades, strict=True) if grade.reward != 1] == []
 
 

@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 
 from attnrl.config.base import PROMPT_SUFFIX
 from attnrl.data.rows import (
-    final_answer,
-    last_box,
     other_columns,
     read_answers,
     read_prompt,
@@ -94,37 +92,6 @@ def test_a_faulty_row_is_named_with_the_field(row: dict[str, Any], said: str) ->
 
 def test_an_empty_list_is_an_empty_answer() -> None:
     assert read_answers({"answer": []}, "here") == ()
-
-
-@pytest.mark.parametrize(
-    ("text", "box"),
-    [
-        ("\\boxed{1} and \\boxed{2}", "2"),
-        ("\\boxed{\\frac{1}{\\sqrt{2}}}", "\\frac{1}{\\sqrt{2}}"),
-        ("\\boxed{ \\{1, 2\\} }.", "\\{1, 2\\}"),
-        ("\\boxed{\\left\\{1\\right.}", "\\left\\{1\\right."),
-        ("$\\boxed 5$", "5"),
-        ("\\boxed\n{5}", "5"),
-        ("\\fbox{A}", "A"),
-        ("\\boxedfoo{5}", None),
-        ("\\boxed{5", None),
-        ("\\boxed", None),
-        ("5", None),
-    ],
-)
-def test_the_last_box(text: str, box: str | None) -> None:
-    assert last_box(text) == box
-
-
-def test_a_mark_inside_an_answer_is_no_mark() -> None:
-    assert final_answer("# Title\n#### 5\nis the start") == "# Title\n#### 5\nis the start"
-    assert final_answer("C#") == "C#"
-
-
-@given(st.text())
-def test_any_answer_ends(text: str) -> None:
-    assert isinstance(final_answer(text), str)
-    assert last_box(f"so \\boxed{{{text}") is None or "}" in text or "\\" in text
 
 
 def test_other_columns_are_what_json_can_say() -> None:

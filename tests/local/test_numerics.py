@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from attnrl.config.load import load_config
 from attnrl.config.schema import BranchingConfig, LossConfig, OptimizerConfig, TrainConfig
 from attnrl.data.run_data import held_out_problems
-from attnrl.grading.answers import AnswerGrader
+from attnrl.grading.rules import RulesGrader
 from attnrl.local import logprobs
 from attnrl.local.loading import build_sampler, load_model, load_tokenizer, model_directory
 from attnrl.local.policy import LocalPolicy
@@ -79,7 +79,7 @@ def ledger_batch() -> Batch:
     sampler = build_sampler(model, tokenizer, temperature=TEMPERATURE, top_p=1.0, max_batch=16)
     prompts = [tuple(encode_prompt(tokenizer, problem, 128)) for problem in problems]
     drawn = sampler.generate([Request(prompt, 256, seed) for seed, prompt in enumerate(prompts)])
-    grades = AnswerGrader(False).grade(problems, [decode(tokenizer, one.tokens) for one in drawn])
+    grades = RulesGrader(False).grade(problems, [decode(tokenizer, one.tokens) for one in drawn])
     reward_GN = torch.tensor([grade.reward for grade in grades]).view(4, 4)
     advantage_GN = reward_GN - reward_GN.mean(1, keepdim=True)
     assert advantage_GN.abs().sum() > 1

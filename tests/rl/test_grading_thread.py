@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnrl.grading.answers import AnswerGrader
-from attnrl.grading.registry import CustomGrader, MathGrader, RulesGrader
+from attnrl.grading.math import MathGrader
+from attnrl.grading.registry import build_grader
+from attnrl.grading.rules import RulesGrader
 from attnrl.rl.grading_thread import OverlappedGrading
 from attnrl.tasks.reasoning_gym import ReasoningGymGrader
 from attnrl.types import Grade, Problem
@@ -167,17 +168,16 @@ awaited.overlaps = True  # type: ignore[attr-defined]
 
 
 def test_which_graders_overlap():
-    assert AnswerGrader.overlaps
     assert RulesGrader.overlaps
     assert MathGrader.overlaps
     assert not ReasoningGymGrader.overlaps  # its deadline is a signal
-    assert not CustomGrader(f"{__name__}:rewards").overlaps  # nobody knows what it does
-    assert CustomGrader(f"{__name__}:awaited").overlaps
+    assert not build_grader(f"{__name__}:rewards").overlaps  # nobody knows what it does
+    assert build_grader(f"{__name__}:awaited").overlaps
 
 
 @pytest.mark.parametrize("name", ["rewards", "awaited"])
 def test_functions_of_the_user_grade_as_they_do_afterwards(name):
-    grader = CustomGrader(f"{__name__}:{name}")
+    grader = build_grader(f"{__name__}:{name}")
     responses = ["1", "2", "11"]
     with OverlappedGrading(grader) as grading:
         for index, response in enumerate(responses):

@@ -14,8 +14,8 @@ from attnrl.config.schema import TrainConfig
 from attnrl.data.run_data import grader_for, held_out_problems, load_task
 from attnrl.data.stream import ProceduralProblems, ShuffledProblems
 from attnrl.errors import UserError
-from attnrl.grading.answers import AnswerGrader
-from attnrl.grading.registry import MathGrader, RulesGrader
+from attnrl.grading.math import MathGrader
+from attnrl.grading.rules import RulesGrader
 from attnrl.runs.compatibility import require_positions
 from attnrl.tasks.ledger import build_tokenizer
 from attnrl.tasks.reasoning_gym import ReasoningGymGrader
@@ -100,17 +100,17 @@ def test_true_answers_that_cannot_be_parsed_are_told(files: Path, tokenizer: Pre
 
 
 def test_the_grader_is_the_tasks_own_unless_one_is_named() -> None:
-    expected = {
-        AnswerGrader: ["task=ledger"],
-        ReasoningGymGrader: [GYM],
-        MathGrader: ["task=null", "data.train=x.jsonl"],
-        RulesGrader: [GYM, "grader=rules"],
-    }
-    for kind, overrides in expected.items():
+    expected = [
+        (RulesGrader, ["task=ledger"]),
+        (ReasoningGymGrader, [GYM]),
+        (MathGrader, ["task=null", "data.train=x.jsonl"]),
+        (RulesGrader, [GYM, "grader=rules"]),
+    ]
+    for kind, overrides in expected:
         with grader_for(config(*overrides)) as grader:
             assert isinstance(grader, kind)
     with grader_for(config("task=ledger", "flexible_answers=true")) as grader:
-        assert grader == AnswerGrader(True)
+        assert grader == RulesGrader(True)
     with pytest.raises(UserError, match="exact"), grader_for(config("grader=exact")):
         pass
 

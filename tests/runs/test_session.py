@@ -381,7 +381,7 @@ def write_problems(count: int) -> None:
 
 
 def test_data_that_changed_is_refused_unless_told(tiny_checkpoint, tmp_path, files, monkeypatch):
-    monkeypatch.setattr("attnrl.grading.registry.RulesGrader.grade", lambda self, *asked: HashGrader().grade(*asked))
+    monkeypatch.setattr("attnrl.grading.rules.RulesGrader.grade", lambda self, *asked: HashGrader().grade(*asked))
     output = tmp_path / "run"
     run(tiny_checkpoint, output, *files, steps=1)
     run(tiny_checkpoint, output, *files, steps=2)
@@ -396,7 +396,7 @@ def test_data_that_changed_is_refused_unless_told(tiny_checkpoint, tmp_path, fil
         graded.extend((problem.prompt, problem.answers) for problem in problems)
         return HashGrader().grade(problems, responses)
 
-    monkeypatch.setattr("attnrl.grading.registry.RulesGrader.grade", noted)
+    monkeypatch.setattr("attnrl.grading.rules.RulesGrader.grade", noted)
     said = run(tiny_checkpoint, output, *files, "data.allow_changed=true", steps=3)
     assert re.search(r"^\d+ problems in flight", said, re.MULTILINE)
     assert [row["step"] for row in read(output)] == [0, 1, 2, 3]

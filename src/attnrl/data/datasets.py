@@ -25,7 +25,7 @@ from attnrl.data.rows import (
 )
 from attnrl.data.sources import Row, read_source, source_name
 from attnrl.errors import UserError
-from attnrl.grading.registry import UnusableGold
+from attnrl.grading.golds import UnusableGold
 from attnrl.types import Problem
 
 NAMED = 3  # problems that a note names

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attnrl.errors import UserError
+from attnrl.grading.answers import final_answer
 from attnrl.types import Chat
 
 PROMPT_FIELDS = ("prompt", "problem", "question")
@@ -77,39 +77,6 @@ def _answer_field(row: Mapping[str, Any]) -> tuple[str | None, Any]:
     if isinstance(reward_model, Mapping) and reward_model.get("ground_truth") is not None:
         return ANSWER_FIELDS[0], reward_model["ground_truth"]
     return next(((name, row[name]) for name in ANSWER_FIELDS[1:] if row.get(name) is not None), (None, None))
-
-
-def final_answer(text: str, *, worked: bool = False) -> str:
-    """What a worked text comes to: after ``####`` in its last line, or in its last box, or else all of it.
-
-    Text known to be ``worked`` that has neither mark comes to nothing (``""``).
-    """
-    lines = text.rstrip().rsplit("\n", 1)
-    before, mark, marked = lines[-1].rpartition("####")
-    if mark and not before.strip("# "):
-        marked = marked.strip()
-        return marked.replace(",", "") if re.fullmatch(r"[-+$]*\d{1,3}(,\d{3})+(\.\d+)?", marked) else marked
-    box = last_box(text)
-    if box is not None:
-        return box
-    return "" if worked or "\\boxed" in text else text
-
-
-def last_box(text: str) -> str | None:
-    """The content of the last ``\\boxed{...}`` or ``\\fbox{...}`` (or ``\\boxed 5``), or None without a whole one."""
-    found = list(re.finditer(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*", text))
-    if not found:
-        return None
-    start = found[-1].end()
-    if text[start : start + 1] != "{":
-        bare = re.match(r"[^\s$.,\\{}]+", text[start:])
-        return bare[0] if bare else None
-    depth = 0
-    for end in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[end], 0) if text[end - 1] != "\\" else 0
-        if depth == 0:
-            return text[start + 1 : end].strip()
-    return None
 
 
 def read_source_name(row: Mapping[str, Any], default: str, where: str) -> str:

@@ -23,8 +23,9 @@ from attnrl.data.datasets import (
 )
 from attnrl.data.fitting import FittedTask
 from attnrl.data.stream import ProblemSource, ProceduralProblems, ShuffledProblems
-from attnrl.grading.answers import AnswerGrader
-from attnrl.grading.registry import build_grader, unusable_golds
+from attnrl.grading.golds import unusable_golds
+from attnrl.grading.registry import build_grader
+from attnrl.grading.rules import RulesGrader
 from attnrl.tasks.reasoning_gym import ReasoningGymGrader, ReasoningGymTask
 from attnrl.tasks.registry import draw_distinct, find_task
 from attnrl.types import Grader, Problem
@@ -136,7 +137,7 @@ def grader_for(config: TrainConfig) -> Iterator[Grader]:
     if config.grader is None and isinstance(task, ReasoningGymTask):
         yield ReasoningGymGrader(task, config.flexible_answers)
     elif config.grader is None and task is not None:
-        yield AnswerGrader(config.flexible_answers)
+        yield RulesGrader(config.flexible_answers)
     else:
         with build_grader(config.grader or "math", flexible=config.flexible_answers) as grader:
             yield grader

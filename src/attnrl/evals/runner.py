@@ -25,7 +25,7 @@ from attnrl.evals.settings import EvalSettings, open_grader
 from attnrl.evals.suites import Suite
 from attnrl.evals.summary import Summary, summarize_outcomes
 from attnrl.evals.tables import EvalProgress, Report
-from attnrl.grading.registry import unusable_golds
+from attnrl.grading.golds import unusable_golds
 from attnrl.local.loading import build_sampler, choose_device
 from attnrl.rl.evaluation import respond
 from attnrl.types import Grader

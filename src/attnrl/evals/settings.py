@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from attnrl.config.base import PROMPT_SUFFIX
 from attnrl.errors import UserError
-from attnrl.grading.answers import AnswerGrader
 from attnrl.grading.registry import build_grader
+from attnrl.grading.rules import RulesGrader
 from attnrl.tasks.reasoning_gym import ReasoningGymGrader, ReasoningGymTask
 from attnrl.tasks.registry import find_task
 from attnrl.types import Grader
@@ -92,5 +92,5 @@ def open_grader(settings: EvalSettings) -> AbstractContextManager[Grader]:
         task = find_task(settings.task)
         if isinstance(task, ReasoningGymTask):
             return nullcontext(ReasoningGymGrader(task, settings.flexible_answers))
-        return nullcontext(AnswerGrader(settings.flexible_answers))
+        return nullcontext(RulesGrader(settings.flexible_answers))
     return build_grader(settings.grader, flexible=settings.flexible_answers)

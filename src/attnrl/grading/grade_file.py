@@ -1,4 +1,4 @@
-"""Grading a file of responses, row by row: what ``attnrl grade`` does."""
+"""Grading of a JSONL file of responses (the command ``attnrl grade``)."""
 
 from __future__ import annotations
 
@@ -11,49 +11,49 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from attnrl.data.rows import final_answer
 from attnrl.errors import UserError
+from attnrl.grading.answers import final_answer
 from attnrl.types import Grader, Problem
 from attnrl.utils.files import require_writable_file
 
-ROWS_AT_ONCE = 256  # graded together: enough for every worker, and progress is seen
+BATCH_ROWS = 256  # graded in one call: work for every worker, and frequent progress
 
 
 def grade_file(
     source: Path, output: Path, grader: Grader, on_progress: Callable[[int, int], None] | None = None
 ) -> Counter[str]:
-    """Grade the rows of a jsonl file and write them, in order, with ``verdict``, ``extracted`` and ``reward`` added.
+    """Grade the rows of a JSONL file and write each row with ``verdict``, ``extracted`` and ``reward`` added, in order.
 
-    A row has ``response`` (text) and ``answer`` (text, a number or a list of them: any is accepted). If it has a
-    ``prompt`` (text or chat messages), a box that only copies from it is not correct. All other fields stay, and a
-    custom grader gets them as columns. Memory does not grow with the file, and the output appears when it is whole.
+    A row has ``response`` (text) and ``answer`` (text, a number, or a list of accepted answers). With ``prompt`` (text
+    or chat messages) in the row, a box that copies the problem is wrong. All other fields are kept, and a custom grader
+    gets the fields as columns. The file is streamed, and the output is written atomically.
 
     Args:
         source: the file to read.
-        output: the file to write; it replaces one of that name.
-        grader: grades the rows, a few hundred at a time.
-        on_progress: called with the rows and the bytes of the source done so far.
+        output: the file to write; an existing file is replaced.
+        grader: grades :data:`BATCH_ROWS` rows per call.
+        on_progress: called with the number of rows and of bytes of the source graded so far.
 
     Returns:
-        How many rows came to each verdict.
+        The number of rows per verdict.
 
     Raises:
-        UserError: the source cannot be read or is the output, or a row is malformed (with its line).
+        UserError: the source cannot be read, is empty or is the output, or a row is malformed (the line is named).
     """
     if not source.is_file():
         raise UserError(f"{source}: no such file")
     if output.exists() and output.samefile(source):
-        raise UserError(f"--output {output}: is the file to be graded")
+        raise UserError(f"--output {output} is the file to be graded")
     require_writable_file(output, f"--output {output}")
-    made = [folder for folder in (output.parent, *output.parent.parents) if not folder.exists()]
-    aside = output.with_name(f".{output.name}.{os.getpid()}.part")
+    new_folders = [folder for folder in (output.parent, *output.parent.parents) if not folder.exists()]
+    part = output.with_name(f".{output.name}.{os.getpid()}.part")
     verdicts: Counter[str] = Counter()
     done = 0
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with source.open("rb") as reader, aside.open("w", encoding="utf-8") as writer:
+        with source.open("rb") as reader, part.open("w", encoding="utf-8") as writer:
             rows = _rows(reader, source)
-            while batch := list(islice(rows, ROWS_AT_ONCE)):
+            while batch := list(islice(rows, BATCH_ROWS)):
                 problems = [_problem(row, number, source) for number, row, _ in batch]
                 responses = [_response(row, number, source) for number, row, _ in batch]
                 for (_, row, _), grade in zip(batch, grader.grade(problems, responses), strict=True):
@@ -65,19 +65,19 @@ def grade_file(
                     on_progress(done, batch[-1][2])
         if not done:
             raise UserError(f"{source}: no rows")
-        aside.replace(output)
+        part.replace(output)
     except OSError as error:
         raise UserError(f"{error.filename or output}: {error.strerror or error}") from None
     finally:
         with suppress(OSError):
-            aside.unlink()
-            for folder in made:  # where the output was not written: those with something in them stay
+            part.unlink()
+            for folder in new_folders:  # fails, and is suppressed, once a folder holds the output
                 folder.rmdir()
     return verdicts
 
 
 def _rows(reader: Any, source: Path) -> Iterator[tuple[int, dict[str, Any], int]]:
-    """Line number, row and the offset of the row's end."""
+    """Yield line number, row and the byte offset of the end of the row."""
     end = 0
     for number, line in enumerate(reader, start=1):
         end += len(line)
@@ -106,8 +106,8 @@ def _problem(row: Mapping[str, Any], number: int, source: Path) -> Problem:
     if answer is None:
         raise UserError(f"{source}, line {number}: no answer")
     answers = answer if isinstance(answer, list) else [answer]
-    if not all(isinstance(one, (str, int, float)) and not isinstance(one, bool) for one in answers):
-        raise UserError(f"{source}, line {number}: answer must be text, a number or a list of them")
+    if not all(isinstance(item, (str, int, float)) and not isinstance(item, bool) for item in answers):
+        raise UserError(f"{source}, line {number}: answer must be text, a number or a list of text and numbers")
     prompt = row.get("prompt")
     if isinstance(prompt, list) and all(
         isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
@@ -117,4 +117,4 @@ def _problem(row: Mapping[str, Any], number: int, source: Path) -> Problem:
     elif not isinstance(prompt, str):
         prompt = ""
     info = {key: value for key, value in row.items() if key not in ("prompt", "answer", "response")}
-    return Problem(str(number), prompt, tuple(final_answer(str(one)) for one in answers), info=info)
+    return Problem(str(number), prompt, tuple(final_answer(str(item)) for item in answers), info=info)

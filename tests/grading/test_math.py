@@ -1,20 +1,15 @@
-"""The graders by name: the hybrid with math-verify, custom functions, and the file of ``attnrl grade``."""
+"""The ``math`` grader: equal values in other spellings, guesses, and agreement with math-verify's own tests."""
 
-import asyncio
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from attnrl.cli.app import app
 from attnrl.data.datasets import load_problems
-from attnrl.errors import UserError
-from attnrl.grading.grade_file import grade_file
-from attnrl.grading.registry import ClosableGrader, MathGrader, build_grader, unusable_golds
+from attnrl.grading.base import ClosableGrader
+from attnrl.grading.math import MathGrader
+from attnrl.grading.registry import build_grader
 from attnrl.types import Problem
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -144,15 +139,6 @@ def test_several_boxes_and_none(grader: ClosableGrader, gold: str, response: str
     assert verdict(grader, gold, response) == expected
 
 
-def test_the_rules_grader_wants_every_box_right_too() -> None:
-    with build_grader("rules") as rules:
-        assert verdict(rules, "5", "\\boxed{5}, \\boxed{5.0}") == "correct"
-        assert verdict(rules, "5", "\\boxed{6} or \\boxed{5}") == "wrong"
-        assert verdict(rules, "5", "\\boxed{10/2}") == "wrong"
-        assert verdict(rules, "\\%", "\\boxed{5}") == "bad_gold"
-        assert verdict(rules, "5", "\\boxed{ }") == "no_answer"
-
-
 @pytest.mark.parametrize(
     ("prompt", "gold", "answer", "expected"),
     [
@@ -213,17 +199,6 @@ def test_every_gold_of_the_benchmarks_is_correct_against_itself(grader: Closable
     assert [pair for pair, grade in zip(pairs, grades, strict=True) if grade.verdict != "correct"] == []
 
 
-def test_unusable_golds_are_found_by_row() -> None:
-    golds = [("5",), ("\\frac{1}{",), ("",), ("\\frac{1}{", "5"), ("x^2+\\sqrt{y}",), ("{" * 100,)]
-    found = unusable_golds([Problem(f"id-{n}", "?", gold) for n, gold in enumerate(golds)], workers=1, deadline=30)
-    assert [(bad.row, bad.id, bad.reason) for bad in found] == [
-        (1, "id-1", "cannot be parsed"),
-        (2, "id-2", "says nothing"),
-        (5, "id-5", "cannot be parsed"),
-    ]
-    assert unusable_golds([]) == []
-
-
 def test_no_worker_is_started_for_what_rules_decide() -> None:
     with MathGrader(workers=1) as math_grader:
         numbers = [Problem(str(n), "?", (str(n), f"{n}.25")) for n in range(2000)]
@@ -235,196 +210,6 @@ def test_no_worker_is_started_for_what_rules_decide() -> None:
 def test_equal_comparisons_are_made_once(grader: ClosableGrader) -> None:
     problems = [Problem("0", "?", ("\\sqrt{8}",))] * 3000
     assert {grade.verdict for grade in grader.grade(problems, ["\\boxed{2\\sqrt{2}}"] * 3000)} == {"correct"}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Custom graders
-# ---------------------------------------------------------------------------------------------------------------------
-
-CUSTOM = """
-import asyncio
-seen = {}
-def plain(prompts, completions, answer, **columns):
-    seen.update(prompts=prompts, completions=completions, answer=answer, columns=columns)
-    return [1.0, 0.25, None][: len(prompts)]
-async def later(completions, solution):
-    await asyncio.sleep(0)
-    return [float(text == right) for text, right in zip(completions, solution)]
-class Object:
-    def __call__(self, prompts, completions, level):
-        return [value / 10 for value in level]
-made = Object()
-def short(prompts, completions, **columns): return [1.0]
-def none(prompts, completions, **columns): return None
-def words(prompts, completions, **columns): return ["good"] * len(prompts)
-def big(prompts, completions, **columns): return [2.0] * len(prompts)
-def nan(prompts, completions, **columns): return [float("nan")] * len(prompts)
-def wants(prompts, completions, trainer_state): return [1.0] * len(prompts)
-def one(text): return 1.0
-def raises(prompts, completions, **columns): raise KeyError("mine")
-number = 3
-"""
-
-
-@pytest.fixture
-def custom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    (tmp_path / "my_rewards.py").write_text(CUSTOM)
-    (tmp_path / "broken_rewards.py").write_text("1 / 0")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
-    yield
-    sys.modules.pop("my_rewards", None)
-
-
-@pytest.mark.usefixtures("custom")
-def test_a_custom_grader_gets_what_trl_gives() -> None:
-    chat = ({"role": "user", "content": "2+3?"},)
-    problems = [
-        Problem("0", "1+1?", ("2", "two"), info={"level": 3}),
-        Problem("1", chat, ("5",)),
-        Problem("2", "?", ("7",)),
-    ]
-    with build_grader("my_rewards:plain") as mine:
-        grades = mine.grade(problems, ["it is 2", "\\boxed{5}", "?"])
-    assert [(grade.reward, grade.verdict, grade.answer) for grade in grades] == [
-        (1.0, "correct", None),
-        (0.25, "wrong", "5"),
-        (0.0, "error", None),
-    ]
-    seen = sys.modules["my_rewards"].seen
-    assert seen["prompts"] == ["1+1?", [dict(chat[0])], "?"]
-    assert seen["completions"] == ["it is 2", [{"role": "assistant", "content": "\\boxed{5}"}], "?"]
-    assert seen["answer"] == ["2", "5", "7"]
-    assert seen["columns"] == {"answers": [["2", "two"], ["5"], ["7"]], "level": [3, None, None]}
-    assert str(Path.cwd()) not in sys.path
-
-
-@pytest.mark.usefixtures("custom")
-def test_async_and_object_graders() -> None:
-    problems = [Problem(str(n), "?", (str(n),), info={"level": n}) for n in range(3)]
-    with build_grader("my_rewards:later") as later, build_grader("my_rewards:made") as made:
-        assert [grade.reward for grade in later.grade(problems, ["0", "1", "1"])] == [1.0, 1.0, 0.0]
-        assert [grade.reward for grade in made.grade(problems, ["", "", ""])] == [0.0, 0.1, 0.2]
-
-        async def notebook() -> list[float]:
-            return [grade.reward for grade in later.grade(problems, ["0", "0", "2"])]
-
-        assert asyncio.run(notebook()) == [1.0, 0.0, 1.0]
-        assert later.grade([], []) == []
-
-
-@pytest.mark.usefixtures("custom")
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("exact", "expected rules, math or module:function"),
-        ("no_such_module:f", "cannot be imported"),
-        ("broken_rewards:f", "ZeroDivisionError"),
-        ("my_rewards:missing", "has no missing"),
-        ("my_rewards:number", "is a int, not a function"),
-        ("my_rewards:", "expected module:function"),
-        ("my rewards:plain", "expected module:function"),
-        ("my_rewards:one", "expected a function f"),
-        ("my_rewards:short", "1 rewards for 2 responses"),
-        ("my_rewards:none", "returned NoneType"),
-        ("my_rewards:words", "reward 0 is a str"),
-        ("my_rewards:big", "reward 0 is 2"),
-        ("my_rewards:nan", "reward 0 is nan"),
-        ("my_rewards:wants", "wants trainer_state"),
-    ],
-)
-def test_a_bad_custom_grader_is_named(name: str, message: str) -> None:
-    with pytest.raises(UserError, match=message) as caught, build_grader(name) as bad:
-        bad.grade([Problem("0", "?", ("1",)), Problem("1", "?", ("1",))], ["1", "2"])
-    assert name in str(caught.value)
-
-
-@pytest.mark.usefixtures("custom")
-def test_what_a_custom_grader_raises_is_named_with_its_place_and_kept_as_the_cause() -> None:
-    line = next(n for n, text in enumerate(CUSTOM.splitlines(), start=1) if text.startswith("def raises"))
-    with build_grader("my_rewards:raises") as mine, pytest.raises(UserError) as caught:
-        mine.grade([Problem("0", "?", ("1",))], ["1"])
-    assert str(caught.value) == f"grader my_rewards:raises: raised KeyError: 'mine' (my_rewards.py, line {line})"
-    assert isinstance(caught.value.__cause__, KeyError)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# attnrl grade
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def write_rows(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def test_grade_writes_verdicts_in_order(tmp_path: Path) -> None:
-    rows = [
-        {"response": "\\boxed{10/2}", "answer": "5", "id": "first"},
-        {"response": "\\boxed{6}", "answer": ["5", "6"]},
-        {"response": "\\boxed{7}", "answer": 5},
-        {"response": "none", "answer": "5"},
-        {"response": "\\boxed{\ud83d}", "answer": ""},
-        {"response": "\\boxed{2+3}", "answer": "5", "prompt": [{"role": "user", "content": "What is $2+3$?"}]},
-    ]
-    source, output = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "new" / "out.jsonl"
-    result = CliRunner().invoke(app, ["grade", str(source), "--output", str(output), "--workers", "1"])
-    assert result.exit_code == 0, result.output
-    written = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [(row["verdict"], row["extracted"], row["reward"]) for row in written] == [
-        ("correct", "10/2", 1.0),
-        ("correct", "6", 1.0),
-        ("wrong", "7", 0.0),
-        ("no_answer", None, 0.0),
-        ("bad_gold", "\ud83d", 0.0),
-        ("wrong", "2+3", 0.0),
-    ]
-    assert [{key: row[key] for key in old} for row, old in zip(written, rows, strict=True)] == rows
-    assert "Wrote 6 rows" in result.output
-    assert "33.3%" in result.output
-    assert [path.name for path in output.parent.iterdir()] == ["out.jsonl"]
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{", "line 3: not JSON"),
-        ("[]", "line 3: expected an object"),
-        ('{"answer": "5"}', "line 3: no response"),
-        ('{"response": 5, "answer": "5"}', "line 3: response is a int"),
-        ('{"response": "5"}', "line 3: no answer"),
-        ('{"response": "5", "answer": {"a": 1}}', "line 3: answer must be"),
-        ('{"response": "5", "answer": [true]}', "line 3: answer must be"),
-    ],
-)
-def test_a_malformed_row_is_named_and_nothing_is_written(tmp_path: Path, line: str, message: str) -> None:
-    source = tmp_path / "in.jsonl"
-    source.write_text('{"response": "\\\\boxed{5}", "answer": "5"}\n\n' + line + "\n")
-    output = tmp_path / "out.jsonl"
-    output.write_text("old")
-    with pytest.raises(UserError, match=message), build_grader("rules") as rules:
-        grade_file(source, output, rules)
-    assert output.read_text() == "old"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
-
-
-def test_grade_refuses_its_own_input_and_what_is_not_there(tmp_path: Path) -> None:
-    source = write_rows(tmp_path / "in.jsonl", [{"response": "\\boxed{5}", "answer": "5"}])
-    (tmp_path / "link.jsonl").symlink_to(source)
-    (tmp_path / "empty.jsonl").touch()
-    with build_grader("rules") as rules:
-        for output in (source, tmp_path / "link.jsonl"):
-            with pytest.raises(UserError, match="is the file to be graded"):
-                grade_file(source, output, rules)
-        with pytest.raises(UserError, match="no such file"):
-            grade_file(tmp_path / "none.jsonl", tmp_path / "out.jsonl", rules)
-        with pytest.raises(UserError, match="no rows"):
-            grade_file(tmp_path / "empty.jsonl", tmp_path / "out.jsonl", rules)
-        with pytest.raises(UserError):
-            grade_file(source, tmp_path, rules)
-        seen: list[tuple[int, int]] = []
-        assert grade_file(source, tmp_path / "out.jsonl", rules, lambda *done: seen.append(done)) == {"correct": 1}
-        assert seen == [(1, source.stat().st_size)]
 
 
 SUM, PRODUCT = r"Find $\sum_{k=1}^{10} k^2$", r"What is $123 \times 456$?"

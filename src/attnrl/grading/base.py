@@ -1,0 +1,32 @@
+"""The base class of the graders."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Self
+
+from attnrl.types import Grade, Problem
+
+
+class ClosableGrader(ABC):
+    """A :class:`attnrl.types.Grader` that may hold processes: a context manager whose exit calls :meth:`close`.
+
+    Attributes:
+        overlaps: ``grade`` may be called from a thread beside the main thread, while the sampler still runs.
+    """
+
+    overlaps: bool = False
+
+    @abstractmethod
+    def grade(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Grade]:
+        """Return one grade per response, in order; ``problems`` and ``responses`` have the same length."""
+
+    def close(self) -> None:  # noqa: B027 - most graders hold nothing
+        """End the processes of the grader. May be called more than once."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

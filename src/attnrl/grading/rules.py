@@ -1,0 +1,48 @@
+"""Grading by rules: string equality of the last box with a true answer, after normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from attnrl.grading.answers import (
+    extract_boxed,
+    is_correct,
+    last_number,
+    normalize_answer,
+    other_boxes,
+    true_answers,
+)
+from attnrl.grading.base import ClosableGrader
+from attnrl.types import Grade, Problem
+
+
+@dataclass(frozen=True)
+class RulesGrader(ClosableGrader):
+    """Grade with reward 1 if every box of the response equals an accepted answer as a normalised string, else 0.
+
+    Attributes:
+        flexible: if the response has no box, take its last number. For models too small to follow the format; the last
+            number of a response that goes on after its answer is arbitrary.
+    """
+
+    flexible: bool = False
+    overlaps = True
+
+    def grade(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Grade]:
+        """Return one grade per response, in order."""
+        return [self._grade(problem, response) for problem, response in zip(problems, responses, strict=True)]
+
+    def _grade(self, problem: Problem, response: str) -> Grade:
+        accepted = true_answers(problem.answers)
+        answer = self._extract(response)
+        if not accepted:
+            return Grade(0.0, "bad_gold", answer)
+        if answer is None or not normalize_answer(answer):
+            return Grade(0.0, "no_answer", answer)
+        correct = all(is_correct(box, accepted) for box in (answer, *other_boxes(response)))
+        return Grade(float(correct), "correct" if correct else "wrong", answer)
+
+    def _extract(self, response: str) -> str | None:
+        boxed = extract_boxed(response)
+        return last_number(response) if boxed is None and self.flexible else boxed

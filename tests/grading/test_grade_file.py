@@ -1,0 +1,87 @@
+"""The file that ``attnrl grade`` writes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from attnrl.cli.app import app
+from attnrl.errors import UserError
+from attnrl.grading.grade_file import grade_file
+from attnrl.grading.registry import build_grader
+
+
+def write_rows(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_grade_writes_verdicts_in_order(tmp_path: Path) -> None:
+    rows = [
+        {"response": "\\boxed{10/2}", "answer": "5", "id": "first"},
+        {"response": "\\boxed{6}", "answer": ["5", "6"]},
+        {"response": "\\boxed{7}", "answer": 5},
+        {"response": "none", "answer": "5"},
+        {"response": "\\boxed{\ud83d}", "answer": ""},
+        {"response": "\\boxed{2+3}", "answer": "5", "prompt": [{"role": "user", "content": "What is $2+3$?"}]},
+    ]
+    source, output = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "new" / "out.jsonl"
+    result = CliRunner().invoke(app, ["grade", str(source), "--output", str(output), "--workers", "1"])
+    assert result.exit_code == 0, result.output
+    written = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [(row["verdict"], row["extracted"], row["reward"]) for row in written] == [
+        ("correct", "10/2", 1.0),
+        ("correct", "6", 1.0),
+        ("wrong", "7", 0.0),
+        ("no_answer", None, 0.0),
+        ("bad_gold", "\ud83d", 0.0),
+        ("wrong", "2+3", 0.0),
+    ]
+    assert [{key: row[key] for key in old} for row, old in zip(written, rows, strict=True)] == rows
+    assert "Wrote 6 rows" in result.output
+    assert "33.3%" in result.output
+    assert [path.name for path in output.parent.iterdir()] == ["out.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("{", "JSON"),
+        ("[]", "list"),
+        ('{"answer": "5"}', "response"),
+        ('{"response": 5, "answer": "5"}', "response"),
+        ('{"response": "5"}', "answer"),
+        ('{"response": "5", "answer": {"a": 1}}', "answer"),
+        ('{"response": "5", "answer": [true]}', "answer"),
+    ],
+)
+def test_a_malformed_row_is_named_and_nothing_is_written(tmp_path: Path, line: str, named: str) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"response": "\\\\boxed{5}", "answer": "5"}\n\n' + line + "\n")
+    output = tmp_path / "out.jsonl"
+    output.write_text("old")
+    with pytest.raises(UserError, match=f"line 3: .*{named}"), build_grader("rules") as rules:
+        grade_file(source, output, rules)
+    assert output.read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_grade_refuses_its_own_input_and_what_is_not_there(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", [{"response": "\\boxed{5}", "answer": "5"}])
+    (tmp_path / "link.jsonl").symlink_to(source)
+    (tmp_path / "empty.jsonl").touch()
+    with build_grader("rules") as rules:
+        for output in (source, tmp_path / "link.jsonl"):
+            with pytest.raises(UserError, match=output.name):
+                grade_file(source, output, rules)
+        with pytest.raises(UserError, match=r"none\.jsonl"):
+            grade_file(tmp_path / "none.jsonl", tmp_path / "out.jsonl", rules)
+        with pytest.raises(UserError, match=r"empty\.jsonl"):
+            grade_file(tmp_path / "empty.jsonl", tmp_path / "out.jsonl", rules)
+        with pytest.raises(UserError):
+            grade_file(source, tmp_path, rules)
+        seen: list[tuple[int, int]] = []
+        assert grade_file(source, tmp_path / "out.jsonl", rules, lambda *done: seen.append(done)) == {"correct": 1}
+        assert seen == [(1, source.stat().st_size)]
