@@ -135,7 +135,7 @@ def test_dry_run_shows_the_run_and_writes_nothing(folder: Path, attnrl: Attnrl) 
         TrainConfig, "attnrl", [*SMALL, "optimizer.learning_rate=2e-4"]
     )
     parameters = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained("tiny").parameters())
-    for part in ["tiny (llama", f"{parameters:,} parameters", "float32, cpu", "unlimited number to train on, 3 held out"]:
+    for part in ["tiny (llama", f"{parameters:,} parameters", "float32, cpu", " to train on, 3 held out"]:
         assert part in sizes
     # Two problems, three trunks of 1 + 2 * 2 leaves, 96 tokens each.
     assert "2 problems x 3 initial responses, up to 30 responses to train on, at most 2,880 tokens" in sizes

@@ -319,15 +319,15 @@ def one_bit(path: Path) -> None:
 
 
 DAMAGED = [
-    (STATE_FILE, cut_short, "has .* bytes, not the"),
-    (STATE_FILE, one_bit, "is not what was written"),
-    (STATE_FILE, without_pending, "has .* bytes, not the"),
-    (OPTIMIZER_FILE, one_bit, "is not what was written"),
+    (STATE_FILE, cut_short, "has .* bytes"),
+    (STATE_FILE, one_bit, "SHA-256"),
+    (STATE_FILE, without_pending, "has .* bytes"),
+    (OPTIMIZER_FILE, one_bit, "SHA-256"),
     (OPTIMIZER_FILE, absent, "is missing"),
-    ("model.safetensors", one_bit, "is not what was written"),
-    ("model.safetensors", cut_short, "has .* bytes, not the"),
+    ("model.safetensors", one_bit, "SHA-256"),
+    ("model.safetensors", cut_short, "has .* bytes"),
     ("config.json", absent, "is missing"),
-    ("tokenizer.json", no_object, "has .* bytes, not the"),
+    ("tokenizer.json", no_object, "has .* bytes"),
     (MANIFEST, absent, "is missing"),
     (MANIFEST, cut_short, "is not readable"),
     (MANIFEST, no_object, "is not readable"),
@@ -344,7 +344,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     result = find_checkpoint("auto", tmp_path)
     assert result.checkpoint is not None and result.checkpoint.step == 2
     (line,) = result.skipped
-    assert re.search(f"{newest}: skipped, damaged .{file} {message}", line) and "\n" not in line
+    assert re.search(f"{newest}: skipped, .*{file} .*{message}", line) and "\n" not in line
     with pytest.raises(UserError, match=f"resume={newest}: damaged"):
         find_checkpoint(str(newest), tmp_path)
 

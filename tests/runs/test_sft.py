@@ -141,6 +141,6 @@ def test_what_cannot_be_trained_is_named_and_nothing_is_written(tmp_path: Path, 
 def test_an_output_dir_that_cannot_be_written_is_named_before_training(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     steps: list[SftProgress] = []
-    with pytest.raises(UserError, match=r"output_dir .*file/out: .*file is no directory that can be written"):
+    with pytest.raises(UserError, match=r"^output_dir .*file/out: "):
         train_sft(config(tmp_path / "file" / "out"), steps.append)
     assert steps == []

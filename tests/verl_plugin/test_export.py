@@ -191,14 +191,11 @@ def test_of_another_run_there_is_the_model_only(damaged, attnrl, tmp_path, whole
     output = tmp_path / "out"
     outcome = attnrl("export", str(damaged), str(output))
     assert (outcome.code, outcome.err) == (0, "")
-    assert f"the model only: there is no {missing}.\nTo use it: model={output}\n" in outcome.out
+    assert missing in outcome.out and f"model={output}\n" in outcome.out
     assert tiny_runs.weights(output) == tiny_runs.weights(whole / "checkpoints/step-000002")
     assert not any((output / name).exists() for name in (STATE_FILE, OPTIMIZER_FILE))
     resumed = attnrl("train", "attnrl", f"resume={output}")
-    assert (resumed.code, resumed.err) == (
-        2,
-        f"attnrl: resume={output}: not a checkpoint directory (it has no {STATE_FILE})\n",
-    )
+    assert resumed.code == 2 and f"resume={output}: " in resumed.err and STATE_FILE in resumed.err
     evaluation = ["--task", "ledger", "--problems", "2", "--samples", "1", "--max-new-tokens", "8"]
     assert attnrl("eval", str(output), *evaluation).code == 0
 
@@ -288,8 +285,8 @@ def test_nothing_in_a_file_runs(damaged, attnrl, tmp_path, file, name):
         before = torch.serialization.get_safe_globals()
         outcome = attnrl("export", str(damaged), str(tmp_path / "out"))
         assert set(torch.serialization.get_safe_globals()) == set(before)
-        said = f"attnrl: checkpoint file {path}: not readable (it names {name}, which is no part of a tensor)\n"
-        assert (outcome.code, outcome.err) == (2, said)
+        assert outcome.code == 2 and outcome.err.count("\n") == 1
+        assert f"checkpoint file {path}: " in outcome.err and name in outcome.err
         assert not sprung.exists() and not (tmp_path / "out").exists()
         if name == "another.library.function":
             torch.load(path, weights_only=True)
@@ -314,8 +311,8 @@ def test_code_of_a_model_runs_only_when_it_is_trusted(damaged, attnrl, tmp_path,
     classes = {"AutoConfig": "marked.MarkedConfig", "AutoModelForCausalLM": "marked.MarkedForCausalLM"}
     document(huggingface / "config.json", model_type="marked_exported", auto_map=classes)
     outcome = attnrl("export", str(damaged), str(output))
-    said = "brings code of its own (auto_map), which runs only with trust_remote_code=true (--trust-remote-code)"
-    assert outcome.code == 2 and f"attnrl: model {huggingface}: {said}\n" == outcome.err
+    assert outcome.code == 2 and outcome.err.count("\n") == 1
+    assert f"model {huggingface}: " in outcome.err and "--trust-remote-code" in outcome.err
     assert not sprung.exists() and not output.exists()
     assert attnrl("export", str(damaged), str(output), "--trust-remote-code").code == 0
     assert sprung.exists() and (output / "marked.py").is_file()
@@ -401,143 +398,126 @@ def untie(its: dict[Any, Any]) -> None:
 
 
 MODEL, OPTIM = "model_world_size_2_rank_", "optim_world_size_2_rank_"
-CONFIG, NO_ADAMW = "huggingface/config.json", ": is not AdamW's state of the model ("
+CONFIG, STATE = "huggingface/config.json", "../attnrl_state.json"
 K_PROJ, GATE = "model.layers.0.self_attn.k_proj.weight", "model.layers.0.mlp.gate_proj.weight"
-# What is done to the checkpoint's "actor" directory, and what is said, right behind the name of that.
-REFUSED: dict[str, tuple[Damage, str]] = {
-    "a rank's weights are missing": (at(f"{MODEL}1.pt", absent), f"/{MODEL}1.pt: is missing"),
-    "a rank's moments are missing": (at(f"{OPTIM}1.pt", absent), f"/{OPTIM}1.pt: is missing"),
-    "weights cut short": (at(f"{MODEL}1.pt", cut_short), f"/{MODEL}1.pt: not readable (File is not a zip file)"),
-    "moments cut short": (at(f"{OPTIM}0.pt", cut_short), f"/{OPTIM}0.pt: not readable (File is not a zip file)"),
-    "one bit of the weights": (at(f"{MODEL}0.pt", one_bit), f"/{MODEL}0.pt: not readable ("),
-    "one bit of the moments": (at(f"{OPTIM}1.pt", one_bit), f"/{OPTIM}1.pt: not readable ("),
-    "no mapping": (at(f"{MODEL}0.pt", lambda file: torch.save([1], file)), f"/{MODEL}0.pt: not readable (a mapping"),
-    "nothing": (
-        at(f"{MODEL}0.pt", lambda file: torch.save({}, file)),
-        f"/{MODEL}0.pt: has no model.embed_tokens.weight",
-    ),
-    "one weight less": (content("model", lambda its: its.pop(K_PROJ), (1,)), f"/{MODEL}1.pt: has no {K_PROJ}"),
-    "one weight more": (
-        content("model", lambda its: its.update(odd=torch.ones(1))),
-        f"/{MODEL}0.pt: has a tensor that is not in the model odd, going by",
-    ),
-    "a weight without a name": (
-        content("model", lambda its: its.update({7: torch.ones(1)})),
-        f"/{MODEL}0.pt: has a tensor that is not in the model 7, going by",
-    ),
+# Damage to the checkpoint's "actor" directory, the file that the message names, and what else the message names.
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "a rank's weights are missing": (at(f"{MODEL}1.pt", absent), f"{MODEL}1.pt"),
+    "a rank's moments are missing": (at(f"{OPTIM}1.pt", absent), f"{OPTIM}1.pt"),
+    "weights cut short": (at(f"{MODEL}1.pt", cut_short), f"{MODEL}1.pt"),
+    "moments cut short": (at(f"{OPTIM}0.pt", cut_short), f"{OPTIM}0.pt"),
+    "one bit of the weights": (at(f"{MODEL}0.pt", one_bit), f"{MODEL}0.pt"),
+    "one bit of the moments": (at(f"{OPTIM}1.pt", one_bit), f"{OPTIM}1.pt"),
+    "no mapping": (at(f"{MODEL}0.pt", lambda file: torch.save([1], file)), f"{MODEL}0.pt"),
+    "nothing": (at(f"{MODEL}0.pt", lambda file: torch.save({}, file)), f"{MODEL}0.pt", "model.embed_tokens.weight"),
+    "one weight less": (content("model", lambda its: its.pop(K_PROJ), (1,)), f"{MODEL}1.pt", K_PROJ),
+    "one weight more": (content("model", lambda its: its.update(odd=torch.ones(1))), f"{MODEL}0.pt", " odd "),
+    "a weight without a name": (content("model", lambda its: its.update({7: torch.ones(1)})), f"{MODEL}0.pt", " 7 "),
     "a number for a weight": (
         content("model", lambda its: its.update({K_PROJ: 1}), (0,)),
-        f"/{MODEL}0.pt: {K_PROJ}: a tensor expected, found int",
+        f"{MODEL}0.pt",
+        K_PROJ,
+        "int",
     ),
     "a weight without values": (
         content("model", lambda its: its.update({K_PROJ: torch.ones(16, 32, device="meta")})),
-        f"/{MODEL}0.pt: {K_PROJ}: a tensor with values expected, found one of torch.strided on meta",
+        f"{MODEL}0.pt",
+        K_PROJ,
+        "meta",
     ),
     "an adapter's weights": (
         content("model", lambda its: its.update({"q_proj.lora_A": torch.ones(1)})),
-        f"/{MODEL}0.pt: is of a LoRA adapter (q_proj.lora_A)",
+        f"{MODEL}0.pt",
+        "LoRA",
+        "q_proj.lora_A",
     ),
-    "ranks that differ": (
-        content("model", lambda its: its.update(odd=torch.rand(9))),
-        f"/{MODEL}0.pt: odd: is not the same in the files of all ranks",
-    ),
-    "the same piece twice": (same_twice, f"/{MODEL}0.pt: model.embed_tokens.weight: its parts, [31, 32], do not make"),
-    "pieces cut along more than one axis": (
-        strided,
-        f"/{MODEL}0.pt: model.embed_tokens.weight: is laid out over the ranks as ['_StridedShard']",
-    ),
-    "more workers than files": (setting("fsdp_config.json", world_size=3), "/model_world_size_3_rank_0.pt: is missing"),
-    "fewer workers than pieces": (
-        alone,
-        "/model_world_size_1_rank_0.pt: model.embed_tokens.weight: its parts, [31, 32]",
-    ),
-    "no workers": (setting("fsdp_config.json", world_size=0), "/fsdp_config.json: not readable (world_size is 0)"),
-    "not of FSDP": (
-        at("fsdp_config.json", absent),
-        "/fsdp_config.json: is missing; only checkpoints of FSDP2 are read",
-    ),
-    "no json": (text_of("fsdp_config.json", "{"), "/fsdp_config.json: not readable ("),
-    "FSDP1": (setting("fsdp_config.json", FSDP_version=1), "/fsdp_config.json: FSDP1 flattens parameters"),
-    "LoRA": (text_of("lora_train_meta.json", "{}"), ": is of a LoRA adapter (lora_train_meta.json)"),
-    "no weights": (without("model_*"), ": has no model_world_size_2_rank_0.pt: weights were not saved"),
-    "no config": (at(CONFIG, absent), "/huggingface: cannot be loaded ("),
-    "no tokenizer": (without("huggingface/token*"), "/huggingface: its tokenizer cannot be loaded ("),
-    "an attention from a hub": (
-        setting(CONFIG, attn_implementation="a/b"),
-        "/huggingface: config.json takes code from",
-    ),
-    "another shape": (
-        setting(CONFIG, intermediate_size=40),
-        f"/{MODEL}0.pt: {GATE} is [48, 32], and by huggingface/config.json [40, 32]",
-    ),
-    "more layers": (
-        setting(CONFIG, num_hidden_layers=3),
-        f"/{MODEL}0.pt: has no model.layers.2.self_attn.q_proj.weight",
-    ),
+    "ranks that differ": (content("model", lambda its: its.update(odd=torch.rand(9))), f"{MODEL}0.pt", "odd"),
+    "the same piece twice": (same_twice, f"{MODEL}0.pt", "model.embed_tokens.weight", "[31, 32]"),
+    "pieces cut along more than one axis": (strided, f"{MODEL}0.pt", "model.embed_tokens.weight", "_StridedShard"),
+    "more workers than files": (setting("fsdp_config.json", world_size=3), "model_world_size_3_rank_0.pt"),
+    "fewer workers than pieces": (alone, "model_world_size_1_rank_0.pt", "model.embed_tokens.weight", "[31, 32]"),
+    "no workers": (setting("fsdp_config.json", world_size=0), "fsdp_config.json", "world_size is 0"),
+    "not of FSDP": (at("fsdp_config.json", absent), "fsdp_config.json", "FSDP2"),
+    "no json": (text_of("fsdp_config.json", "{"), "fsdp_config.json"),
+    "FSDP1": (setting("fsdp_config.json", FSDP_version=1), "fsdp_config.json", "FSDP1"),
+    "LoRA": (text_of("lora_train_meta.json", "{}"), "", "LoRA", "lora_train_meta.json"),
+    "no weights": (without("model_*"), "", "model_world_size_2_rank_0.pt"),
+    "no config": (at(CONFIG, absent), "huggingface"),
+    "no tokenizer": (without("huggingface/token*"), "huggingface", "tokenizer"),
+    "an attention from a hub": (setting(CONFIG, attn_implementation="a/b"), "huggingface", "config.json"),
+    "another shape": (setting(CONFIG, intermediate_size=40), f"{MODEL}0.pt", GATE, "[48, 32]", "[40, 32]"),
+    "more layers": (setting(CONFIG, num_hidden_layers=3), f"{MODEL}0.pt", "model.layers.2.self_attn.q_proj.weight"),
     "tied weights that differ": (
         content("model", untie),
-        f"/{MODEL}0.pt: lm_head.weight and model.embed_tokens.weight differ, and huggingface/config.json ties them",
+        f"{MODEL}0.pt",
+        "lm_head.weight",
+        "model.embed_tokens.weight",
     ),
-    "no state": (text_of("../attnrl_state.json", "{"), "attnrl_state.json: damaged ("),
-    "a part of a state": (
-        text_of("../attnrl_state.json", '{"step": 2}'),
-        "attnrl_state.json: damaged (position: is missing)",
-    ),
-    "no parameters": (content("optim", lambda its: its.pop("param_groups")), f"/{OPTIM}0.pt{NO_ADAMW}'param_groups')"),
-    "two groups": (content("optim", lambda its: its["param_groups"].append({})), f"/{OPTIM}0.pt{NO_ADAMW}too many"),
+    "no state": (text_of("../attnrl_state.json", "{"), STATE),
+    "a part of a state": (text_of("../attnrl_state.json", '{"step": 2}'), STATE, "position"),
+    "no parameters": (content("optim", lambda its: its.pop("param_groups")), f"{OPTIM}0.pt", "param_groups"),
+    "two groups": (content("optim", lambda its: its["param_groups"].append({})), f"{OPTIM}0.pt"),
     "fewer parameters": (
         content("optim", lambda its: its["param_groups"][0]["params"].pop()),
-        f"/{OPTIM}0.pt{NO_ADAMW}of 19 parameters, and the model has 20)",
+        f"{OPTIM}0.pt",
+        "19",
+        "20",
     ),
     "moments of another parameter": (
         content("optim", other_numbers),
-        f"/{OPTIM}0.pt{NO_ADAMW}exp_avg of model.layers.0.self_attn.q_proj.weight is [16, 32], and it [32, 32])",
+        f"{OPTIM}0.pt",
+        "exp_avg of model.layers.0.self_attn.q_proj.weight",
+        "[16, 32]",
+        "[32, 32]",
     ),
     "another optimizer": (
         content("optim", lambda its: its["state"][0].update(momentum=1)),
-        f"/{OPTIM}0.pt{NO_ADAMW}of model.embed_tokens.weight it has step, exp_avg, exp_avg_sq, momentum)",
+        f"{OPTIM}0.pt",
+        "model.embed_tokens.weight",
+        "momentum",
     ),
     "moments that a rank has not": (
         content("optim", lambda its: its["state"].pop(3), (1,)),
-        f"/{OPTIM}1.pt: has no state/3/exp_avg",
+        f"{OPTIM}1.pt",
+        "state/3/exp_avg",
     ),
     "infinitely many steps": (
         content("optim", lambda its: its["state"][0]["step"].fill_(float("inf"))),
-        f"/{OPTIM}0.pt{NO_ADAMW}cannot convert float infinity to integer)",
+        f"{OPTIM}0.pt",
+        "infinity",
     ),
 }
 
 
 @pytest.mark.parametrize("fault", REFUSED)
 def test_what_cannot_be_exported_is_refused_in_a_line_that_names_it(damaged, attnrl, tmp_path, fault):
-    damage, said = REFUSED[fault]
+    damage, file, *named = REFUSED[fault]
     damage(damaged / ACTOR)
     before = tree(tmp_path)
     outcome = attnrl("export", str(damaged), str(tmp_path / "new" / "out"))
-    directory = damaged / ACTOR if said[0] in "/:" else f"{(damaged / ACTOR).parent}/"
+    path = os.path.normpath(damaged / ACTOR / file)
     assert outcome.code == 2
     assert outcome.err.startswith("attnrl: ") and outcome.err.count("\n") == 1
-    assert f" {directory}{said}" in outcome.err
+    assert f" {path}:" in outcome.err and all(part in outcome.err for part in named), outcome.err
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize(
-    ("says", "named"), [("7", "says '7'"), ("../global_step_2", "says '../global_step_2'"), ("", "says ''")]
-)
-def test_a_run_whose_newest_checkpoint_is_not_there(damaged, attnrl, tmp_path, says, named):
+@pytest.mark.parametrize("says", ["7", "../global_step_2", ""])
+def test_a_run_whose_newest_checkpoint_is_not_there(damaged, attnrl, tmp_path, says):
     (damaged / "checkpoints" / exporting.NEWEST).write_text(says)
     outcome = attnrl("export", str(damaged), str(tmp_path / "out"))
-    assert outcome.code == 2 and f"{damaged / 'checkpoints'}: {exporting.NEWEST} {named}" in outcome.err
+    assert outcome.code == 2 and f"checkpoint {damaged / 'checkpoints'}: " in outcome.err
+    assert exporting.NEWEST in outcome.err and repr(says) in outcome.err
 
 
 def test_what_is_no_run_and_what_is_there_already(damaged, attnrl, tmp_path):
     for directory in (tmp_path / "missing", damaged / ACTOR):
         outcome = attnrl("export", str(directory), str(tmp_path / "out"))
         assert (outcome.code, outcome.err.count("\n")) == (2, 1)
-        assert f"checkpoint {directory}: not a checkpoint of verl" in outcome.err
+        assert f"checkpoint {directory}: " in outcome.err and exporting.NEWEST in outcome.err
     (tmp_path / "out").mkdir()
     outcome = attnrl("export", str(damaged), str(tmp_path / "out"))
-    assert (outcome.code, outcome.err) == (2, f"attnrl: output {tmp_path / 'out'}: is there already\n")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1) and f"output {tmp_path / 'out'}: " in outcome.err
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -549,8 +529,8 @@ def test_a_full_disk_leaves_nothing(damaged, attnrl, tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "write_float32", full)
     before = tree(tmp_path)
     outcome = attnrl("export", str(damaged), str(tmp_path / "out"))
-    said = f"attnrl: output {tmp_path / 'out'}: cannot be written ([Errno 28] No space left on device)\n"
-    assert (outcome.code, outcome.err) == (1, said)
+    assert outcome.code == 1 and outcome.err.count("\n") == 1
+    assert f"output {tmp_path / 'out'}: " in outcome.err and "No space left on device" in outcome.err
     assert tree(tmp_path) == before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from attnrl.config.load import load_config
 from attnrl.config.schema import TrainConfig
 from attnrl.errors import UserError
-from attnrl.verl.settings import SAME, environment_of, from_verl, to_verl
+from attnrl.verl.settings import VERL_NAMES, environment_of, from_verl, to_verl
 
 
 @pytest.fixture(autouse=True)
@@ -105,31 +106,31 @@ def test_who_starts_from_verl_s_configuration_adds_what_verl_has_no_words_for():
     ],
 )
 def test_what_the_trainer_cannot_do_is_refused_by_verl_s_name(name, value):
-    with pytest.raises(UserError, match=f"{name}={value}: AttnRL needs"):
+    with pytest.raises(UserError, match=rf"^{re.escape(name)}={value}\b"):
         from_verl(nested({**to_verl(recipe(), cpu=False), name: value}))
 
 
 def test_without_our_engine_it_is_refused(monkeypatch):
     monkeypatch.delenv("VERL_ENGINE_VENDOR")
-    with pytest.raises(UserError, match="VERL_ENGINE_VENDOR must be attnrl"):
+    with pytest.raises(UserError, match=r"VERL_ENGINE_VENDOR .*attnrl"):
         from_verl(nested(to_verl(recipe(), cpu=False)))
 
 
 def test_unknown_keys_of_ours_are_named():
-    with pytest.raises(UserError, match=r"attnrl: unknown key method\.trunk "):
+    with pytest.raises(UserError, match=r"^attnrl: .*method\.trunk\b"):
         from_verl(nested({**to_verl(recipe(), cpu=False), "attnrl": {"task": "ledger", "method": {"trunk": 3}}}))
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"),
+    ("setting", "named"),
     [
-        ("data.train_batch_size=4", "verl.set: data.train_batch_size is our prompts: set that"),
-        ("++actor_rollout_ref.actor.optim.lr=1", "is our optimizer.learning_rate: set that"),
-        ("trainer.balance_batch", "not of the form verl.key.path=value"),
+        ("data.train_batch_size=4", r"^verl\.set: data\.train_batch_size .*\bprompts\b"),
+        ("++actor_rollout_ref.actor.optim.lr=1", r"^verl\.set: .*\.lr .*optimizer\.learning_rate"),
+        ("trainer.balance_batch", r"^verl\.set: .*trainer\.balance_batch"),
     ],
 )
-def test_what_a_recipe_has_a_word_for_is_not_set_in_verl_s(setting, message):
-    with pytest.raises(UserError, match=message):
+def test_what_a_recipe_has_a_word_for_is_not_set_in_verl_s(setting, named):
+    with pytest.raises(UserError, match=named):
         to_verl(recipe(f"verl.set=['{setting}']"), cpu=False)
 
 
@@ -142,14 +143,14 @@ def test_what_is_set_in_verl_s_words_is_left_to_them():
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "named"),
     [
-        ("verl.sequence_parallel=2", "verl.sequence_parallel=2 spreads a sequence over GPUs, and FCI needs it whole"),
-        ("sampling.carry_over=0.2", "sampling.carry_over: the verl engine waits for all responses"),
+        ("verl.sequence_parallel=2", r"verl\.sequence_parallel=2 .*FCI"),
+        ("sampling.carry_over=0.2", r"sampling\.carry_over\b"),
     ],
 )
-def test_what_the_engine_cannot_do_is_refused_at_the_start(change, message):
-    with pytest.raises(UserError, match=message):
+def test_what_the_engine_cannot_do_is_refused_at_the_start(change, named):
+    with pytest.raises(UserError, match=named):
         recipe(change)
 
 
@@ -159,7 +160,7 @@ def test_sequences_may_be_spread_where_nobody_looks_at_fci():
 
 
 def test_no_word_of_the_table_stands_for_two():
-    assert len(set(SAME.values())) == len(SAME)
+    assert len(set(VERL_NAMES.values())) == len(VERL_NAMES)
 
 
 def test_every_process_finds_the_plug_in():
@@ -189,7 +190,7 @@ def test_a_run_of_one_machine_starts_a_cluster_of_its_own(monkeypatch):
 
 
 def test_log_probs_of_rollout_engines_are_not_taken_for_the_policy_s(tmp_path):
-    with pytest.raises(UserError, match=r"sampling\.score_continuations=false takes the log-probs of vllm"):
+    with pytest.raises(UserError, match=r"sampling\.score_continuations=false.*vllm"):
         recipe("sampling.score_continuations=false")
     settings = nested({**to_verl(recipe("loss.kl=0.01"), cpu=False), "attnrl": {"task": "ledger"}})
     assert from_verl(settings).sampling.score_continuations  # though the recipe that it starts from says otherwise

@@ -1,8 +1,7 @@
-"""Supervised training of a small base model from scratch on a procedural task's demonstrations.
+"""Supervised fine-tuning (SFT) of a small base model on demonstrations of a procedural task: ``attnrl sft RECIPE``.
 
-This makes the models that the package ships; ``attnrl sft RECIPE`` is the command. Training runs through the
-stages of a curriculum (short problems first: a model this small stays at chance when it starts on full-length
-ones) and needs no data but the task itself.
+The shipped models are trained by SFT from random weights. Training follows a curriculum of stages with increasing
+problem length, because a small model trained on full-length problems from the start stays at chance level.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from attnrl.local.loading import load_model, load_tokenizer, model_directory
 from attnrl.tasks.registry import ProceduralTask, find_demonstrated_task
 from attnrl.utils.files import require_writable
 
-IGNORED = -100  # cross_entropy's label for positions without a target
-POOL_BATCHES = 8  # batches drawn together and cut by length, so that padding is rare
+IGNORED = -100  # label of positions without a target
+POOL_BATCHES = 8  # batches drawn together and sorted by length, to reduce padding
 
 
 @dataclass(frozen=True)
 class SftProgress:
-    """What one optimizer step reports: stage name, step, steps in the whole run, loss in nats, tokens/s."""
+    """Progress after an optimizer step: task of the stage, step, steps of the run, loss in nats, tokens per second."""
 
     stage: str
     step: int
@@ -39,16 +38,15 @@ class SftProgress:
 
 
 def build_model(config: SftConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The model of ``config.start``, or a randomly initialised one of ``config.architecture``.
+    """Load the model ``config.start``, or build a randomly initialised model of ``config.architecture``.
 
     Raises:
-        UserError: there is no such checkpoint, it has another vocabulary, or transformers makes no causal language
-            model of it.
+        UserError: the checkpoint is missing, has another vocabulary, or is not a causal language model.
     """
     if config.start is not None:
         directory = model_directory(config.start)
         if load_tokenizer(directory).get_vocab() != tokenizer.get_vocab():
-            raise UserError(f"start {config.start}: has another vocabulary than the task")
+            raise UserError(f"start {config.start}: the vocabulary differs from the task's")
         return load_model(directory, device=torch.device("cpu"), dtype="float32")
     torch.manual_seed(config.seed)
     try:
@@ -60,7 +58,7 @@ def build_model(config: SftConfig, tokenizer: PreTrainedTokenizerBase) -> PreTra
             **config.architecture,
         )
         model: PreTrainedModel = AutoModelForCausalLM.from_config(architecture)
-    except Exception as error:  # whatever transformers raises on settings that make no model
+    except Exception as error:  # transformers raises exceptions of many types for invalid settings
         raise UserError(f"architecture: {' '.join(str(error).split())[:300]}") from None
     return model
 
@@ -68,7 +66,7 @@ def build_model(config: SftConfig, tokenizer: PreTrainedTokenizerBase) -> PreTra
 def demonstration_batches(
     task: ProceduralTask, tokenizer: PreTrainedTokenizerBase, batch_size: int, rng: random.Random
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless ``(input_ids_BT, labels_BT)``; only the response and its end-of-sequence token have labels."""
+    """Yield ``(input_ids_BT, labels_BT)`` without end; only the response and the end-of-sequence token have labels."""
     while True:
         pool = []
         for _ in range(batch_size * POOL_BATCHES):
@@ -91,18 +89,18 @@ def demonstration_batches(
 
 
 def learning_rate(stage: SftStage, step_in_stage: int) -> float:
-    """A straight line from the stage's first learning rate to its last."""
+    """Return the learning rate, interpolated linearly between the first and the last learning rate of the stage."""
     start, end = stage.learning_rate
     return start + (end - start) * step_in_stage / stage.steps
 
 
 def train_sft(config: SftConfig, on_step: Callable[[SftProgress], None] | None = None) -> list[Path]:
-    """Train through all stages and return the checkpoint directories written.
+    """Train all stages; return the directories of the saved models.
 
-    ``seed`` decides the initial weights and all demonstrations.
+    ``config.seed`` determines the initial weights and all demonstrations.
 
     Raises:
-        UserError: an unknown task, an impossible architecture, or an ``output_dir`` that cannot be written.
+        UserError: unknown task, invalid architecture, or ``output_dir`` not writable.
     """
     tasks = []
     for number, stage in enumerate(config.stages):
@@ -114,14 +112,14 @@ def train_sft(config: SftConfig, on_step: Callable[[SftProgress], None] | None =
     require_writable(config.output_dir, f"output_dir {config.output_dir}")
     for number, (stage, task) in enumerate(zip(config.stages, tasks, strict=True)):
         if task.build_tokenizer().get_vocab() != tokenizer.get_vocab():
-            raise UserError(f"stages.{number}.task {stage.task}: has another vocabulary than {config.stages[0].task}")
+            raise UserError(f"stages.{number}.task {stage.task}: vocabulary differs from {config.stages[0].task}")
         if stage.save is not None:
             require_writable(config.output_dir / stage.save, f"stages.{number}.save {config.output_dir / stage.save}")
     model = build_model(config, tokenizer)
-    try:  # before an hour of training rather than after it
+    try:  # before the training, not after
         config.output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"output_dir {config.output_dir}: cannot be written ({error.strerror})") from None
+        raise UserError(f"output_dir {config.output_dir}: not writable ({error.strerror})") from None
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=config.weight_decay)
     total_steps = sum(stage.steps for stage in config.stages)

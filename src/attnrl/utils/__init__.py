@@ -1,1 +1,1 @@
-"""Files, YAML, statistics, plug-ins."""
+"""Helpers without dependencies on other packages: atomic writes, safe YAML, statistics, plug-ins, console."""

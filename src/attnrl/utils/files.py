@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever the moment a process or a machine dies."""
+"""Crash-safe files: atomic writes, fsync, manifests with SHA-256 hashes, and checks that a path is writable."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MANIFEST = "manifest.json"
 
 
 def fsync_path(path: Path) -> None:
-    """Have what was written to a file, or the names in a directory, outlive a loss of power."""
+    """Flush a file, or the entries of a directory, to disk (fsync): the content survives a power loss."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -23,24 +23,24 @@ def fsync_path(path: Path) -> None:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file aside and rename it: readers see what it held before or all of ``content``, never a part."""
-    aside = path.with_name(f".{path.name}.partial")
+    """Write a file atomically (temporary file, fsync, rename): readers see the old or the new content, never a part."""
+    temporary = path.with_name(f".{path.name}.partial")
     try:
-        aside.write_bytes(content.encode() if isinstance(content, str) else content)
-        fsync_path(aside)
-        os.replace(aside, path)
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        fsync_path(temporary)
+        os.replace(temporary, path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     fsync_path(path.parent)
 
 
 def write_manifest(directory: Path, notes: dict[str, Any]) -> None:
-    """Write a directory's manifest, size and SHA-256 of every file in it, and have all of it outlive a loss of power.
+    """Write the manifest of a directory (size and SHA-256 of every file), then fsync every file and directory.
 
     Args:
-        directory: written in full, but for the manifest.
-        notes: what else the manifest is to say.
+        directory: directory with all files except the manifest.
+        notes: further entries of the manifest.
     """
     files = {str(path.relative_to(directory)): path for path in sorted(directory.rglob("*")) if path.is_file()}
     entries = {name: {"size": path.stat().st_size, "sha256": sha256(path)} for name, path in files.items()}
@@ -51,10 +51,10 @@ def write_manifest(directory: Path, notes: dict[str, Any]) -> None:
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """What :func:`write_manifest` has written.
+    """Return the manifest written by :func:`write_manifest`.
 
     Raises:
-        ValueError: the manifest is missing or is none; it is named.
+        ValueError: the manifest is missing or malformed.
     """
     path = directory / MANIFEST
     try:
@@ -70,10 +70,10 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def verify_manifest(directory: Path) -> None:
-    """Compare a directory with its manifest; files that the manifest does not name are no concern of it.
+    """Check every file of the manifest by size and SHA-256; files not in the manifest are ignored.
 
     Raises:
-        ValueError: the manifest or a file is missing or not what it was; the first is named.
+        ValueError: naming the first file that is missing or changed; or the manifest is missing or malformed.
     """
     for name, entry in read_manifest(directory)["files"].items():
         path = directory / name
@@ -81,34 +81,34 @@ def verify_manifest(directory: Path) -> None:
             raise ValueError(f"{name} is missing")
         size = path.stat().st_size
         if size != entry["size"]:
-            raise ValueError(f"{name} has {size:,} bytes, not the {entry['size']:,} that were written")
+            raise ValueError(f"{name} has {size:,} bytes instead of {entry['size']:,}")
         if sha256(path) != entry["sha256"]:
-            raise ValueError(f"{name} is not what was written (its SHA-256 differs)")
+            raise ValueError(f"{name} has changed (the SHA-256 differs)")
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def require_writable(directory: Path, said: str) -> None:
-    """Make sure that a directory is there and can be written, or can be made; nothing is made yet.
+def require_writable(directory: Path, label: str) -> None:
+    """Check that a directory is writable or can be created; nothing is created.
 
     Raises:
-        UserError: it cannot; ``said`` is how the user named it.
+        UserError: the directory is not writable; the message begins with ``label``.
     """
     nearest = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise UserError(f"{said}: {nearest} is no directory that can be written")
+        raise UserError(f"{label}: {nearest} is not a writable directory")
 
 
-def require_writable_file(file: Path, said: str) -> None:
-    """Make sure that a file can be written; nothing is made yet.
+def require_writable_file(file: Path, label: str) -> None:
+    """Check that a file can be written; nothing is created.
 
     Raises:
-        UserError: it is a directory, or cannot be in one; ``said`` is how the user named it.
+        UserError: the path is a directory, or in a directory that is not writable; the message begins with ``label``.
     """
     if file.is_dir():
-        raise UserError(f"{said}: is a directory")
-    require_writable(file.parent, said)
+        raise UserError(f"{label}: is a directory")
+    require_writable(file.parent, label)

@@ -1,4 +1,4 @@
-"""YAML from outside: plain data, each key once, no larger and no deeper than any settings are."""
+"""Safe YAML for untrusted settings: plain data, unique keys, bounds on size, depth and number of values."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Any
 import yaml
 
 MAX_CHARS = 200_000
-MAX_VALUES = 10_000  # an alias counts each time it is used: a few lines of them can stand for billions of values
+MAX_VALUES = 10_000  # every use of an alias counts: a few nested aliases expand to billions of values
 MAX_DEPTH = 32
-MAX_BITS = 1_024  # of an integer: a larger one is no float, and cannot be printed
-_MERGE = "tag:yaml.org,2002:merge"  # of the key <<
+MAX_BITS = 1_024  # of an integer: larger integers overflow a float
+_MERGE = "tag:yaml.org,2002:merge"  # tag of the merge key <<
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses what PyYAML takes silently (the second of two values of a key) or without end (merges of merges)."""
+    """Safe loader that also rejects duplicate keys and merges of lists (exponential merge chains)."""
 
     depth = 0
     values = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         self.values += 1
-        _require_bounds(self.depth, self.values)  # not only of the whole: parsing it takes long
+        _require_bounds(self.depth, self.values)  # while parsing, before the whole document is built
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1
@@ -44,11 +44,11 @@ class _Loader(yaml.SafeLoader):
 
 
 def load_yaml(text: str) -> Any:
-    """The one document of ``text``: mappings, lists, text, numbers, dates.
+    """Parse the single document ``text``: mappings, lists, text, numbers, dates.
 
     Raises:
-        ValueError: it is not valid YAML, gives a key twice, names objects, or holds what no settings hold (thousands
-            of values, numbers of hundreds of digits, text that no file can hold). Its message is one line.
+        ValueError: invalid YAML, duplicate keys, tagged objects, or values out of bounds (number of values, depth, size
+            of integers, text with NUL or surrogates). The message is one line.
     """
     if len(text) > MAX_CHARS:
         raise ValueError(f"longer than {MAX_CHARS:,} characters")
@@ -58,14 +58,14 @@ def load_yaml(text: str) -> Any:
         raise ValueError(" ".join(str(error).split())) from None
     except _OutOfBoundsError:
         raise
-    except Exception as error:  # whatever datetime, dict and the like raise on 2020-13-45, !!bool maybe
+    except Exception as error:  # datetime and dict raise many types, for 2020-13-45 or !!bool maybe
         raise ValueError(f"a value that cannot be read: {' '.join(str(error).split())[:200]}") from None
     _check(value, 0, 0)
     return value
 
 
 class _OutOfBoundsError(ValueError):
-    """Larger or deeper than settings are."""
+    """Raised for documents beyond :data:`MAX_DEPTH` or :data:`MAX_VALUES`."""
 
 
 def _require_bounds(depth: int, values: int) -> None:
@@ -76,7 +76,7 @@ def _require_bounds(depth: int, values: int) -> None:
 
 
 def _check(value: Any, depth: int, values: int) -> int:
-    """Refuse what no settings hold; returns how many values there are, ``values`` before this one included."""
+    """Raise ValueError for values that no setting may hold; return ``values`` plus the count of values in ``value``."""
     values += 1
     _require_bounds(depth, values)
     if isinstance(value, str):
@@ -91,6 +91,6 @@ def _check(value: Any, depth: int, values: int) -> int:
         for key, item in value.items():
             values = _check(item, depth + 1, _check(key, depth + 1, values))
     elif isinstance(value, (list, tuple, set)):
-        for one in value:
-            values = _check(one, depth + 1, values)
+        for item in value:
+            values = _check(item, depth + 1, values)
     return values

@@ -1,7 +1,7 @@
-"""The agent loop of the sampler: from any token on, with a budget of its own.
+"""verl agent loop for continuations: samples from any token prefix, with a token budget and a seed per request.
 
-verl's own loops begin at a problem's messages. Ours takes the token ids that are to be continued: a prompt, or a prompt
-with the part of a trunk that a branch keeps.
+verl's own agent loops start from chat messages. This agent loop starts from token ids: a prompt, or a prompt followed
+by the trunk tokens before a branch point.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetr
 
 from attnrl.verl.settings import NAME
 
-SEEDED = ("vllm", "transformers")  # rollouts in which each request has a seed of its own
+SEEDED = ("vllm", "transformers")  # rollout engines with a seed per request
 
 
 @register(NAME)
 class ContinuationLoop(AgentLoopBase):  # type: ignore[misc]
-    """See the module."""
+    """Samples one continuation per request."""
 
     def __init__(self, trainer_config: Any, server_manager: Any, **_: Any) -> None:
-        """Keep what it needs; verl's own loops also build a tokenizer of chats, for each request."""
+        """Skip verl's initialisation, which builds a chat tokenizer for every request."""
         self.rollout_config = trainer_config.config.actor_rollout_ref.rollout
         self.server_manager = server_manager
 
@@ -29,7 +29,7 @@ class ContinuationLoop(AgentLoopBase):  # type: ignore[misc]
         """Sample one continuation.
 
         Args:
-            sampling_params: verl's own; ours replace what they name.
+            sampling_params: verl's sampling parameters; the request's parameters take precedence.
             request: ``prompt_ids``, ``max_new_tokens``, ``seed``, ``temperature``, ``top_p``.
         """
         parameters = {
@@ -49,7 +49,7 @@ class ContinuationLoop(AgentLoopBase):  # type: ignore[misc]
             response_ids=output.token_ids,
             response_mask=[1] * len(output.token_ids),
             response_logprobs=output.log_probs,
-            reward_score=0.0,  # graded by the loop, which knows the whole response of a branch
+            reward_score=0.0,  # the training loop grades the whole response: trunk prefix and continuation
             num_turns=2,
             metrics=AgentLoopMetrics(),
             extra_fields={**output.extra_fields, "stop_reason": output.stop_reason},

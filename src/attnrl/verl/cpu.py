@@ -1,7 +1,6 @@
-"""verl without a GPU: a platform for processes on CPUs, which talk to each other through gloo.
+"""verl platform for machines without a GPU (gloo backend), chosen by ``VERL_PLATFORM=cpu``; for tests and trials.
 
-For tests, and for trying a recipe out. ``VERL_PLATFORM=cpu`` chooses it. Ray is told of as many GPUs as there are to be
-processes (``ray_kwargs.ray_init.num_gpus``), since that is what verl counts processes in.
+verl counts processes in GPUs, so Ray is started with one fictitious GPU per process (``ray_kwargs.ray_init.num_gpus``).
 """
 
 from __future__ import annotations
@@ -19,26 +18,26 @@ from verl.plugin.platform.platform_manager import PlatformRegistry
 from verl.utils import distributed
 
 if os.environ.get("VERL_PLATFORM") == "cpu":
-    # verl asks for gloo on the CPU and for the platform's backend on its device, which torch takes for asking twice.
+    # verl requests gloo for the CPU plus the platform's backend for the device; torch rejects the same backend twice.
     distributed.initialize_global_process_group_ray = partial(
         distributed.initialize_global_process_group_ray, backend="gloo"
     )
 
 
 def _cpu_module() -> ModuleType:
-    """``torch.cpu`` with what verl also asks of ``torch.cuda``: there is no memory of a device to speak of."""
+    """Return a copy of ``torch.cpu`` with the functions of ``torch.cuda`` that verl calls; memory is always 0."""
     module = ModuleType("attnrl_cpu")
     vars(module).update(vars(torch.cpu))
 
-    def nothing(*_: Any, **__: Any) -> None:
+    def no_op(*_: Any, **__: Any) -> None:
         return None
 
-    def none_used(*_: Any) -> int:
+    def zero_bytes(*_: Any) -> int:
         return 0
 
-    module.empty_cache = module.ipc_collect = module.reset_peak_memory_stats = nothing  # type: ignore[attr-defined]
-    module.max_memory_allocated = module.max_memory_reserved = none_used  # type: ignore[attr-defined]
-    module.memory_allocated = module.memory_reserved = none_used  # type: ignore[attr-defined]
+    module.empty_cache = module.ipc_collect = module.reset_peak_memory_stats = no_op  # type: ignore[attr-defined]
+    module.max_memory_allocated = module.max_memory_reserved = zero_bytes  # type: ignore[attr-defined]
+    module.memory_allocated = module.memory_reserved = zero_bytes  # type: ignore[attr-defined]
     module.get_device_name = lambda *_: "CPU"  # type: ignore[attr-defined]
     module.mem_get_info = lambda *_: (0, 0)  # type: ignore[attr-defined]
     module.get_rng_state, module.set_rng_state = torch.get_rng_state, torch.set_rng_state  # type: ignore[attr-defined]
@@ -50,40 +49,40 @@ CPU_MODULE = _cpu_module()
 
 @PlatformRegistry.register(platform="cpu")
 class CpuPlatform(PlatformBase):  # type: ignore[misc]
-    """See the module."""
+    """Implements verl's platform interface on ``torch.cpu``; there is no device memory, cache, profiler or IPC."""
 
     @property
     def device_name(self) -> str:
-        """What torch calls it."""
+        """Device type in torch."""
         return "cpu"
 
     @property
     def vendor_name(self) -> str:
-        """Nobody's in particular."""
+        """Vendor name in verl's registry."""
         return "cpu"
 
     @property
     def device_module(self) -> ModuleType:
-        """``torch.cpu``, completed."""
+        """``torch.cpu`` with the missing functions of ``torch.cuda``."""
         return CPU_MODULE
 
     def is_available(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def current_device(self) -> Any:
-        """What verl hands to ``Tensor.to``: a GPU's index elsewhere, here the device's name."""
+        """Return the argument for ``Tensor.to``: the device name, where GPU platforms return an index."""
         return "cpu"
 
     def device_count(self) -> int:
-        """One, whatever the number of cores."""
+        """Return 1, for any number of cores."""
         return 1
 
     def set_device(self, device_index: int) -> None:
-        """There is none to choose."""
+        """Do nothing: there is a single device."""
 
     def synchronize(self, device_index: int | None = None) -> None:
-        """Nothing is ever pending."""
+        """Do nothing: CPU operations are synchronous."""
 
     def manual_seed(self, seed: int) -> None:
         """Seed torch."""
@@ -94,46 +93,46 @@ class CpuPlatform(PlatformBase):  # type: ignore[misc]
         torch.manual_seed(seed)
 
     def set_allocator_settings(self, settings: str) -> None:
-        """There are none."""
+        """Do nothing: there is no device allocator."""
 
     def empty_cache(self) -> None:
-        """There is none."""
+        """Do nothing: there is no device cache."""
 
     def get_device_capability(self, device_index: int = 0) -> tuple[int | None, int | None]:
-        """Unknown, as verl says it."""
+        """Return (None, None): unknown, in verl's convention."""
         return None, None
 
     def communication_backend_name(self) -> str:
-        """gloo."""
+        """Return the backend of torch.distributed."""
         return "gloo"
 
     def visible_devices_envvar(self) -> str:
-        """What Ray sets for the GPUs that it takes our processes for."""
+        """Return the variable that Ray sets for the fictitious GPUs."""
         return "CUDA_VISIBLE_DEVICES"
 
     @contextmanager
     def nvtx_range(self, msg: str) -> Iterator[None]:
-        """No profiler."""
+        """Do nothing: there is no profiler."""
         yield
 
     def profiler_start(self) -> None:
-        """No profiler."""
+        """Do nothing: there is no profiler."""
 
     def profiler_stop(self) -> None:
-        """No profiler."""
+        """Do nothing: there is no profiler."""
 
     def ray_resource_name(self) -> str:
-        """The resource that verl counts; see the module."""
+        """Return the Ray resource that verl counts processes in."""
         return "GPU"
 
     def ray_noset_envvars(self) -> list[str]:
-        """None of them matters."""
+        """Return no variables."""
         return []
 
     def is_ipc_supported(self) -> bool:
-        """No memory of a device to share."""
+        """Return False: there is no device memory to share."""
         return False
 
     def cudart(self) -> Any:
-        """There is none."""
+        """Return None: there is no CUDA runtime."""
         return None

@@ -1,7 +1,7 @@
-"""verl's FSDP engine, whose log-prob forward also gives the influence of steps.
+"""verl's FSDP engine with a log-prob forward that also returns the influence of each step.
 
-Registered for the vendor ``attnrl``, which ``VERL_ENGINE_VENDOR`` chooses. A batch that holds :data:`STEP_STARTS` comes
-back with :data:`INFLUENCE` beside its log-probs; any other batch goes through verl's engine as it is.
+Registered for the vendor ``attnrl`` (``VERL_ENGINE_VENDOR=attnrl``). For a batch with :data:`STEP_STARTS` the output
+holds :data:`INFLUENCE` beside the log-probs; every other batch goes through verl's engine unchanged.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from verl.workers.engine.fsdp import transformer_impl
 from attnrl.fci import CaptureSpec, capture
 from attnrl.verl.settings import NAME
 
-STEP_STARTS = "step_starts"  # nested [rows, tokens]: 1 at the first token of each step whose influence is wanted
-INFLUENCE = "influence"  # nested [rows, tokens]: raw influence of the step that starts there, else 0
+STEP_STARTS = "step_starts"  # nested [rows, tokens]: 1 at the first token of each step, else 0
+INFLUENCE = "influence"  # nested [rows, tokens]: raw influence of the step at the first token of the step, else 0
 MEASURE = "influence_measure"  # {"delta": ..., "influence": ..., "reduction": ...}, see BranchingConfig
 
 
@@ -30,15 +30,15 @@ MEASURE = "influence_measure"  # {"delta": ..., "influence": ..., "reduction": .
     model_type="language_model", backend=["fsdp", "fsdp2"], device=["cuda", "npu", "cpu"], vendor=NAME
 )
 class InfluenceEngine(transformer_impl.FSDPEngineWithLMHead):  # type: ignore[misc]
-    """See the module."""
+    """FSDP engine with influence in the log-prob forward."""
 
     def forward_step(
         self, micro_batch: TensorDict, loss_function: Callable[..., Any] | None, forward_only: bool
     ) -> tuple[Tensor, dict[str, Any]]:
-        """One forward of a micro-batch, with the influence of its steps where they are given.
+        """Run the forward of a micro-batch, with the influence of each step if the batch holds :data:`STEP_STARTS`.
 
         Raises:
-            FciUnsupportedError: FCI cannot be taken from the model's attention.
+            FciUnsupportedError: the model's attention does not support FCI.
         """
         if STEP_STARTS not in micro_batch.keys():  # noqa: SIM118  (`in` asks for rows)
             result: tuple[Tensor, dict[str, Any]] = super().forward_step(micro_batch, loss_function, forward_only)
@@ -51,8 +51,8 @@ class InfluenceEngine(transformer_impl.FSDPEngineWithLMHead):  # type: ignore[mi
         influence_N = torch.zeros(int(offsets[-1]), device=offsets.device)
         if any(starts):
             of_steps = captured.of_steps(measure["influence"], measure["reduction"])
-            for first, its_starts, its_influence in zip(offsets.tolist(), starts, of_steps, strict=False):
-                influence_N[[first + start for start in its_starts]] = its_influence.to(influence_N)
+            for first, row_starts, row_influence in zip(offsets.tolist(), starts, of_steps, strict=False):
+                influence_N[[first + start for start in row_starts]] = row_influence.to(influence_N)
         output["model_output"][INFLUENCE] = torch.nested.nested_tensor_from_jagged(influence_N, offsets)
         return loss, output
 
@@ -60,7 +60,8 @@ class InfluenceEngine(transformer_impl.FSDPEngineWithLMHead):  # type: ignore[mi
         self, micro_batch: TensorDict, starts: list[list[int]], lengths: list[int], measure: dict[str, Any]
     ) -> CaptureSpec:
         packed = tensordict_utils.get_non_tensor_data(micro_batch, "use_remove_padding", True)
-        padding = self._get_packed_pad_size(sum(lengths)) if packed else 0  # a sequence of its own, behind the others
+        # verl appends the padding as one more sequence.
+        padding = self._get_packed_pad_size(sum(lengths)) if packed else 0
         return CaptureSpec(
             [*starts, []] if padding else starts,
             [*lengths, padding] if padding else lengths,
@@ -77,7 +78,7 @@ class InfluenceEngine(transformer_impl.FSDPEngineWithLMHead):  # type: ignore[mi
 
 @contextmanager
 def _pageable_offload() -> Iterator[None]:
-    """On a machine without an accelerator there is nothing to pin the reference's memory for, and torch refuses to."""
+    """Patch verl's CPU offload to use pageable memory: torch cannot pin memory without an accelerator."""
     if get_device_name() != "cpu":
         yield
         return

@@ -1,11 +1,11 @@
-"""``attnrl export``: a checkpoint of verl's becomes one of the local engine, on any machine and without verl.
+"""``attnrl export``: convert a checkpoint of verl to a checkpoint of the local engine, on any machine and without verl.
 
-Weights come from the workers' shards, never from ``huggingface/model.safetensors``: the shards are there whatever a run
-was told to save, and they are what was trained, in its own precision. Beside a Hugging Face model there are then, where
-the run was ours, AdamW's moments by parameter name and the loop's state, so that ``attnrl train resume=`` goes on from
-it; weights of 32 bits are among the moments again, as the copies that a run with ``dtype=bfloat16`` trains on.
+Weights are read from the workers' shards, which every checkpoint has in training precision; the optional
+``huggingface/model.safetensors`` is ignored. For a run of AttnRL's trainer, the exported checkpoint also has the AdamW
+moments by parameter name and the trainer state, so that ``attnrl train resume=`` continues from the checkpoint. fp32
+weights are stored with the moments as master weights, for a run with ``dtype=bfloat16``.
 
-In memory there is one copy of the weights at a time, and of the moments one tensor.
+Memory holds one copy of the weights, and one tensor of the moments at a time.
 """
 
 from __future__ import annotations
@@ -36,17 +36,18 @@ from attnrl.verl.shards import Pieces, Shards
 NEWEST = "latest_checkpointed_iteration.txt"
 GENERATION = "generation_config.json"
 MOMENTS = {"exp_avg", "exp_avg_sq", "step"}
+MERGE_ADAPTER = "merge the adapter with verl's tools"
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was found and written.
+    """The result of an export.
 
     Attributes:
-        source: the checkpoint of verl's.
-        missing: the files without which the model only was written; empty where a run can be resumed from it.
-        step: training steps done.
-        updates: optimizer steps taken.
+        source: directory of verl's checkpoint.
+        missing: missing file, so that only the model was exported; empty if a run can resume from the export.
+        step: finished training steps.
+        updates: optimizer steps.
     """
 
     source: Path
@@ -58,20 +59,20 @@ class Exported:
 def export(
     checkpoint: Path, output: Path, *, trust_remote_code: bool = False, say: Callable[[str], None] = lambda line: None
 ) -> Exported:
-    """Write the directory ``output`` from a verl checkpoint.
+    """Export verl's checkpoint to the directory ``output`` (atomic: nothing is written on an error).
 
     Args:
-        checkpoint: ``global_step_N``, or a run's directory, or that of its checkpoints: its newest.
-        output: the directory to make.
-        trust_remote_code: whether the model's own code may run.
-        say: is told of each file, in a line.
+        checkpoint: ``global_step_N``, or a run directory or checkpoint directory for the newest checkpoint.
+        output: directory to create.
+        trust_remote_code: allow code from the model's directory to run.
+        say: called with one line per file.
 
     Raises:
-        UserError: the checkpoint is none, incomplete, damaged or of a kind that is not read; or ``output`` is there.
-        RunError: it cannot be written. In either case nothing is.
+        UserError: the checkpoint is missing, incomplete, damaged or not supported; or ``output`` exists.
+        RunError: ``output`` cannot be written.
     """
     if output.exists():
-        raise UserError(f"output {output}: is there already")
+        raise UserError(f"output {output}: already exists")
     require_writable(output.parent, f"output {output}")
     source = newest_checkpoint(checkpoint)
     actor = source / "actor"
@@ -83,7 +84,7 @@ def export(
 
     shards = Shards(actor, "model", world_size, say)
     weights = {name: shards.pieces(name) for name in shards.contents[0]}
-    dtype = next((its.dtype for its in weights.values() if its.dtype.is_floating_point), torch.float32)
+    dtype = next((pieces.dtype for pieces in weights.values() if pieces.dtype.is_floating_point), torch.float32)
     model = _model_without_weights(huggingface, dtype, trust_remote_code)
     tied = _check_weights(model, weights, shards.files[0])
     moments: dict[str, Pieces] = {}
@@ -92,7 +93,7 @@ def export(
     elif not any(actor.glob("optim_world_size_*")):
         exported = Exported(source, f"actor/optim_world_size_{world_size}_rank_0.pt")
     else:
-        # In the order in which the workers' own model had them, whatever another release of transformers makes of it.
+        # In the order of the workers' model, which may differ from the order of this release of transformers.
         parameters = {name for name, _ in model.named_parameters()}
         named = {name: pieces for name, pieces in weights.items() if name in parameters}
         moments, updates = _moments(Shards(actor, "optim", world_size, say), named)
@@ -118,10 +119,10 @@ def export(
 
 
 def newest_checkpoint(given: Path) -> Path:
-    """The checkpoint that ``given`` is, or the newest of the run that it is the directory of.
+    """Return the checkpoint directory ``given``, or the newest checkpoint of the run directory ``given``.
 
     Raises:
-        UserError: it is neither.
+        UserError: ``given`` is neither a checkpoint nor a run directory.
     """
     if (given / "actor").is_dir():
         return given
@@ -130,13 +131,13 @@ def newest_checkpoint(given: Path) -> Path:
             step = (root / NEWEST).read_text(encoding="utf-8", errors="replace").strip()
             newest = root / f"global_step_{step}"
             if not step.isdecimal() or not (newest / "actor").is_dir():
-                raise UserError(f"checkpoint {root}: {NEWEST} says {step[:20]!r}, and there is no such checkpoint")
+                raise UserError(f"checkpoint {root}: {NEWEST} names {step[:20]!r}, but this checkpoint is missing")
             return newest
     raise UserError(f"checkpoint {given}: not a checkpoint of verl (no actor directory in it, and no {NEWEST})")
 
 
 def _world_size(actor: Path) -> int:
-    """How many workers wrote the checkpoint of an actor, which is one that can be read."""
+    """Return the number of workers that wrote the checkpoint; check that the kind of checkpoint is supported."""
     path = actor / "fsdp_config.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -144,22 +145,22 @@ def _world_size(actor: Path) -> int:
         if world_size < 1:
             raise ValueError(f"world_size is {world_size}")
     except FileNotFoundError:
-        raise UserError(f"checkpoint file {path}: is missing; only checkpoints of FSDP2 are read") from None
+        raise UserError(f"checkpoint file {path}: is missing; only FSDP2 checkpoints are supported") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"checkpoint file {path}: not readable ({one_line(error)})") from None
     if version != 2:
         raise UserError(
-            f"checkpoint file {path}: FSDP{version} flattens parameters; only checkpoints of FSDP2 are read"
+            f"checkpoint file {path}: FSDP{version} flattens parameters; only FSDP2 checkpoints are supported"
         )
     if (actor / "lora_train_meta.json").is_file():
-        raise UserError(f"checkpoint {actor}: is of a LoRA adapter (lora_train_meta.json): merge it with verl's tools")
+        raise UserError(f"checkpoint {actor}: holds a LoRA adapter (lora_train_meta.json): {MERGE_ADAPTER}")
     if not any(actor.glob("model_world_size_*")):
         raise UserError(f"checkpoint {actor}: has no model_world_size_{world_size}_rank_0.pt: weights were not saved")
     return world_size
 
 
 def _read_state(path: Path) -> TrainerState | None:
-    """The state of our loop; None in a checkpoint of another trainer."""
+    """Return AttnRL's trainer state, or None for a checkpoint of another trainer."""
     try:
         return state_from_json(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -170,45 +171,45 @@ def _read_state(path: Path) -> TrainerState | None:
 
 def _model_without_weights(huggingface: Path, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
     config = load_model_config(huggingface, trust_remote_code=trust_remote_code)
-    vars(config).pop("attn_implementation", None)  # what verl was told to attend with; not the model's
+    vars(config).pop("attn_implementation", None)  # verl's attention setting, not part of the model
     try:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, trust_remote_code=trust_remote_code, attn_implementation="eager"
             )
     except LOADING_ERRORS as error:
-        raise UserError(f"model {huggingface}: cannot be built from its config ({one_line(error)})") from None
+        raise UserError(f"model {huggingface}: cannot be built from config.json ({one_line(error)})") from None
     return model
 
 
 def _check_weights(model: PreTrainedModel, weights: Mapping[str, Pieces], file: Path) -> dict[str, str]:
-    """Make sure that the weights are those of the model; returns the names of tied ones and what they are tied to."""
+    """Check names and shapes of the weights against the model; return the source name of each tied weight, by name."""
     expected = model.state_dict()
-    odd = next((name for name in map(str, weights) if "lora_" in name or name.startswith("base_model.")), None)
-    if odd is not None:
-        raise UserError(f"checkpoint file {file}: is of a LoRA adapter ({odd}): merge it with verl's tools")
+    adapter = next((name for name in map(str, weights) if "lora_" in name or name.startswith("base_model.")), None)
+    if adapter is not None:
+        raise UserError(f"checkpoint file {file}: holds a LoRA adapter ({adapter}): {MERGE_ADAPTER}")
     for name in [*weights, *expected]:
         if name not in expected or name not in weights:
-            what = "has no" if name in expected else "has a tensor that is not in the model"
-            raise UserError(f"checkpoint file {file}: {what} {name}, going by huggingface/config.json")
+            fault = "lacks" if name in expected else "has an unknown tensor"
+            raise UserError(f"checkpoint file {file}: {fault} {name} (huggingface/config.json)")
         if weights[name].shape != expected[name].shape:
-            shapes = f"is {list(weights[name].shape)}, and by huggingface/config.json {list(expected[name].shape)}"
-            raise UserError(f"checkpoint file {file}: {name} {shapes}")
+            found, shape = list(weights[name].shape), list(expected[name].shape)
+            raise UserError(f"checkpoint file {file}: {name} has shape {found}, not {shape} (huggingface/config.json)")
     first = {id(parameter): name for name, parameter in model.named_parameters()}
     every = model.named_parameters(remove_duplicate=False)
     tied = {name: first[id(parameter)] for name, parameter in every if first[id(parameter)] != name}
     for name, other in tied.items():
         if not torch.equal(weights[name].whole(), weights[other].whole()):
-            raise UserError(f"checkpoint file {file}: {name} and {other} differ, and huggingface/config.json ties them")
+            raise UserError(f"checkpoint file {file}: {name} and {other} differ, but huggingface/config.json ties both")
     return tied
 
 
 def _moments(shards: Shards, weights: Mapping[str, Pieces]) -> tuple[dict[str, Pieces], int]:
-    """AdamW's state as ``optimizer.safetensors`` names it, and the number of updates.
+    """Return the AdamW state by the names in ``optimizer.safetensors``, and the number of updates.
 
     Args:
-        shards: of the optimizer, whose state goes by the number of a parameter.
-        weights: the parameters, in the order of those numbers.
+        shards: shards of the optimizer; the optimizer state is indexed by parameter number.
+        weights: the parameters by name, in the order of the parameter numbers.
     """
     file, content = shards.files[0], shards.contents[0]
     found: dict[str, Pieces] = {}
@@ -216,26 +217,26 @@ def _moments(shards: Shards, weights: Mapping[str, Pieces]) -> tuple[dict[str, P
     try:
         states, (group,) = content["state"], content["param_groups"]
         if group["params"] != list(range(len(weights))):
-            raise ValueError(f"of {len(group['params'])} parameters, and the model has {len(weights)}")
+            raise ValueError(f"{len(group['params'])} parameters, but the model has {len(weights)}")
         for number, (name, weight) in enumerate(weights.items()):
-            if number not in states:  # it never had a gradient
+            if number not in states:  # the parameter never had a gradient
                 continue
             if set(states[number]) != MOMENTS:
-                raise ValueError(f"of {name} it has {', '.join(map(str, states[number]))}")
+                raise ValueError(f"{name} has the moments {', '.join(map(str, states[number]))}")
             for moment in sorted(MOMENTS):
                 pieces = shards.pieces("state", number, moment)
                 if pieces.shape != (torch.Size() if moment == "step" else weight.shape):
-                    raise ValueError(f"{moment} of {name} is {list(pieces.shape)}, and it {list(weight.shape)}")
+                    raise ValueError(f"{moment} of {name} has shape {list(pieces.shape)}, not {list(weight.shape)}")
                 found[f"{name}/{moment}"] = pieces
             updates = max(updates, int(found[f"{name}/step"].whole()))
     except (LookupError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"checkpoint file {file}: is not AdamW's state of the model ({one_line(error)})") from None
+        raise UserError(f"checkpoint file {file}: not the AdamW state of the model ({one_line(error)})") from None
     masters = {f"{name}/{MASTER}": pieces for name, pieces in weights.items() if pieces.dtype == torch.float32}
     return found | masters, updates
 
 
 def write_float32(path: Path, tensors: Mapping[str, Pieces]) -> None:
-    """A safetensors file of 32-bit floats, with one of the tensors in memory at a time (its own library takes all)."""
+    """Write a safetensors file of fp32 tensors with one tensor in memory at a time; the library needs all tensors."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, pieces in tensors.items():

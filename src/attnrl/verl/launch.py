@@ -1,4 +1,4 @@
-"""``attnrl train ... engine=verl``: verl's configuration is composed, and its training is started."""
+"""Launch ``attnrl train ... engine=verl``: check the recipe, compose verl's configuration, start verl's training."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from attnrl.errors import RunError, UserError, one_line
 from attnrl.local.loading import load_tokenizer, model_directory
 from attnrl.runs.compatibility import require_same_settings
 from attnrl.runs.directory import METRICS, RunDirectory
-from attnrl.verl.settings import MODEL, STATE_FILE, check_needs, environment_of, is_own_cluster, to_verl
+from attnrl.verl.settings import MODEL, STATE_FILE, check_requirements, environment_of, is_own_cluster, to_verl
 
-VERSION = "0.9.1"  # the release whose inner workings the plug-in is written against
+VERSION = "0.9.1"  # the plug-in depends on internals of this release
 
 
 def installed_version() -> str | None:
-    """verl's version here; None without it."""
+    """Return the installed version of verl, or None."""
     try:
         return version("verl")
     except PackageNotFoundError:
@@ -34,20 +34,20 @@ def installed_version() -> str | None:
 
 
 def require_verl() -> None:
-    """Make sure that the verl we are written for is installed.
+    """Check that verl :data:`VERSION` is installed.
 
     Raises:
-        UserError: none is, or another.
+        UserError: verl is missing, or another version is installed.
     """
     found = installed_version()
     if found is None:
-        raise UserError("engine=verl: verl is not installed here: pip install 'attnrl[verl]' (docs/verl.md)")
+        raise UserError("engine=verl: verl is not installed: pip install 'attnrl[verl]' (docs/verl.md)")
     if found != VERSION:
         raise UserError(f"engine=verl: verl {found} is installed; the plug-in is for {VERSION}")
 
 
 def on_cpu(config: TrainConfig) -> bool:
-    """Whether the processes are to run on CPUs: asked for, or there is nothing else."""
+    """Return True if the processes run on CPUs: ``device=cpu``, or a single node without a GPU."""
     if config.device == "auto":
         import torch
 
@@ -56,25 +56,29 @@ def on_cpu(config: TrainConfig) -> bool:
 
 
 def set_environment(*, cpu: bool, nodes: int) -> None:
-    """Set what verl and Ray read from the environment as they are imported, in this process and those it starts."""
+    """Set the environment variables that verl and Ray read at import; child processes inherit the variables."""
     os.environ.update(environment_of(cpu))
     if is_own_cluster(nodes):
-        # Ray then listens on the loopback interface, as it does on others than Linux.
+        # Makes Ray listen on the loopback interface only, the default on macOS and Windows.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
 def _rendezvous() -> str:
-    """Where the processes of one machine meet: in a file, since torch's server for it listens on all interfaces."""
+    """Return a file URL for torch.distributed's rendezvous: torch's TCP store listens on all interfaces."""
     directory = tempfile.mkdtemp(prefix="attnrl-")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     return f"file://{directory}/rendezvous"
 
 
 def compose(config: TrainConfig, model: str) -> Any:
-    """verl's configuration for a recipe whose model is in the directory ``model``.
+    """Compose verl's configuration for a recipe.
+
+    Args:
+        config: the recipe.
+        model: directory of the model.
 
     Raises:
-        UserError: ``verl.set`` has what verl does not know.
+        UserError: ``verl.set`` holds a setting unknown to verl, or verl rejects the configuration.
     """
     cpu = on_cpu(config)
     settings = {**to_verl(config, cpu=cpu), f"{MODEL}.path": model}
@@ -88,7 +92,7 @@ def compose(config: TrainConfig, model: str) -> Any:
 
     try:
         with initialize_config_module("verl.trainer.config", version_base=None), catch_warnings():
-            simplefilter("ignore")  # verl says of each of its backends that is not installed that it is not
+            simplefilter("ignore")  # verl warns about every backend that is not installed
             composed = compose_hydra("ppo_trainer", overrides=list(config.verl.set))
     except HydraException as error:
         raise UserError(f"verl.set: {str(error).splitlines()[0]}") from None
@@ -100,44 +104,44 @@ def compose(config: TrainConfig, model: str) -> Any:
 
 
 def _validate(composed: Any) -> None:
-    """Have verl look at its configuration, and us at what we need of it.
+    """Validate the configuration with verl's checks and AttnRL's requirements.
 
     Raises:
-        UserError: it will not do.
+        UserError: a check failed.
     """
     from omegaconf import OmegaConf
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
 
-    check_needs(OmegaConf.to_container(composed, resolve=True))
+    check_requirements(OmegaConf.to_container(composed, resolve=True))
     try:
-        with redirect_stdout(io.StringIO()):  # it prints that all is well
+        with redirect_stdout(io.StringIO()):  # verl prints a message on success
             validate_config(
                 config=composed,
                 use_reference_policy=need_reference_policy(composed),
                 use_critic=need_critic(composed),
             )
-    except Exception as error:  # assertions, ValueErrors and Hydra's own
-        raise UserError(f"verl.set: verl does not take its settings ({one_line(error)})") from None
+    except Exception as error:  # AssertionError, ValueError and Hydra's exceptions
+        raise UserError(f"verl.set: verl rejects the settings ({one_line(error)})") from None
 
 
 def check(config: TrainConfig) -> Any:
-    """Check all that can be checked before Ray starts; returns verl's configuration.
+    """Check every setting, file and model before Ray starts; return verl's configuration.
 
     Raises:
-        UserError: verl is missing, or a setting, file or model will not do; it is named.
+        UserError: verl is missing; or naming the invalid setting, file or model.
     """
     require_verl()
     if on_cpu(config) and config.verl.rollout != "transformers":
-        raise UserError(f"verl.rollout={config.verl.rollout}: there is no GPU here: set verl.rollout=transformers")
+        raise UserError(f"verl.rollout={config.verl.rollout}: no GPU found: set verl.rollout=transformers")
     if config.verl.nodes > 1 and "RAY_ADDRESS" not in os.environ:
         raise UserError(
-            f"verl.nodes={config.verl.nodes}: there is no cluster to run on: start Ray on each node, and set "
+            f"verl.nodes={config.verl.nodes}: no Ray cluster: start Ray on each node and set "
             "RAY_ADDRESS=auto (docs/verl.md)"
         )
-    if not on_cpu(config) and _needs_flash(config) and find_spec("flash_attn") is None:
+    if not on_cpu(config) and _needs_flash_attention(config) and find_spec("flash_attn") is None:
         raise UserError(
-            "engine=verl: flash-attn is not installed, which verl attends with on a GPU: pip install "
+            "engine=verl: flash-attn is not installed (verl's attention on GPUs): pip install "
             "'verl[fsdp]==0.9.1', or verl.set='[+actor_rollout_ref.model.override_config.attn_implementation=sdpa]'"
         )
     if config.resume not in {"auto", "never"}:
@@ -149,12 +153,12 @@ def check(config: TrainConfig) -> Any:
     directory = model_directory(config.model)
     tokenizer = load_tokenizer(directory, trust_remote_code=config.trust_remote_code)
     with grader_for(config):
-        pass  # there is one
+        pass  # raises for an unknown grader; graders start no process before the first grading
     load_task(config, tokenizer)
     return compose(config, str(directory))
 
 
-def _needs_flash(config: TrainConfig) -> bool:
+def _needs_flash_attention(config: TrainConfig) -> bool:
     return config.dtype == "bfloat16" and not any("attn_implementation" in setting for setting in config.verl.set)
 
 
@@ -162,28 +166,28 @@ def _check_resume(directory: Path) -> None:
     if not (directory / "actor").is_dir() or not directory.name.removeprefix("global_step_").isdigit():
         raise UserError(f"resume={directory}: not a checkpoint of the verl engine (checkpoints/global_step_N of a run)")
     if not (directory / STATE_FILE).is_file():
-        raise UserError(f"resume={directory}: it has no {STATE_FILE}: another trainer of verl's has written it")
+        raise UserError(f"resume={directory}: no {STATE_FILE}: the checkpoint was written by another trainer")
 
 
 def try_to_compose(config: TrainConfig) -> str:
-    """For ``--dry-run``: a line that says whether verl is here and takes the settings.
+    """Return a line for ``--dry-run``: verl's version, if verl is installed and accepts the settings.
 
     Raises:
-        UserError: it does not.
+        UserError: verl is installed and rejects the settings, or has the wrong version.
     """
     if installed_version() is None:
-        return "verl        not installed here, so its own settings were not composed"
+        return "verl        not installed: verl's own settings were not checked"
     require_verl()
     compose(config, config.model)
-    return f"verl        {VERSION}, which takes the settings"
+    return f"verl        {VERSION}, accepts the settings"
 
 
 def train(config: TrainConfig) -> list[dict[str, float]]:
-    """Run to the end, and return the rows of ``metrics.jsonl``.
+    """Train to the end of the run; return the rows of ``metrics.jsonl``.
 
     Raises:
-        UserError: as :func:`check`, or another process is training in the same directory.
-        RunError: the run has failed; why is in verl's log above.
+        UserError: as :func:`check`; or another process is training in the same directory.
+        RunError: the run failed; verl's log has the cause.
     """
     composed = check(config)
     from ray.exceptions import RayError, RayTaskError
@@ -196,7 +200,7 @@ def train(config: TrainConfig) -> list[dict[str, float]]:
         except RayError as error:
             cause = str(error.cause if isinstance(error, RayTaskError) else error)
             raise RunError(
-                f"output_dir {config.output_dir}: verl has failed ({cause.strip().splitlines()[-1]}); the same command "
+                f"output_dir {config.output_dir}: verl failed ({cause.strip().splitlines()[-1]}); the same command "
                 "continues from the last checkpoint"
             ) from error
     return directory.read(METRICS)

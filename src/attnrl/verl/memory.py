@@ -1,8 +1,8 @@
-"""What each GPU of an ``engine=verl`` run would have to hold: an estimate from reading verl's FSDP2 engine.
+"""Estimate the memory of an ``engine=verl`` run per GPU, in GiB, from the tensor shapes of verl's FSDP2 engine.
 
-It counts the largest tensors, and has not been held against a GPU. In the formulas P parameters are sharded over G
-GPUs, b is the bytes of a number in a forward (2 in bfloat16), and T the tokens of a micro-batch. Of ``verl.set``
-nothing is looked at but whether the rollout engines sleep.
+The estimate counts the largest tensors and was not compared with a measurement on a GPU. In the formulas, P parameters
+are sharded over G GPUs, b is the number of bytes per value in a forward (2 in bfloat16), and T the tokens of a
+micro-batch. Of ``verl.set``, only ``free_cache_engine`` (whether the rollout engines sleep) is considered.
 """
 
 from __future__ import annotations
@@ -21,14 +21,27 @@ from attnrl.errors import UserError, one_line
 from attnrl.local.loading import load_model_config, model_directory, shipped_models
 
 GIB = 2**30
-OTHER_GIB = 4.0  # a guess: contexts of two processes, NCCL's buffers, CUDA graphs, what the allocator cannot use
-WORKSPACE_GIB = 2.0  # a guess: of a rollout engine's share, what is neither weights nor cache
+OTHER_GIB = 4.0  # assumed: CUDA contexts of two processes, NCCL buffers, CUDA graphs, allocator fragmentation
+WORKSPACE_GIB = 2.0  # assumed: memory of a rollout engine beside weights and KV cache
 AWAKE = "actor_rollout_ref.rollout.free_cache_engine=false"
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Sizes of a model; ``unit`` is the most parameters that FSDP2 gathers at once: a layer, an embedding, a head."""
+class ModelShape:
+    """Sizes of a model.
+
+    Attributes:
+        kind: model type of transformers.
+        parameters: number of parameters.
+        unit: parameters of the largest FSDP2 unit (a layer, the embedding or the head), gathered at once.
+        layers: number of layers.
+        hidden: hidden size.
+        intermediate: hidden size of the MLP.
+        heads: number of query heads.
+        kv_heads: number of key-value heads.
+        head_size: size of a head.
+        vocabulary: size of the vocabulary.
+    """
 
     kind: str
     parameters: int
@@ -42,14 +55,11 @@ class Shape:
     vocabulary: int
 
 
-def find_shape(config: TrainConfig) -> Shape | None:
-    """The shape of the model in the directory that ``model`` names, or else of ``verl.architecture``.
-
-    Returns:
-        None where there is neither.
+def find_model_shape(config: TrainConfig) -> ModelShape | None:
+    """Return the shape of the model directory ``model``, else of ``verl.architecture``, else None.
 
     Raises:
-        UserError: transformers makes no causal language model of it.
+        UserError: transformers cannot build a causal language model from the configuration.
     """
     local = config.model in shipped_models() or Path(config.model).is_dir()
     if local:
@@ -63,7 +73,7 @@ def find_shape(config: TrainConfig) -> Shape | None:
             model = AutoModelForCausalLM.from_config(found, trust_remote_code=config.trust_remote_code)
         text = found.get_text_config()
         parts = [part for part in model.modules() if type(part).__name__ in (model._no_split_modules or ())]
-        return Shape(
+        return ModelShape(
             kind=found.model_type,
             parameters=_parameters(model),
             unit=max(map(_parameters, [*parts, model.get_input_embeddings()])),
@@ -75,7 +85,7 @@ def find_shape(config: TrainConfig) -> Shape | None:
             head_size=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
             vocabulary=text.vocab_size,
         )
-    except Exception as error:  # whatever transformers raises on settings that make no such model
+    except Exception as error:  # transformers raises exceptions of many types for invalid settings
         raise UserError(f"{f'model {config.model}' if local else 'verl.architecture'}: {one_line(error)}") from None
 
 
@@ -83,18 +93,18 @@ def _parameters(module: Any) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def training_memory(config: TrainConfig, shape: Shape) -> dict[str, float]:
-    """GiB of a GPU in the backward pass of a micro-batch, where memory is fullest, by what takes them.
+def training_memory(config: TrainConfig, shape: ModelShape) -> dict[str, float]:
+    """Return GiB per GPU by component in the backward pass of a micro-batch, the peak of a training step.
 
-    - weights 4 P / G, gradients 4 P / G and AdamW's two moments 8 P / G: all fp32, sharded;
-    - gathered (3 b + 4) U of the largest unit U: its weights and the next unit's, its gradient, and that in fp32 to be
-      reduced;
-    - activations: what one layer keeps for its backward pass, T (2 h (4 + b) + 2 h b + 2 b d (heads + kv heads) +
-      4 b m) for hidden size h, head size d and MLP size m (norms keep fp32, flash attention no scores); and T h b for
-      each layer with gradient checkpointing, else the former for each layer;
-    - logits T V (b + 4) of V words: once as the model gives them, once in fp32 for a softmax or as their gradient;
-    - the reference: nothing. verl keeps its shards in the host's memory, and gathers a unit at a time;
-    - rollout, only where the engines do not sleep: their share of the GPU.
+    - weights 4 P / G, gradients 4 P / G and AdamW moments 8 P / G: fp32, sharded;
+    - gathered (3 b + 4) U for the largest unit U: weights of the unit and of the next unit, gradient of the unit, and
+      the gradient in fp32 for the reduction;
+    - activations: a layer stores T (2 h (4 + b) + 2 h b + 2 b d (heads + kv heads) + 4 b m) for the backward pass, with
+      hidden size h, head size d and MLP size m (norms store fp32, flash attention stores no scores). With gradient
+      checkpointing: one layer, plus T h b for each layer; without: all layers;
+    - logits T V (b + 4) for vocabulary size V: the model's output, and fp32 for the softmax or the gradient;
+    - reference: 0, because verl keeps the reference in host memory and gathers one unit at a time;
+    - rollout: the engines' share of the GPU, only if the engines do not sleep.
     """
     number, tokens, shards = _bytes(config), config.optimizer.micro_batch_tokens, gpus(config)
     norms, projections = 2 * shape.hidden * (4 + number), 2 * shape.hidden * number
@@ -112,14 +122,16 @@ def training_memory(config: TrainConfig, shape: Shape) -> dict[str, float]:
     return _in_gib(config, parts)
 
 
-def scoring_memory(config: TrainConfig, shape: Shape) -> dict[str, float]:
-    """GiB of a GPU in the forward that gives log-probs, entropy and FCI; what is not said here is as in training.
+def scoring_memory(config: TrainConfig, shape: ModelShape) -> dict[str, float]:
+    """Return GiB per GPU by component in the forward for log-probs, entropy and FCI.
 
-    - AdamW's moments are with the host with ``verl.offload``;
+    Components not listed are as in :func:`training_memory`.
+
+    - AdamW moments: 0 with ``verl.offload`` (in host memory);
     - gathered 2 b U; activations T b (3 h + 3 m), of one layer;
-    - logits T V (b + 4), in fp32 for the entropy;
-    - FCI T (12 heads + 2 b d (heads + kv heads)): three fp32 numbers for each head and token, and the operands end to
-      end. What is kept of each layer, a number for each head and step, is not counted.
+    - logits T V (b + 4), with fp32 for the entropy;
+    - FCI T (12 heads + 2 b d (heads + kv heads)): three fp32 values per head and token, and the concatenated queries
+      and keys. The result (one value per head and step in each layer) is not counted.
     """
     number, tokens = _bytes(config), config.optimizer.micro_batch_tokens
     operands = 2 * number * shape.head_size * (shape.heads + shape.kv_heads)
@@ -134,12 +146,12 @@ def scoring_memory(config: TrainConfig, shape: Shape) -> dict[str, float]:
     return _in_gib(config, parts)
 
 
-def sampling_memory(config: TrainConfig, shape: Shape) -> dict[str, float]:
-    """GiB of a GPU while the rollout engines sample.
+def sampling_memory(config: TrainConfig, shape: ModelShape) -> dict[str, float]:
+    """Return GiB per GPU by component while the rollout engines sample.
 
-    - of the engine's share, ``gpu_memory_utilization`` of the GPU: weights b P / tensor_parallel, a workspace, and the
-      cache, which is what is left (below 0: it does not fit);
-    - training: the sharded weights and moments, 12 P / G, which stay unless ``verl.offload``.
+    - the engine's share, ``gpu_memory_utilization`` of the GPU: weights b P / tensor_parallel, a workspace, and the KV
+      cache in the remainder (below 0 if the engine does not fit);
+    - training: sharded weights and moments, 12 P / G; 0 with ``verl.offload``.
     """
     share = config.verl.gpu_memory_utilization * config.verl.gpu_memory_gib
     weights = _bytes(config) * shape.parameters / config.verl.tensor_parallel / GIB
@@ -148,14 +160,17 @@ def sampling_memory(config: TrainConfig, shape: Shape) -> dict[str, float]:
     return {"weights": weights, "workspace": WORKSPACE_GIB, "cache": cache, "training": resident, "other": OTHER_GIB}
 
 
-def host_memory(config: TrainConfig, shape: Shape) -> dict[str, float]:
-    """GiB of a node's own memory, over N nodes: the reference 4 P / N; with ``verl.offload`` 12 P / N more."""
+def host_memory(config: TrainConfig, shape: ModelShape) -> dict[str, float]:
+    """Return GiB of host memory per node, for N nodes: reference 4 P / N; with ``verl.offload`` another 12 P / N."""
     of_node = shape.parameters / config.verl.nodes / GIB
     return {"reference": 4 * of_node if config.loss.kl else 0, "offloaded": 12 * of_node if config.verl.offload else 0}
 
 
-def cached_sequences(config: TrainConfig, shape: Shape) -> int:
-    """How many of the longest sequences a rollout engine's cache holds, at 2 b d kv heads bytes a token and layer."""
+def cached_sequences(config: TrainConfig, shape: ModelShape) -> int:
+    """Return how many sequences of maximal length fit the KV cache of a rollout engine.
+
+    A token takes 2 b d (kv heads) bytes per layer, for head size d.
+    """
     heads = ceil(shape.kv_heads / config.verl.tensor_parallel)
     token = 2 * _bytes(config) * shape.head_size * heads * shape.layers
     return max(0, int(sampling_memory(config, shape)["cache"] * GIB // (token * longest_row(config))))
@@ -173,15 +188,15 @@ def _bytes(config: TrainConfig) -> int:
 
 
 def gpus(config: TrainConfig) -> int:
-    """GPUs of the cluster."""
+    """Return the number of GPUs of the cluster."""
     return config.verl.nodes * config.verl.gpus_per_node
 
 
 def longest_row(config: TrainConfig) -> int:
-    """Tokens of the longest prompt with the longest response."""
+    """Return the maximal number of tokens of a prompt and a response."""
     return config.sampling.max_prompt_tokens + config.sampling.max_new_tokens
 
 
 def micro_batch_room(config: TrainConfig) -> int:
-    """Tokens of a micro-batch on all GPUs that share it, and so of a sequence that verl does not refuse."""
+    """Return the token limit of a micro-batch over its sequence-parallel group; verl refuses longer sequences."""
     return config.optimizer.micro_batch_tokens * config.verl.sequence_parallel

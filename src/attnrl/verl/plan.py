@@ -1,6 +1,6 @@
-"""What ``attnrl train ... engine=verl --dry-run`` prints: how much work a run is, and whether it fits its GPUs.
+"""The output of ``attnrl train ... engine=verl --dry-run``: work and memory of a run, with warnings.
 
-Needs neither verl nor a GPU, the model or its data.
+Needs neither verl nor a GPU, neither the model nor the data.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from math import ceil
 
 from attnrl.config.schema import TrainConfig
 from attnrl.verl.memory import (
-    Shape,
+    ModelShape,
     cached_sequences,
-    find_shape,
+    find_model_shape,
     gpus,
     host_memory,
     longest_row,
@@ -23,38 +23,38 @@ from attnrl.verl.memory import (
 
 
 def plan(config: TrainConfig) -> list[str]:
-    """The lines to print; what will go wrong comes last, in lines that begin with ``warning:``.
+    """Return the lines to print; the last lines are warnings and begin with ``warning:``.
 
     Raises:
-        UserError: ``verl.architecture``, or the model's directory, makes no model.
+        UserError: the model directory or ``verl.architecture`` does not describe a model.
     """
-    shape = find_shape(config)
+    shape = find_model_shape(config)
     on_gpus = None if config.device == "cpu" else shape
     lines = [_engine(config), _model(config, shape), _data(config), *_work(config)]
     if on_gpus is not None:
         lines += _memory(config, on_gpus)
     else:
-        reason = "the processes run on CPUs" if shape is not None else "the size of the model is not known"
+        reason = "the processes run on CPUs" if shape is not None else "the size of the model is unknown"
         lines.append(f"memory      not estimated: {reason}")
     return [*lines, *(f"warning: {fault}" for fault in [*_misfits(config, shape), *_overflows(config, on_gpus)])]
 
 
 def generations(config: TrainConfig) -> int:
-    """Generations of a whole run, but for held-out problems: with one_step one a step and one before the first."""
+    """Return the number of generations of a run, without evaluations; one_step: one per step and an initial one."""
     if config.method.pipeline == "one_step":
         return config.steps + 1
     return config.steps * (2 if config.method.branching.points else 1)
 
 
 def most_tokens(config: TrainConfig) -> int:
-    """Tokens that a whole run samples at most, but for held-out problems and batches that have grown."""
+    """Return the maximal number of sampled tokens of a run, without evaluations and growth of the batch."""
     method, initial_batches = config.method, config.steps + (config.method.pipeline == "one_step")
     responses = method.trunks * initial_batches + (method.leaves - method.trunks) * config.steps
     return config.prompts * responses * config.sampling.max_new_tokens
 
 
 def evaluations(config: TrainConfig) -> int:
-    """How often the held-out problems are sampled: before the first step, every so many, and after the last."""
+    """Return the number of evaluations: before the first step, every ``eval.every`` steps, after the last step."""
     every = config.eval.every
     return 1 + len({*range(every, config.steps + 1, every), config.steps}) if every else 0
 
@@ -68,9 +68,9 @@ def _engine(config: TrainConfig) -> str:
     )
 
 
-def _model(config: TrainConfig, shape: Shape | None) -> str:
+def _model(config: TrainConfig, shape: ModelShape | None) -> str:
     if shape is None:
-        return f"model       {config.model} (not at hand, and verl.architecture does not describe it; {config.dtype})"
+        return f"model       {config.model} (no local directory, no verl.architecture; {config.dtype})"
     return f"model       {config.model} ({shape.kind}, {shape.parameters:,} parameters, {config.dtype})"
 
 
@@ -79,23 +79,21 @@ def _data(config: TrainConfig) -> str:
         return ", ".join([source] if isinstance(source, str) else source or ["nothing"])
 
     held_out = (config.task or config.data.eval) if config.eval.every else None
-    return (
-        f"data        {named(config.task or config.data.train)} to train on, {named(held_out)} held out; not looked at"
-    )
+    return f"data        {named(config.task or config.data.train)} to train on, {named(held_out)} held out; not read"
 
 
 def _work(config: TrainConfig) -> list[str]:
-    """Samples, optimizer steps and forwards: of a step, of a GPU, of the run."""
+    """Return the samples, optimizer steps and forwards per step, per GPU and per run."""
     method, sampling, each_of = config.method, config.sampling, gpus(config)
     responses, mini_batches = config.prompts * method.leaves, config.optimizer.mini_batches
     tokens, at_once = responses * sampling.max_new_tokens, ceil(responses / mini_batches)
     adapts = f"; the batch adapts, to {round(config.prompts * method.adaptive.max_growth)} problems at most"
     scores_all = sampling.score_continuations or method.weighs_steps
     scored = responses if scores_all else config.prompts * method.trunks
-    # The GPUs that a sequence is spread over share their micro-batches.
+    # The GPUs of a sequence-parallel group process the same micro-batches.
     rows = ceil(at_once * config.verl.sequence_parallel / each_of)
     micro_batches = mini_batches * ceil(rows / max(1, micro_batch_room(config) // longest_row(config)))
-    ends = f"; the run ends with the step that comes to {_short(config.tokens)}" if config.tokens else ""
+    ends = f"; the run ends with the step that reaches {_short(config.tokens)}" if config.tokens else ""
     return [
         f"step        {config.prompts} problems x {method.trunks} initial responses, up to {responses:,} responses to "
         f"train on, at most {tokens:,} tokens ({ceil(responses / each_of):,} and {ceil(tokens / each_of):,} a GPU)"
@@ -109,7 +107,7 @@ def _work(config: TrainConfig) -> list[str]:
     ]
 
 
-def _memory(config: TrainConfig, shape: Shape) -> list[str]:
+def _memory(config: TrainConfig, shape: ModelShape) -> list[str]:
     sequences = f"{cached_sequences(config, shape):,} sequences of {longest_row(config):,} tokens"
     sampling = f"{_itemised(sampling_memory(config, shape))}; the cache of an engine holds {sequences}"
     return [
@@ -121,14 +119,14 @@ def _memory(config: TrainConfig, shape: Shape) -> list[str]:
     ]
 
 
-def _misfits(config: TrainConfig, shape: Shape | None) -> list[str]:
-    """Settings that verl or a rollout engine refuses."""
+def _misfits(config: TrainConfig, shape: ModelShape | None) -> list[str]:
+    """Return a warning for every setting that verl or a rollout engine refuses."""
     found, verl, everywhere, longest = [], config.verl, gpus(config), longest_row(config)
     if longest > micro_batch_room(config):
         found.append(
             f"a prompt and its response can have {longest:,} tokens (sampling.max_prompt_tokens + max_new_tokens), a "
             f"micro-batch has {micro_batch_room(config):,} (optimizer.micro_batch_tokens, times "
-            "verl.sequence_parallel): verl refuses such a row"
+            "verl.sequence_parallel): verl refuses longer sequences"
         )
     tensor, node = verl.tensor_parallel, verl.gpus_per_node
     if node % tensor and (tensor % node or everywhere % tensor):
@@ -143,8 +141,8 @@ def _misfits(config: TrainConfig, shape: Shape | None) -> list[str]:
     return found
 
 
-def _overflows(config: TrainConfig, shape: Shape | None) -> list[str]:
-    """Phases that do not fit a GPU."""
+def _overflows(config: TrainConfig, shape: ModelShape | None) -> list[str]:
+    """Return a warning for every phase that does not fit a GPU."""
     if shape is None:
         return []
     found, limit = [], config.verl.gpu_memory_gib

@@ -1,15 +1,20 @@
-"""What verl imports (``VERL_USE_EXTERNAL_MODULES=attnrl.verl.plugin``), in every process of a run: registers our parts.
+"""Plug-in that verl imports in every process (``VERL_USE_EXTERNAL_MODULES=attnrl.verl.plugin``).
 
-They do nothing until a configuration names them: ``trainer.v1.trainer_mode=attnrl`` the trainer, which names the agent
-loop; the environment's ``VERL_ENGINE_VENDOR=attnrl`` the engine, ``VERL_PLATFORM=cpu`` the platform;
-``rollout.name=transformers`` the rollout.
+The import registers AttnRL's classes with verl. Settings activate the classes:
+
+===================================  =====================================
+``trainer.v1.trainer_mode=attnrl``   trainer and agent loop
+``VERL_ENGINE_VENDOR=attnrl``        FSDP engine (environment variable)
+``VERL_PLATFORM=cpu``                platform (environment variable)
+``rollout.name=transformers``        rollout
+===================================  =====================================
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from attnrl.verl import cpu  # isort: skip  # first: on a CPU the others need what it sets right
+from attnrl.verl import cpu  # isort: skip  # first: patches verl before the other imports
 from verl.workers.rollout import base
 from verl.workers.rollout.replica import RolloutReplicaRegistry
 
@@ -25,4 +30,6 @@ def _replica() -> Any:
 
 
 RolloutReplicaRegistry.register("transformers", _replica)
-base._ROLLOUT_REGISTRY["transformers", "async"] = "attnrl.verl.rollout.ServerAdapter"  # verl has no function for it
+base._ROLLOUT_REGISTRY["transformers", "async"] = (
+    "attnrl.verl.rollout.ServerAdapter"  # verl has no function to register a rollout class
+)

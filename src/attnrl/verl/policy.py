@@ -1,7 +1,7 @@
-"""The policy of the loop, as verl's workers hold it: sharded over all GPUs, one copy of a batch's row on one of them.
+"""The policy on verl's workers: weights sharded over all GPUs (FSDP2), rows of a batch distributed over the workers.
 
-Rows go to the workers as nested tensors, end to end and without padding. Where their number does not divide among the
-workers, rows without weight are added: no loss, no KL, no part in a token mean.
+Rows are nested tensors without padding. If the number of rows is not divisible by the number of workers, filler rows
+with zero weight are added; filler rows enter neither the loss nor the KL nor a token mean.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from attnrl.verl.engine import INFLUENCE, MEASURE, STEP_STARTS
 
 FILLER = TrainingRow(prompt=(0,), response=(0,), old_logprobs=(0.0,), sampler_logprobs=(0.0,), advantages=(0.0,))
 
-#: Our names of what verl reports of an update.
+#: Names of verl's update metrics in ``metrics.jsonl``.
 METRICS = {
     "actor/pg_loss": "loss/policy",
     "actor/pg_clipfrac": "loss/clip_fraction",
@@ -37,10 +37,10 @@ METRICS = {
 
 
 class VerlPolicy:
-    """``score`` and ``update`` of :class:`attnrl.types.Policy`, by verl's worker groups."""
+    """Implements :class:`attnrl.types.Policy` on verl's worker groups."""
 
     def __init__(self, actor: Any, reference: Any, config: TrainConfig) -> None:
-        """Use the worker group of the actor, and that of the frozen starting model (None where no KL is weighed)."""
+        """Use the worker groups of the actor and of the reference (frozen initial model; None without a KL term)."""
         self.actor = actor
         self.reference = reference
         self.config = config
@@ -54,26 +54,26 @@ class VerlPolicy:
         responses: Sequence[Sequence[int]],
         steps: Sequence[Steps | None] | None = None,
     ) -> list[Score]:
-        """Log-probs, entropy and (with ``steps``) the influence of steps, all from one forward of each response.
+        """Return log-probs, entropy and, with ``steps``, the influence of each step, from one forward per response.
 
         Raises:
-            RuntimeError: as a worker raised it.
+            RuntimeError: raised by a worker.
         """
         if not prompts:
             return []
         wanted = steps or [None] * len(prompts)
         lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
-        (order,) = self._shares([lengths])
+        (order,) = self._distribute([lengths])
         rows = [FILLER if index is None else _row(prompts[index], responses[index]) for index in order]
         batch = _batch(rows)
         if steps is not None:
             starts = []
             for index, row in zip(order, rows, strict=True):
-                of_row = torch.zeros(len(row.prompt) + len(row.response), dtype=torch.int8)
-                its_steps = None if index is None else wanted[index]
-                if its_steps is not None:
-                    of_row[[len(row.prompt) + start for start in its_steps.starts]] = 1
-                starts.append(of_row)
+                is_start_T = torch.zeros(len(row.prompt) + len(row.response), dtype=torch.int8)
+                row_steps = None if index is None else wanted[index]
+                if row_steps is not None:
+                    is_start_T[[len(row.prompt) + start for start in row_steps.starts]] = 1
+                starts.append(is_start_T)
             batch[STEP_STARTS] = _nested(starts)
             branching = self.config.method.branching
             measure = {"delta": branching.delta, "influence": branching.influence, "reduction": branching.reduction}
@@ -85,8 +85,8 @@ class VerlPolicy:
         influences = output[INFLUENCE].unbind() if steps is not None else logprobs
         for index, logprob_T, entropy_T, influence_T in zip(order, logprobs, entropies, influences, strict=True):
             if index is not None:
-                prompt, its_steps = len(prompts[index]), wanted[index]
-                starts_S = [prompt + start for start in its_steps.starts] if its_steps is not None else []
+                prompt, row_steps = len(prompts[index]), wanted[index]
+                starts_S = [prompt + start for start in row_steps.starts] if row_steps is not None else []
                 scores[index] = Score(
                     logprobs=tuple(logprob_T[prompt - 1 : -1].tolist()),
                     entropy=tuple(entropy_T[prompt - 1 : -1].tolist()),
@@ -95,45 +95,47 @@ class VerlPolicy:
         return [scores[index] for index in range(len(prompts))]
 
     def update(self, rows: Sequence[TrainingRow]) -> dict[str, float]:
-        """One optimizer step for each mini-batch of equal token counts, on verl's own clipped loss and KL.
+        """Take one optimizer step per mini-batch (of equal token counts) with verl's clipped loss and KL.
 
-        The denominator is that of :class:`attnrl.local.policy.LocalPolicy`: each token of the training batch weighs
-        the same. verl skips a mini-batch whose gradient is not finite; it counts in ``nonfinite/mini_batches``.
+        As in :class:`attnrl.local.policy.LocalPolicy`, every token of the training batch has the same weight. verl
+        skips mini-batches with a NaN or inf gradient; ``nonfinite/mini_batches`` counts the skipped mini-batches.
 
         Raises:
-            RuntimeError: as a worker raised it.
+            RuntimeError: raised by a worker.
         """
         lengths = [len(row.response) for row in rows]
         mini_batches = cut_mini_batches(lengths, self.config.optimizer.mini_batches)
         denominator = sum(lengths) / len(mini_batches)
         weights = [denominator / sum(lengths[i] for i in mini_batch) for mini_batch in mini_batches for _ in mini_batch]
         whole = [len(row.prompt) + len(row.response) for row in rows]
-        shares = self._shares([[whole[i] for i in mini_batch] for mini_batch in mini_batches])
+        shares = self._distribute([[whole[i] for i in mini_batch] for mini_batch in mini_batches])
         firsts = [mini_batch.start for mini_batch in mini_batches]
-        # verl cuts each worker's rows into mini-batches of as many rows, in order.
+        # verl splits the rows of each worker, in order, into mini-batches of equal numbers of rows.
         per_worker = len(shares[0]) // self.workers
         order: list[int | None] = []
         for worker in range(self.workers):
             for first, share in zip(firsts, shares, strict=True):
-                its = share[worker * per_worker : (worker + 1) * per_worker]
-                order += [None if index is None else first + index for index in its]
-        laid_out = [FILLER if index is None else rows[index] for index in order]
+                of_worker = share[worker * per_worker : (worker + 1) * per_worker]
+                order += [None if index is None else first + index for index in of_worker]
+        ordered_rows = [FILLER if index is None else rows[index] for index in order]
 
-        batch = _batch(laid_out)
-        mask = [torch.full((len(row.response),), int(i is not None)) for i, row in zip(order, laid_out, strict=True)]
+        batch = _batch(ordered_rows)
+        mask = [
+            torch.full((len(row.response),), int(i is not None)) for i, row in zip(order, ordered_rows, strict=True)
+        ]
         batch["response_mask"] = _nested(mask)
-        # verl divides by the sum of this mask, and uses it for nothing else.
+        # verl uses this mask only as the denominator of the loss.
         batch["loss_mask"] = _nested(
             [ones * (0.0 if i is None else weights[i]) for i, ones in zip(order, mask, strict=True)]
         )
-        batch["old_log_probs"] = _nested([torch.tensor(row.old_logprobs) for row in laid_out])
-        batch["advantages"] = _nested([torch.tensor(row.advantages, dtype=torch.float32) for row in laid_out])
+        batch["old_log_probs"] = _nested([torch.tensor(row.old_logprobs) for row in ordered_rows])
+        batch["advantages"] = _nested([torch.tensor(row.advantages, dtype=torch.float32) for row in ordered_rows])
         if self.config.loss.tis is not None:
             importance = [
                 truncated_importance(
                     torch.tensor(row.old_logprobs), torch.tensor(row.sampler_logprobs), self.config.loss.tis
                 )
-                for row in laid_out
+                for row in ordered_rows
             ]
             batch["rollout_is_weights"] = _nested(importance)
         if self.reference is not None:
@@ -141,7 +143,7 @@ class VerlPolicy:
             batch["ref_log_prob"] = _nested(
                 [
                     logprob_T[len(row.prompt) - 1 : -1]
-                    for row, logprob_T in zip(laid_out, output["log_probs"].unbind(), strict=True)
+                    for row, logprob_T in zip(ordered_rows, output["log_probs"].unbind(), strict=True)
                 ]
             )
         tensordict_utils.assign_non_tensor(
@@ -169,26 +171,27 @@ class VerlPolicy:
         output: TensorDict = method(batch)
         return output
 
-    def _shares(self, groups: Sequence[Sequence[int]]) -> list[list[int | None]]:
-        """Deal out rows among the workers: for each group its indices, the first worker's first, None for a filler.
+    def _distribute(self, groups: Sequence[Sequence[int]]) -> list[list[int | None]]:
+        """Distribute the rows of each group over the workers, with balanced work.
 
         Args:
-            groups: for each group the length of each row.
+            groups: for each group, the length of each row in tokens.
 
         Returns:
-            Groups of the same number of rows, in which each worker has the same number, and about the same work.
+            For each group the row indices ordered by worker, None for filler rows. Every group has the same number of
+            rows, and every worker the same number of rows of each group.
         """
         rows = max(map(len, groups))
         rows += -rows % self.workers
-        dealt = []
+        shares = []
         for lengths in groups:
             filled = [*lengths, *(len(FILLER.prompt) + len(FILLER.response),) * (rows - len(lengths))]
             parts = [list(range(rows))]
             if self.workers > 1:
                 work = calculate_workload(torch.tensor(filled))
                 parts = get_seqlen_balanced_partitions(work, k_partitions=self.workers, equal_size=True)
-            dealt.append([index if index < len(lengths) else None for part in parts for index in part])
-        return dealt
+            shares.append([index if index < len(lengths) else None for part in parts for index in part])
+        return shares
 
 
 def _metrics(reported: Mapping[str, Any]) -> dict[str, float]:
@@ -203,7 +206,7 @@ def _row(prompt: Sequence[int], response: Sequence[int]) -> TrainingRow:
 
 
 def _batch(rows: Sequence[TrainingRow]) -> TensorDict:
-    """The tokens of rows, as verl's workers take them."""
+    """Return the tokens of the rows as the TensorDict that verl's workers expect."""
     prompts = [torch.tensor(row.prompt) for row in rows]
     responses = [torch.tensor(row.response) for row in rows]
     sequences = [torch.cat(pair) for pair in zip(prompts, responses, strict=True)]

@@ -1,7 +1,7 @@
-"""A rollout for verl that samples with transformers (``rollout.name=transformers``), where no other can run.
+"""verl rollout that samples with transformers on a CPU (``rollout.name=transformers``), for tests and trials.
 
-Each replica is one actor that holds the whole model on a CPU, and decodes with the local engine's sampler what has come
-in since it last did. It is for tests and for trying things out; on GPUs take vLLM or SGLang.
+Each replica is a Ray actor with the whole model. The actor collects requests and decodes them in batches with the local
+engine's sampler. On GPUs use vLLM or SGLang.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from attnrl.local.loading import build_sampler, load_model
 from attnrl.types import Completion, Request
 
 NAME = "transformers"
-QUIET_SECONDS = 0.05  # nothing new for so long: what has come in is decoded together
+BATCHING_SECONDS = 0.05  # a batch is complete after this time without a new request
 
 
 def _server_name(replica: int) -> str:
@@ -29,10 +29,10 @@ def _server_name(replica: int) -> str:
 
 
 class Server:
-    """The actor that samples for one replica."""
+    """The Ray actor of one replica."""
 
     def __init__(self, model_config: Any, max_batch: int) -> None:
-        """Load the model from where verl loads it."""
+        """Load the model from verl's local path."""
         self.model = load_model(
             Path(model_config.local_path),
             device=torch.device("cpu"),
@@ -51,7 +51,7 @@ class Server:
         """Sample one completion.
 
         Raises:
-            Exception: what the sampler raised.
+            Exception: raised by the sampler.
         """
         request = Request(tuple(prompt_ids), sampling_params["max_tokens"], sampling_params["seed"])
         future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
@@ -68,13 +68,13 @@ class Server:
 
     async def _decode(self) -> None:
         while self.waiting:
-            come_in = 0
-            while come_in < len(self.waiting):
-                come_in = len(self.waiting)
-                await asyncio.sleep(QUIET_SECONDS)
+            received = 0
+            while received < len(self.waiting):
+                received = len(self.waiting)
+                await asyncio.sleep(BATCHING_SECONDS)
             temperature, top_p = self.waiting[0][1:3]
-            batch = [one for one in self.waiting if one[1:3] == (temperature, top_p)]
-            self.waiting = [one for one in self.waiting if one[1:3] != (temperature, top_p)]
+            batch = [entry for entry in self.waiting if entry[1:3] == (temperature, top_p)]
+            self.waiting = [entry for entry in self.waiting if entry[1:3] != (temperature, top_p)]
             sampler = build_sampler(
                 self.model, self.tokenizer, temperature=temperature, top_p=top_p, max_batch=self.max_batch
             )
@@ -88,33 +88,33 @@ class Server:
                 future.set_result(completion)
 
     async def load_weights(self, weights: dict[str, Tensor], version: int | None) -> None:
-        """Sample from these from now on."""
+        """Replace the weights; later batches sample from ``weights``."""
         self.model.load_state_dict(weights, strict=False)
         self.version = version
 
     async def abort_all_requests(self, reject_request: bool = False) -> None:
-        """Give up what has not been begun; a batch that is being decoded ends by itself."""
+        """Cancel the waiting requests; a batch in decoding runs to the end."""
         for *_, future in self.waiting:
             future.cancel()
         self.waiting = []
 
-    async def nothing(self) -> None:
-        """What it does to sleep, wake up and go on: a CPU has its memory to itself."""
+    async def no_op(self) -> None:
+        """Do nothing: on a CPU the server shares no device memory with training."""
 
-    wake_up = sleep = resume_generation = nothing
+    wake_up = sleep = resume_generation = no_op
 
 
 class Replica(RolloutReplica):  # type: ignore[misc]
-    """Launches a :class:`Server`."""
+    """A rollout replica with one :class:`Server`."""
 
     async def launch_servers(self) -> None:
-        """Start the actor, and wait until its model is loaded."""
+        """Start the actor and wait until the model is loaded."""
         server = (
             ray.remote(Server)
             .options(name=_server_name(self.replica_rank), num_cpus=0, max_concurrency=self.max_concurrency)
             .remote(_model_config(self.model_config), self.config.max_num_seqs)
         )
-        await server.nothing.remote()
+        await server.no_op.remote()
         self.servers = [server]
         self._server_handle = server
         self._server_address = _server_name(self.replica_rank)
@@ -127,18 +127,18 @@ def _model_config(config: Any) -> Any:
 
 
 class ServerAdapter(BaseRollout):  # type: ignore[misc]
-    """The side of a training worker: hands its replica the weights."""
+    """The training worker's side of the rollout: sends the weights to the replica."""
 
     async def resume(self, tags: list[str]) -> None:
-        """Nothing was released."""
+        """Do nothing: :meth:`release` frees nothing."""
 
     async def release(self) -> None:
-        """Nothing to release."""
+        """Do nothing: the replica has no device memory."""
 
     async def update_weights(
         self, weights: Generator[tuple[str, Tensor], None, None], global_steps: int | None = None, **_: Any
     ) -> None:
-        """Gather the weights, which takes all workers, and send them to the replica of this one."""
+        """Gather the full weights (a collective of all workers) and send the weights to this worker's replica."""
         gathered = {name: weight.detach().float().cpu().clone() for name, weight in weights}
         server = ray.get_actor(_server_name(torch.distributed.get_rank()))
         await server.load_weights.remote(gathered, global_steps)

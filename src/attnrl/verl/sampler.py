@@ -1,6 +1,6 @@
-"""The sampler of the loop: verl's agent loops, which ask the rollout engines of the cluster.
+"""The sampler on verl: agent loops send requests to the rollout engines of the cluster.
 
-Requests and completions travel by TransferQueue, as verl's own do, so that completions are heard of one by one.
+Requests and completions pass through verl's TransferQueue, which reports each completion separately.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from verl.utils import tensordict_utils
 from attnrl.types import Completion, Request
 from attnrl.verl.settings import NAME
 
-PARTITION = "train"  # the only one that verl's agent loops write to, beside that of its own validation
+PARTITION = "train"  # verl's agent loops write to this partition only (validation uses another)
 POLL_SECONDS = 0.1
 
 
 class VerlSampler:
-    """``generate`` and ``sync`` of :class:`attnrl.types.Sampler`.
+    """Implements :class:`attnrl.types.Sampler` on verl's rollout engines.
 
-    The engines of all samplers of a run are the same, and share GPUs with training: they wake up with the policy's
-    weights when there is something to sample, and sleep otherwise.
+    All samplers of a run share the rollout engines, and the engines share the GPUs with training: the engines wake up
+    with the policy's current weights for each generation and sleep afterwards.
     """
 
     def __init__(self, trainer: Any, eos_token_ids: Collection[int], temperature: float, top_p: float) -> None:
-        """Use the engines of a :class:`verl.trainer.ppo.v1.PPOTrainer`."""
+        """Use the rollout engines of ``trainer``, a :class:`verl.trainer.ppo.v1.PPOTrainer`."""
         self.trainer = trainer
         self.eos_token_ids = frozenset(eos_token_ids)
         self.temperature = temperature
@@ -41,10 +41,12 @@ class VerlSampler:
         on_completion: Callable[[int, Completion], None] | None = None,
         should_stop: Callable[[Collection[int]], bool] | None = None,
     ) -> list[Completion]:
-        """See :meth:`attnrl.types.Sampler.generate`; it always waits for all; ``should_stop`` only hears of life.
+        """Sample as :meth:`attnrl.types.Sampler.generate`, always waiting for every request.
+
+        ``should_stop`` is called as a heartbeat for the watchdog; the result is ignored.
 
         Raises:
-            RuntimeError: a request has failed; why is in verl's log.
+            RuntimeError: a request failed; verl's log has the cause.
         """
         if not requests:
             return []
@@ -54,20 +56,20 @@ class VerlSampler:
             manager.update_weights(self.trainer.global_steps)
             return self._generate(names, requests, on_completion, should_stop)
         except BaseException:
-            # What is left of it would go on beside the next try, and the engines sleep only when nothing runs.
+            # Unfinished requests would run on beside the retry, and engines with running requests do not sleep.
             manager.abort_replicas()
             manager.resume_generation_replicas()
             raise
         finally:
             manager.sleep_replicas()
-            ours = set(names)
+            own_names = set(names)
             tags = transfer_queue.kv_list(PARTITION).get(PARTITION, {})
-            written = [key for key in tags if key.partition("_")[0] in ours]
+            written = [key for key in tags if key.partition("_")[0] in own_names]
             if written:
                 transfer_queue.kv_clear(keys=written, partition_id=PARTITION)
 
     def sync(self) -> None:
-        """Nothing to do: the engines get the weights when they wake up."""
+        """Do nothing: the engines receive the weights when they wake up for a generation."""
 
     def _generate(
         self,
@@ -108,7 +110,7 @@ class VerlSampler:
             tags = transfer_queue.kv_list(PARTITION)[PARTITION]
             failed = [name for name in unfinished if tags[name]["status"] == "failure"]
             if failed:
-                raise RuntimeError(f"{len(failed)} of {len(names)} requests have failed: see the log of verl's workers")
+                raise RuntimeError(f"{len(failed)} of {len(names)} requests failed: see the log of verl's workers")
             finished = [name for name in unfinished if tags[name]["status"] == "finished"]
             if finished:
                 data = transfer_queue.kv_batch_get(

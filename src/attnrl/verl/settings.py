@@ -1,9 +1,9 @@
-"""A run's settings in verl's words and in ours: one table, read in both directions.
+"""Translate AttnRL's settings to verl's configuration and back, by one table of names.
 
-:func:`to_verl` says what a recipe is in verl's own configuration (``ppo_trainer.yaml``), and puts the recipe itself
-under ``attnrl``. :func:`from_verl` reads that back inside verl; where somebody has started from verl's
-configuration instead, ``attnrl`` holds what verl has no words for (``+attnrl.method.trunks=8``), and the rest is
-taken from verl's settings.
+:func:`to_verl` translates a recipe to verl's configuration (``ppo_trainer.yaml``) and stores the recipe under
+``attnrl``. :func:`from_verl` reads the recipe inside verl's processes. In a run started from verl's own configuration,
+``attnrl`` holds only settings without a counterpart in verl (``+attnrl.method.trunks=8``); verl's settings give the
+rest.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from attnrl.config.load import read_recipe, validate_config
 from attnrl.config.schema import TrainConfig
 from attnrl.errors import UserError
 
-#: Under this name verl knows our trainer, our engine (as a vendor's) and our agent loop.
+#: Name of the trainer, the engine's vendor and the agent loop in verl's registries.
 NAME = "attnrl"
 PLUGIN = "attnrl.verl.plugin"
 ACTOR, ROLLOUT, MODEL = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.model"
 
-#: Settings that mean the same in both.
-SAME = {
+#: Settings with the same meaning: AttnRL's name -> verl's name.
+VERL_NAMES = {
     "model": f"{MODEL}.path",
     "trust_remote_code": f"{MODEL}.trust_remote_code",
     "data.train": "data.train_files",
@@ -61,24 +61,24 @@ SAME = {
     "verl.sequence_parallel": f"{ACTOR}.ulysses_sequence_parallel_size",
 }
 
-STATE_FILE = "attnrl_state.json"  # of our loop, in a checkpoint of verl's
-NEVER = 1e9  # dual_clip=none: verl always has this clip, and no ratio reaches it
+STATE_FILE = "attnrl_state.json"  # trainer state of AttnRL's loop in verl's checkpoint
+NO_DUAL_CLIP = 1e9  # dual_clip=none: verl cannot disable the dual clip, but no ratio reaches this bound
 
 
 def to_verl(config: TrainConfig, *, cpu: bool) -> dict[str, Any]:
-    """What to set in verl's configuration, by dotted name, so that it does what ``config`` says.
+    """Return the overrides of verl's configuration, by dotted name, for a recipe.
 
-    What ``verl.set`` names is left out: that is Hydra's to set.
+    Settings in ``verl.set`` are left to Hydra.
 
     Args:
         config: a recipe with ``engine=verl``.
-        cpu: there is no GPU: fp32 weights, sdpa, gloo, and as many GPUs for Ray to count as there are to be processes.
+        cpu: run without a GPU: fp32 weights, sdpa, gloo, and one fictitious Ray GPU per process.
 
     Raises:
-        UserError: ``verl.set`` has a setting that a recipe has its own word for.
+        UserError: ``verl.set`` holds a setting with a name of its own in AttnRL's recipes; the name is given.
     """
     recipe = {**config.model_dump(mode="json"), "output_dir": str(config.output_dir.absolute())}
-    settings = {verl: _get(recipe, ours) for ours, verl in SAME.items() if _get(recipe, ours) is not None}
+    settings = {verl: _get(recipe, name) for name, verl in VERL_NAMES.items() if _get(recipe, name) is not None}
     settings |= {
         "trainer.v1.trainer_mode": NAME,
         "trainer.use_v1": True,
@@ -87,13 +87,13 @@ def to_verl(config: TrainConfig, *, cpu: bool) -> dict[str, Any]:
         "trainer.logger": ["console", *config.log.trackers],
         "trainer.resume_mode": {"auto": "auto", "never": "disable"}.get(config.resume, "resume_path"),
         "trainer.val_before_train": config.eval.every > 0,
-        "trainer.save_freq": config.checkpoint.every or config.steps + 1,  # the last step always saves
-        "critic.enable": False,  # advantages come with the batch
+        "trainer.save_freq": config.checkpoint.every or config.steps + 1,  # verl saves after the last step anyway
+        "critic.enable": False,  # the training loop computes the advantages
         f"{ACTOR}.strategy": "fsdp2",
-        f"{ACTOR}.use_dynamic_bsz": True,  # batches differ in their number of rows
+        f"{ACTOR}.use_dynamic_bsz": True,  # the number of rows differs between batches
         f"{ACTOR}.use_kl_loss": config.loss.kl > 0,
         f"{ACTOR}.kl_loss_coef": config.loss.kl,
-        f"{ACTOR}.clip_ratio_c": config.loss.dual_clip or NEVER,
+        f"{ACTOR}.clip_ratio_c": config.loss.dual_clip or NO_DUAL_CLIP,
         f"{ACTOR}.loss_agg_mode": "token-mean",
         f"{ACTOR}.fsdp_config.param_offload": config.verl.offload,
         f"{ACTOR}.fsdp_config.optimizer_offload": config.verl.offload,
@@ -105,16 +105,16 @@ def to_verl(config: TrainConfig, *, cpu: bool) -> dict[str, Any]:
     }
     if config.resume not in {"auto", "never"}:
         settings["trainer.resume_from_path"] = str(Path(config.resume).absolute())
-    # By default it would be all that the model has positions for. SGLang takes one off for itself.
+    # verl's default is the model's number of positions. SGLang reserves one position.
     longest = config.sampling.max_prompt_tokens + config.sampling.max_new_tokens
     settings[f"{ROLLOUT}.max_model_len"] = longest + (config.verl.rollout == "sglang")
     if is_own_cluster(config.verl.nodes):
-        settings["ray_kwargs.ray_init.address"] = "local"  # not one that somebody has started here for himself
+        settings["ray_kwargs.ray_init.address"] = "local"  # never join another Ray cluster on this machine
     if cpu or config.dtype == "float32":
         precision = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
         settings |= {f"actor_rollout_ref.{role}.fsdp_config.mixed_precision": precision for role in ("actor", "ref")}
         settings[f"{ROLLOUT}.dtype"] = "float32"
-        settings[f"{MODEL}.override_config.attn_implementation"] = "sdpa"  # flash attention takes no fp32
+        settings[f"{MODEL}.override_config.attn_implementation"] = "sdpa"  # flash attention does not support fp32
     if cpu:
         processes = config.verl.nodes * config.verl.gpus_per_node
         settings |= {
@@ -125,68 +125,69 @@ def to_verl(config: TrainConfig, *, cpu: bool) -> dict[str, Any]:
             f"{ROLLOUT}.agent.num_workers": 1,
             "reward.num_workers": 1,
             "ray_kwargs.ray_init.num_gpus": processes,
-            # Placement groups, storage and workers each claim some; none of them is busy all the time.
+            # Placement groups, storage and workers each reserve CPUs, but are mostly idle.
             "ray_kwargs.ray_init.num_cpus": 16 + 4 * processes,
             "ray_kwargs.ray_init.include_dashboard": False,
         }
     settings["ray_kwargs.ray_init.runtime_env.env_vars"] = environment_of(cpu)
     for setting in config.verl.set:
         name, equals, _ = setting.lstrip("+~").partition("=")
-        ours = next((ours for ours, verl in SAME.items() if verl == name), None)
+        own_name = next((own for own, verl in VERL_NAMES.items() if verl == name), None)
         if not equals:
             raise UserError(f"verl.set: {setting!r} is not of the form verl.key.path=value")
-        if ours is not None:
-            raise UserError(f"verl.set: {name} is our {ours}: set that")
+        if own_name is not None:
+            raise UserError(f"verl.set: {name} is called {own_name} in recipes: set {own_name} instead")
         settings.pop(name, None)
     return settings
 
 
 def is_own_cluster(nodes: int) -> bool:
-    """Whether Ray is started with the run and ended with it, on this machine alone."""
+    """Return True if the run starts and stops a Ray cluster of its own: a single node, and no ``RAY_ADDRESS``."""
     return nodes == 1 and "RAY_ADDRESS" not in os.environ
 
 
 def environment_of(cpu: bool) -> dict[str, str]:
-    """The environment variables by which verl's processes find the plug-in."""
+    """Return the environment variables that make verl's processes load the plug-in."""
     found = {"VERL_USE_EXTERNAL_MODULES": PLUGIN, "VERL_ENGINE_VENDOR": NAME}
     return {**found, "VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1"} if cpu else found
 
 
 def from_verl(settings: Mapping[str, Any]) -> TrainConfig:
-    """The recipe that a resolved verl configuration stands for.
+    """Return the recipe of a resolved verl configuration.
 
-    ``attnrl.recipe`` names the recipe to start from (``attnrl`` by default); verl's settings come over it, and what
-    else stands under ``attnrl`` over those.
+    In order of precedence, lowest first: the recipe named by ``attnrl.recipe`` (default ``attnrl``), verl's settings by
+    :data:`VERL_NAMES`, the other settings under ``attnrl``.
 
     Raises:
-        UserError: it is none.
+        UserError: the configuration does not describe a valid recipe.
     """
-    check_needs(settings)
-    ours = dict(settings.get("attnrl") or {})
-    recipe = read_recipe(str(ours.pop("recipe", "attnrl")))
+    check_requirements(settings)
+    own = dict(settings.get("attnrl") or {})
+    recipe = read_recipe(str(own.pop("recipe", "attnrl")))
     merged = {key: value for key, value in recipe.items() if key not in {"model", "task"}}
-    for name, verl in SAME.items():
+    for name, verl in VERL_NAMES.items():
         value = _get(settings, verl)
-        if value is not None and not (name.startswith("data.") and "task" in ours):
+        if value is not None and not (name.startswith("data.") and "task" in own):
             _put(merged, name, value)
-    _put(merged, "sampling.score_continuations", True)  # unless it is said below: rollout engines are not the policy
+    # The default with verl (attnrl.sampling overrides): the log-probs of rollout engines differ from the policy's.
+    _put(merged, "sampling.score_continuations", True)
     actor = _get(settings, ACTOR)
     _put(merged, "loss.kl", actor["kl_loss_coef"] if actor["use_kl_loss"] else 0.0)
-    _put(merged, "loss.dual_clip", actor["clip_ratio_c"] if actor["clip_ratio_c"] < NEVER else None)
-    # verl says "never" and "no warm-up" by -1.
+    _put(merged, "loss.dual_clip", actor["clip_ratio_c"] if actor["clip_ratio_c"] < NO_DUAL_CLIP else None)
+    # verl disables evaluation, checkpoints and warm-up by -1.
     for name in ("eval.every", "checkpoint.every", "optimizer.warmup_steps"):
         _put(merged, name, max(0, _get(merged, name)))
     merged |= {"engine": "verl", "output_dir": str(_get(settings, "trainer.default_local_dir"))}
-    return validate_config(TrainConfig, _over(merged, ours), source="attnrl")
+    return validate_config(TrainConfig, _over(merged, own), source="attnrl")
 
 
-def check_needs(settings: Mapping[str, Any]) -> None:
-    """Make sure of what the trainer needs of verl's settings.
+def check_requirements(settings: Mapping[str, Any]) -> None:
+    """Check the settings of verl that AttnRL's trainer requires.
 
     Raises:
-        UserError: naming the setting.
+        UserError: naming the setting and the required value.
     """
-    needed = {
+    required = {
         f"{ACTOR}.use_dynamic_bsz": True,
         f"{ACTOR}.loss_agg_mode": "token-mean",
         f"{ACTOR}.ppo_epochs": 1,
@@ -194,13 +195,15 @@ def check_needs(settings: Mapping[str, Any]) -> None:
         f"{MODEL}.lora_rank": 0,
         "algorithm.use_kl_in_reward": False,
     }
-    for name, value in needed.items():
+    for name, value in required.items():
         if _get(settings, name) != value:
             raise UserError(f"{name}={_get(settings, name)}: AttnRL needs {name}={value}")
     if _get(settings, f"{ACTOR}.strategy") not in {"fsdp", "fsdp2"}:
         raise UserError(f"{ACTOR}.strategy={_get(settings, f'{ACTOR}.strategy')}: AttnRL needs fsdp2 or fsdp")
     if os.environ.get("VERL_ENGINE_VENDOR") != NAME:
-        raise UserError(f"the environment variable VERL_ENGINE_VENDOR must be {NAME}: without it there is no FCI")
+        raise UserError(
+            f"the environment variable VERL_ENGINE_VENDOR must be {NAME}: verl's own engine does not compute FCI"
+        )
 
 
 def _get(settings: Mapping[str, Any], path: str) -> Any:
@@ -218,7 +221,7 @@ def _put(settings: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """``below`` with every setting of ``above`` in its place."""
+    """Return ``below`` updated recursively with ``above``."""
     merged = dict(below)
     for key, value in above.items():
         inner = merged.get(key)

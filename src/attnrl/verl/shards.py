@@ -1,9 +1,9 @@
-"""The files of FSDP2's workers put together again, without verl, and without running anything that is in them.
+"""Reassemble tensors from the checkpoint files of FSDP2 workers, without verl and without running pickled code.
 
-``torch.save`` writes pickles. They are read by torch's restricted unpickler, which makes tensors and containers. What
-these files may name beside them are classes of ``torch.distributed``, which say how a tensor is laid out over the
-workers; in their place comes a class that keeps what it is given and does nothing. So reading needs no process group,
-no GPU, and not the release of torch that wrote the files: 2.13 cannot open what 2.12 wrote, with classes of its own.
+``torch.save`` writes pickles. torch's restricted unpickler reads these files and creates tensors and containers only.
+The files also reference classes of ``torch.distributed`` for the layout of a tensor over the workers; an inert stand-in
+class replaces these classes. Reading therefore needs no process group, no GPU and no specific release of torch (torch
+2.13 with the real classes cannot open files written by 2.12).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DISTRIBUTED = "torch.distributed."
 
 
 class _Inert:
-    """Stands for a class or a function of ``torch.distributed``, whatever it is called with."""
+    """Stand-in for any class or function of ``torch.distributed``; stores the pickled state and does nothing."""
 
     state: Any = None
 
@@ -45,19 +45,19 @@ class _Inert:
 
 
 class _Sharded(Tensor):
-    """Stands for DTensor: its shape is that of the whole tensor, and the worker's part of it is ``_local_tensor``."""
+    """Stand-in for DTensor: ``shape`` is the shape of the whole tensor, ``_local_tensor`` the shard of the worker."""
 
     _local_tensor: Any
     _spec: Any
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, *_given: object, **_named: object) -> Any:  # type: ignore[override]
-        raise TypeError(f"{func} of a tensor of which only a part is here")
+        raise TypeError(f"{func} is not supported on a shard of a tensor")
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """A tensor in pieces, along its dimension ``dim``."""
+    """A tensor in pieces along the dimension ``dim``; ``shape`` is the shape of the whole tensor."""
 
     tensors: tuple[Tensor, ...]
     dim: int
@@ -65,27 +65,27 @@ class Pieces:
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of each piece."""
+        """Data type of every piece."""
         return self.tensors[0].dtype
 
     def whole(self) -> Tensor:
-        """The tensor; without a copy where there is one piece only."""
+        """Return the concatenated tensor; a single piece is returned without a copy."""
         return self.tensors[0] if len(self.tensors) == 1 else torch.cat(self.tensors, self.dim)
 
 
 class Shards:
-    """The files of one kind that the workers of a run have written, mapped into memory rather than read.
+    """The memory-mapped checkpoint files of one kind, one file per worker.
 
     Attributes:
-        files: one for each worker, by rank.
-        contents: what is in each.
+        files: paths of the files, by rank.
+        contents: unpickled content of each file, by rank.
     """
 
     def __init__(self, directory: Path, kind: str, world_size: int, say: Callable[[str], None]) -> None:
-        """Open the files ``{kind}_world_size_N_rank_R.pt``; each is told to ``say``.
+        """Open the files ``{kind}_world_size_N_rank_R.pt``; ``say`` is called with one line per file.
 
         Raises:
-            UserError: one is missing, damaged, or holds anything but tensors; it is named.
+            UserError: naming the file that is missing, damaged, or holds anything but tensors.
         """
         self.files: list[Path] = []
         for rank in range(world_size):
@@ -99,10 +99,10 @@ class Shards:
             self.contents.append(_load(file))
 
     def pieces(self, *path: str | int) -> Pieces:
-        """What the workers have of one tensor, which is found by the keys of ``path``.
+        """Return the pieces of one tensor, found in every file by the keys ``path``.
 
         Raises:
-            UserError: a file has no such tensor, or their parts do not make one.
+            UserError: a file lacks the tensor, or the shards do not fit together.
         """
         name = "/".join(map(str, path))
         values = []
@@ -122,33 +122,33 @@ class Shards:
 def _load(file: Path) -> dict[Any, Any]:
     try:
         with zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()  # torch itself does not look at the checksums
+            damaged = archive.testzip()  # torch does not verify the checksums
         if damaged is not None:
-            raise ValueError(f"{damaged} in it is not what was written")
-        with _safe_globals_of_our_own():
+            raise ValueError(f"the checksum of {damaged} differs")
+        with _only_own_safe_globals():
             named = sorted(get_unsafe_globals_in_checkpoint(file))
             foreign = next((name for name in named if not name.startswith(DISTRIBUTED)), None)
             if foreign is not None:
-                raise ValueError(f"it names {foreign}, which is no part of a tensor")
+                raise ValueError(f"references {foreign}, which is not part of a tensor")
             add_safe_globals([(_stand_in(name), name) for name in named])
             content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
         if not isinstance(content, dict):
             raise TypeError("a mapping expected")
-    except Exception as error:  # whatever it is that a hostile file brings about
+    except Exception as error:  # hostile files raise exceptions of any type
         raise UserError(f"checkpoint file {file}: not readable ({one_line(error)})") from None
     return content
 
 
 @contextmanager
-def _safe_globals_of_our_own() -> Iterator[None]:
-    """What other libraries have declared safe is not, here."""
-    theirs = get_safe_globals()
+def _only_own_safe_globals() -> Iterator[None]:
+    """Ignore the classes that other libraries registered as safe globals of torch's unpickler."""
+    registered = get_safe_globals()
     clear_safe_globals()
     try:
         yield
     finally:
         clear_safe_globals()
-        add_safe_globals(theirs)
+        add_safe_globals(registered)
 
 
 def _stand_in(name: str) -> type:
@@ -157,18 +157,18 @@ def _stand_in(name: str) -> type:
 
 
 def _pieces(values: Sequence[object]) -> Pieces:
-    """The pieces of a tensor from what each worker, by rank, has of it."""
+    """Return the pieces of a tensor from the value of each worker, by rank."""
     first = values[0]
-    if not isinstance(first, _Sharded):  # a buffer, or the number of steps: each has all of it
+    if not isinstance(first, _Sharded):  # a buffer or a step count: every worker has the whole tensor
         tensors = [_plain(value) for value in values]
         if not all(torch.equal(tensor, tensors[0]) for tensor in tensors):
-            raise ValueError("is not the same in the files of all ranks")
+            raise ValueError("differs between the ranks")
         return Pieces((tensors[0],), 0, tensors[0].shape)
     shape, dims = first.shape, set()
     parts: dict[int, Tensor] = {}
     for value in values:
         if not isinstance(value, _Sharded) or value.shape != shape:
-            raise ValueError("is another tensor in another rank's file")
+            raise ValueError("the shape differs between the ranks")
         place = _place(value)
         if place is not None:
             dims.add(place[0])
@@ -178,20 +178,20 @@ def _pieces(values: Sequence[object]) -> Pieces:
     pieces = Pieces(ordered, dim, shape)
     if Pieces(tuple(part.to("meta") for part in ordered), dim, shape).whole().shape != shape:
         found = ", ".join(str(list(part.shape)) for part in ordered)
-        raise ValueError(f"its parts, {found}, do not make {list(shape)}")
+        raise ValueError(f"shards {found} do not add up to {list(shape)}")
     return pieces
 
 
 def _place(value: _Sharded) -> tuple[int, int] | None:
-    """Along which dimension the tensor is cut, and which piece, by number, this is; None if it is a copy.
+    """Return the dimension along which the tensor is sharded and the index of this shard; None for a replica.
 
-    A mesh of workers has an axis to cut along (``fsdp``), and may have one of copies (``ddp``).
+    The device mesh has a sharded axis (``fsdp``), and optionally a replicated axis (``ddp``).
     """
     layout = value._spec.state
     placements, coordinates = layout["placements"], layout["mesh"].state["_coordinate_on_dim"]
     kinds = [type(placement).__name__ for placement in placements]
     if set(kinds) - {"Shard", "Replicate"} or kinds.count("Shard") > 1:
-        raise ValueError(f"is laid out over the ranks as {kinds}; put together is what is cut along one axis (FSDP2)")
+        raise ValueError(f"has the placements {kinds}; only tensors sharded along one mesh axis are supported (FSDP2)")
     dim = index = 0
     for placement, kind, coordinate in zip(placements, kinds, coordinates, strict=True):
         if kind == "Shard":
