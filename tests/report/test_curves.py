@@ -1,4 +1,4 @@
-"""Learning curves as a picture."""
+"""The picture of learning curves."""
 
 from pathlib import Path
 from typing import Any
@@ -52,9 +52,9 @@ def test_the_picture_is_of_the_kind_asked_for(tmp_path: Path, name: str, magic: 
 def test_what_cannot_be_drawn_is_named(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", ROWS)
     for directory in (run(tmp_path / "short", ROWS[1:2]), tmp_path / "nothing"):
-        with pytest.raises(UserError, match=f"{directory.name}: no evaluations"):
+        with pytest.raises(UserError, match=directory.name):
             draw_curves([whole, directory], tmp_path / "curves.png")
-    with pytest.raises(UserError, match=r"curves\.xyz: .*xyz"):
+    with pytest.raises(UserError, match=r"curves\.xyz"):
         draw_curves([whole], tmp_path / "curves.xyz")
     with pytest.raises(UserError, match=r"curves\.png"):
         draw_curves([whole], whole / METRICS / "curves.png")

@@ -1,4 +1,4 @@
-"""The report of runs as one page: what it reads, what it leaves out, and that nothing a model wrote can act in it."""
+"""The HTML report: data read, forests left out, and protection against text written by a model."""
 
 import json
 import re
@@ -13,8 +13,16 @@ import yaml
 from transformers import PreTrainedTokenizerBase
 
 from attnrl.errors import UserError
-from attnrl.report.html import inline_json, keep_forests, write_report
-from attnrl.report.html_data import MAX_POINTS, Forests, columns, pieces, read_run, run_names, thinned
+from attnrl.report.html import inline_json, page_script, select_forests, write_report
+from attnrl.report.html_data import (
+    MAX_POINTS,
+    ForestLog,
+    metric_columns,
+    read_run_data,
+    run_names,
+    split_text,
+    thinned,
+)
 from attnrl.runs.directory import METRICS, TREES, RunDirectory
 
 HOSTILE = (
@@ -101,7 +109,7 @@ def page_data(path: Path) -> dict[str, Any]:
 
 
 def test_a_run_in_numbers(tmp_path: Path) -> None:
-    found = read_run(run(tmp_path / "run", METRIC_ROWS))
+    found = read_run_data(run(tmp_path / "run", METRIC_ROWS))
     assert found["headline"]["before"] == {"step": 0, "tokens": 0, "seconds": 0, "accuracy": 0.25, "error": 0.03}
     assert found["headline"]["after"] == {"step": 2, "tokens": 250, "seconds": 5, "accuracy": 0.5, "error": 0.04}
     numbers = {name: found["headline"][name] for name in ("steps", "planned", "tokens", "seconds", "valid_ratio")}
@@ -113,7 +121,7 @@ def test_a_run_in_numbers(tmp_path: Path) -> None:
 
 def test_long_curves_are_means_of_consecutive_steps() -> None:
     rows = [{"step": step, "reward": float(step), "rare": 1.0 if step == 3 else None} for step in range(1, 1201)]
-    found = columns(rows)
+    found = metric_columns(rows)
     assert len(found["step"]) == MAX_POINTS
     assert found["step"][:2] == [2, 4] and found["reward"][:2] == [1.5, 3.5]
     assert found["rare"][:3] == [None, 1, None]
@@ -124,7 +132,7 @@ def test_long_curves_are_means_of_consecutive_steps() -> None:
 def test_numbers_that_json_has_not_are_left_out(tmp_path: Path) -> None:
     rows = [{"step": 1, "time/step": 1.0, "grad_norm": float("nan"), "reward": float("inf"), "note": "text"}]
     root = run(tmp_path / "run", rows)
-    assert read_run(root)["columns"] == {
+    assert read_run_data(root)["columns"] == {
         **{"step": [1], "time/step": [1], "grad_norm": [None], "reward": [None], "note": [None]}
     }
     write_report([root], tmp_path / "report.html")
@@ -132,7 +140,7 @@ def test_numbers_that_json_has_not_are_left_out(tmp_path: Path) -> None:
 
 
 def test_a_forest_has_each_text_and_each_segment_once(tmp_path: Path) -> None:
-    forests = Forests(run(tmp_path / "run", [], [forest()]))
+    forests = ForestLog(run(tmp_path / "run", [], [forest()]))
     (line,) = forests.lines
     compact = forests.compact(line)
     tree, other = compact["trees"]
@@ -146,22 +154,22 @@ def test_a_forest_has_each_text_and_each_segment_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "steps"), [("", 0), ("a", 1), ("a\nb", 2), ("a\n\nb\nc\n\n", 2), ("\n\na\n\n\nb", 2)])
 def test_text_is_cut_as_tokens_are(text: str, steps: int) -> None:
-    assert "".join(pieces(text)) == text and len(pieces(text)) == steps
+    assert "".join(split_text(text)) == text and len(split_text(text)) == steps
 
 
 def test_a_row_of_the_log_as_a_run_writes_it(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    from test_forest_rows import sample
-
     from attnrl.method.steps import Steps
     from attnrl.rl.rollout import BranchPlan, Group, RolloutTree, Trunk
     from attnrl.runs.forest_rows import forest_row
 
+    tokens = tuple(tokenizer("so 1")["input_ids"])
+    numbers = tuple(0.1 * place for place in range(len(tokens)))
     trunks = (
-        Trunk(**sample(tokenizer, "so 1", 1.0), steps=Steps((0,), 2), fci=(0.0,)),
+        Trunk(tokens, numbers, numbers, numbers, 1.0, "correct", "stop", steps=Steps((0,), 2), fci=(0.0,)),
         Trunk((), (), (), (), 0.0, "no_answer", "length", steps=Steps((), 0), fci=()),
     )
     row = forest_row(RolloutTree(BranchPlan(Group(0, "x:0", ("1",), (5,), trunks), True, {}, 2), ()), tokenizer, 1)
-    forests = Forests(run(tmp_path / "run", [], [row]))
+    forests = ForestLog(run(tmp_path / "run", [], [row]))
     first, empty = forests.compact(forests.lines[0])["trees"]
     assert first["nodes"][0]["pieces"] == ["so 1"]
     assert empty["nodes"][0]["pieces"] == [] and empty["entropy"] == []
@@ -170,8 +178,8 @@ def test_a_row_of_the_log_as_a_run_writes_it(tmp_path: Path, tokenizer: PreTrain
 def test_the_budget_keeps_some_of_every_step_and_the_page_knows(tmp_path: Path) -> None:
     trees = [forest(step, problem=f"mine:{problem}") for step in (1, 11, 21) for problem in range(4)]
     root = run(tmp_path / "run", METRIC_ROWS, trees)
-    size = len(inline_json(Forests(root).compact(Forests(root).lines[0])))
-    kept = keep_forests(Forests(root), int(4.5 * size))
+    size = len(inline_json(ForestLog(root).compact(ForestLog(root).lines[0])))
+    kept = select_forests(ForestLog(root), int(4.5 * size))
     problems = {step: [json.loads(text)["problem"] for text in texts] for step, texts in kept.items()}
     assert problems == {21: ["mine:0", "mine:1"], 11: ["mine:0"], 1: ["mine:0"]}
     write_report([root], tmp_path / "report.html", max_megabytes=4.5 * size / 1e6)
@@ -193,7 +201,7 @@ def test_json_in_a_page_has_no_character_that_html_looks_at() -> None:
 
 
 def hostile_run(directory: Path) -> Path:
-    """A run in which everything that can be text is an attack."""
+    """A run with an attack in every text field."""
     row = forest(text=f"{HOSTILE}\n\nso\n\nso\n\nso", problem=HOSTILE) | {"answers": [HOSTILE]}
     row["trees"][0]["nodes"][1]["text"] = f"in the branch {HOSTILE}"
     row["trees"][0]["nodes"][1]["finish_reason"] = HOSTILE
@@ -214,9 +222,7 @@ def test_what_a_model_wrote_stays_in_its_block(tmp_path: Path) -> None:
 
 
 def test_the_script_makes_no_html_and_no_request_of_text() -> None:
-    from attnrl.report import html
-
-    script = (Path(html.__file__).parent / "assets" / "report.js").read_text(encoding="utf-8")
+    script = page_script()
     for word in (
         "innerHTML",
         "outerHTML",
@@ -247,7 +253,7 @@ def test_runs_in_any_state_give_a_page(tmp_path: Path, state: str) -> None:
     assert write_report([root], output) == output.stat().st_size
     found = page_data(output)["data"]["runs"][0]
     assert found["attention"]["maps"] == []
-    assert "No attention: " in found["attention"]["note"]
+    assert found["attention"]["note"]
 
 
 def test_a_run_in_progress_ends_in_half_a_line(tmp_path: Path) -> None:
@@ -263,28 +269,28 @@ def test_a_run_in_progress_ends_in_half_a_line(tmp_path: Path) -> None:
 def test_a_report_needs_no_settings(tmp_path: Path) -> None:
     root = run(tmp_path / "run", METRIC_ROWS)
     (root / "config.yaml").write_text("- [")
-    assert read_run(root)["settings"] == {}
+    assert read_run_data(root)["settings"] == {}
     (root / "config.yaml").unlink()
-    assert read_run(root)["headline"]["steps"] == 2
+    assert read_run_data(root)["headline"]["steps"] == 2
 
 
 @pytest.mark.parametrize(
-    ("name", "line", "message"),
+    ("name", "line", "named"),
     [
-        (METRICS, "oops\n", r"metrics\.jsonl, line 4: not JSON"),
-        (METRICS, "[1]\n", r"metrics\.jsonl, row 4: not the metrics of a step"),
-        (METRICS, '{"reward": 1}\n', r"metrics\.jsonl, row 4: not the metrics of a step"),
-        (TREES, "oops\n", r"trees\.jsonl, line 2: not JSON"),
-        (TREES, '{"step": 3, oops\n', r"trees\.jsonl, line 2: not JSON"),
-        (TREES, '{"step": 3, "trees": 1}\n', r"trees\.jsonl, line 2: not a forest"),
-        (TREES, '{"trees": []}\n', r"trees\.jsonl, line 2: not a forest"),
+        (METRICS, "oops\n", r"metrics\.jsonl, line 4\b"),
+        (METRICS, "[1]\n", r"metrics\.jsonl, row 4\b"),
+        (METRICS, '{"reward": 1}\n', r"metrics\.jsonl, row 4\b"),
+        (TREES, "oops\n", r"trees\.jsonl, line 2\b"),
+        (TREES, '{"step": 3, oops\n', r"trees\.jsonl, line 2\b"),
+        (TREES, '{"step": 3, "trees": 1}\n', r"trees\.jsonl, line 2\b"),
+        (TREES, '{"trees": []}\n', r"trees\.jsonl, line 2\b"),
     ],
 )
-def test_damage_is_named(tmp_path: Path, name: str, line: str, message: str) -> None:
+def test_damage_is_named(tmp_path: Path, name: str, line: str, named: str) -> None:
     root = run(tmp_path / "run", METRIC_ROWS, [forest()])
     with (root / name).open("a") as file:
         file.write(line)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=named):
         write_report([root], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
 
@@ -299,12 +305,12 @@ def test_the_command_writes_a_page_of_several_runs(
     monkeypatch.chdir(tmp_path)
     runs = [str(run(Path(name), METRIC_ROWS, [forest()], seed=seed)) for seed, name in enumerate("ab")]
     assert call(monkeypatch, *runs) == 0
-    assert "Wrote report.html (0.1 MB)" in capsys.readouterr().out
+    assert "report.html" in capsys.readouterr().out
     assert [one["name"] for one in page_data(Path("report.html"))["data"]["runs"]] == ["a", "b"]
     assert call(monkeypatch, runs[0], "-o", "b.html", "--max-mb", "0", "--no-attention") == 0
     (only,) = page_data(Path("b.html"))["data"]["runs"]
     assert only["forests"] == [{"step": 1, "kept": 0, "of": 1}]
-    assert only["attention"]["note"] == "No attention: left out: --no-attention."
+    assert only["attention"]["maps"] == [] and "--no-attention" in only["attention"]["note"]
 
 
 def test_the_command_names_what_is_no_run(
@@ -314,16 +320,16 @@ def test_the_command_names_what_is_no_run(
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("mine")
     run(tmp_path / "run", METRIC_ROWS)
-    for arguments, words in (
-        (["run", "nowhere"], "nowhere: no such run directory"),
-        (["empty"], "empty: no run (it has neither config.yaml nor metrics.jsonl)"),
-        (["file"], "file: no such run directory"),
-        (["run", "-o", "empty"], "empty: cannot be written"),
-        (["run", "-o", "file/report.html"], "file/report.html: cannot be written"),
+    for arguments, named in (
+        (["run", "nowhere"], "nowhere"),
+        (["empty"], "empty"),
+        (["file"], "file"),
+        (["run", "-o", "empty"], "empty"),
+        (["run", "-o", "file/report.html"], "file/report.html"),
     ):
         assert call(monkeypatch, *arguments) == 2
         error = capsys.readouterr().err
-        assert error.startswith("attnrl: ") and words in error and error.count("\n") == 1
+        assert error.startswith("attnrl: ") and named in error and error.count("\n") == 1
     assert not (tmp_path / "report.html").exists()
 
 
@@ -346,7 +352,7 @@ def test_attention_of_the_newest_checkpoint(tmp_path: Path, tiny_checkpoint: Pat
     root = checkpointed(tmp_path, tiny_checkpoint, row)
     write_report([root], tmp_path / "report.html")
     attention = page_data(tmp_path / "report.html")["data"]["runs"][0]["attention"]
-    assert attention["note"] == "step-000002 reads responses that were sampled for step 1"
+    assert "step-000002" in attention["note"] and "step 1" in attention["note"]
     (only,) = attention["maps"]
     prompt = AutoTokenizer.from_pretrained(tiny_checkpoint)("A=1?", add_special_tokens=False)["input_ids"]
     model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
@@ -364,4 +370,4 @@ def test_attention_that_cannot_be_had_is_said_and_the_page_is_written(tmp_path: 
     root = checkpointed(tmp_path, tiny_checkpoint, row)
     write_report([root], tmp_path / "report.html")
     attention = page_data(tmp_path / "report.html")["data"]["runs"][0]["attention"]
-    assert attention["maps"] == [] and "a token that the checkpoint's model has not" in attention["note"]
+    assert attention["maps"] == [] and attention["note"].startswith("No attention: ValueError")

@@ -1,4 +1,4 @@
-"""One training step as a picture."""
+"""The timeline of one training step."""
 
 from itertools import combinations
 from pathlib import Path
@@ -88,13 +88,13 @@ def test_the_picture_is_of_the_kind_asked_for(run: Path, tmp_path: Path, name: s
 
 
 def test_what_cannot_be_drawn_is_named(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nowhere: no such run directory"):
+    with pytest.raises(UserError, match="nowhere"):
         draw_timeline(tmp_path / "nowhere", tmp_path / "timeline.png")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"empty: no steps in timeline\.jsonl"):
+    with pytest.raises(UserError, match=r"empty.*timeline\.jsonl"):
         draw_timeline(tmp_path / "empty", tmp_path / "timeline.png")
-    with pytest.raises(UserError, match=r"run: no step 7 in timeline\.jsonl, which has 1 to 2"):
+    with pytest.raises(UserError, match=r"run.*\b7\b.*timeline\.jsonl"):
         draw_timeline(run, tmp_path / "timeline.png", 7)
-    with pytest.raises(UserError, match=r"timeline\.xyz: .*xyz"):
+    with pytest.raises(UserError, match=r"timeline\.xyz"):
         draw_timeline(run, tmp_path / "timeline.xyz")
     assert not list(tmp_path.glob("timeline.*"))

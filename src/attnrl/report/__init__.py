@@ -1,1 +1,1 @@
-"""What a run writes for people: metrics, pictures, progress."""
+"""Pictures and the HTML page of runs (``attnrl plot``, ``attnrl timeline``, ``attnrl report``)."""

@@ -13,12 +13,12 @@ from attnrl.runs.metrics_file import read_metrics
 
 
 def draw_curves(runs: Sequence[Path], output: Path) -> None:
-    """Draw held-out accuracy of each run over tokens sampled and over seconds of training.
+    """Draw held-out accuracy of each run over sampled tokens and over seconds of training.
 
-    Runs in directories of the same name up to a last ``-NUMBER`` (seeds of one recipe) share a colour.
+    Directory names equal up to a trailing ``-NUMBER`` (seeds of one recipe) share a colour and a legend entry.
 
     Raises:
-        UserError: matplotlib is missing, a directory holds no evaluated run, or the picture cannot be written.
+        UserError: matplotlib is missing, a run has no evaluations, or the picture cannot be written.
     """
     pyplot = pyplot_for("plot")
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
@@ -39,7 +39,7 @@ def draw_curves(runs: Sequence[Path], output: Path) -> None:
 
 
 def _series(run: Path) -> tuple[list[float], list[float], list[float]]:
-    """Tokens sampled, seconds of training and accuracy at each evaluation of a run."""
+    """Return sampled tokens, seconds of training and accuracy at each evaluation of a run."""
     rows = read_metrics(RunDirectory(run), numbers=("time/step", "tokens/total", "eval/accuracy"))
     seconds = list(accumulate(row.get("time/step", 0.0) for row in rows))
     evaluated = [

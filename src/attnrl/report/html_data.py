@@ -1,4 +1,4 @@
-"""What ``attnrl report`` reads of run directories, in the compact form that its page draws from."""
+"""Reader of run directories for ``attnrl report``: compact data for the page."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from attnrl.method.steps import split_steps
 from attnrl.runs.directory import CONFIG, METRICS, TREES, RunDirectory
 from attnrl.runs.metrics_file import read_metrics
 
-MAX_POINTS = 600  # of a curve: more than a chart has pixels for
-DIGITS = 5  # of a number, significant ones
+MAX_POINTS = 600  # points per curve, about the width of a chart in pixels
+DIGITS = 5  # significant digits of a number
 
 Json = Any
 
 
 @dataclass(frozen=True)
 class ForestLine:
-    """Where one problem's forest is in ``trees.jsonl``.
+    """Location of one problem's forest in ``trees.jsonl``.
 
     Attributes:
         step: the training step.
-        rank: the how-manieth forest of its step it is, from 0.
-        number: line of the file, from 1.
-        offset: its first byte.
+        rank: number of the forest within the step, from 0.
+        number: line number in the file, from 1.
+        offset: offset of the line in bytes.
     """
 
     step: int
@@ -43,16 +43,16 @@ class ForestLine:
 
 
 def run_names(runs: Sequence[Path]) -> list[str]:
-    """The name of each run: its directory's, or the path as given where several directories have that name."""
+    """Return the display name of each run: the directory's name, or the given path if the name is not unique."""
     names = [run.resolve().name for run in runs]
     return [str(run) if names.count(name) > 1 else name for run, name in zip(runs, names, strict=True)]
 
 
-def read_run(root: Path) -> dict[str, Json]:
-    """Settings, headline numbers and curves of a run, whatever of them there is.
+def read_run_data(root: Path) -> dict[str, Json]:
+    """Return settings, headline numbers, evaluations and metric curves of a run; missing parts are empty or None.
 
     Raises:
-        UserError: there is no run at ``root``, or a file of it is damaged; it is named.
+        UserError: ``root`` holds no run, or a file of the run is damaged; the message names the file.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such run directory")
@@ -87,18 +87,18 @@ def read_run(root: Path) -> dict[str, Json]:
             "valid_ratio": rounded(fmean(valid)) if valid else None,
         },
         "evaluations": thinned(evaluated),
-        "columns": columns(stepped),
+        "columns": metric_columns(stepped),
     }
 
 
 def thinned(rows: list[dict[str, Json]]) -> list[dict[str, Json]]:
-    """Every n-th row, so that at most ``MAX_POINTS`` are left, the last one among them."""
+    """Return every n-th row, at most :data:`MAX_POINTS` rows including the last row."""
     stride = math.ceil(len(rows) / MAX_POINTS)
     return rows[::-1][::stride][::-1] if rows else []
 
 
-def columns(rows: Sequence[Mapping[str, float | None]]) -> dict[str, list[float | None]]:
-    """Each metric as a list, the means of consecutive rows where there are more than ``MAX_POINTS``."""
+def metric_columns(rows: Sequence[Mapping[str, float | None]]) -> dict[str, list[float | None]]:
+    """Return metric -> values; with more than :data:`MAX_POINTS` rows, means over consecutive rows."""
     width = max(1, math.ceil(len(rows) / MAX_POINTS))
     bins = [rows[start : start + width] for start in range(0, len(rows), width)]
     names = dict.fromkeys(name for row in rows for name in row if not name.startswith("eval/"))
@@ -114,15 +114,15 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def rounded(value: float | None) -> float | None:
-    """A number to a few significant digits: half the bytes, and the same picture."""
+    """Return ``value`` rounded to :data:`DIGITS` significant digits, or None for None, NaN and inf."""
     if value is None or not math.isfinite(value):
         return None
     return int(value) if value == int(value) else float(f"{value:.{DIGITS}g}")
 
 
 def _number(value: object) -> float | None:
-    """A finite number, or None for anything else."""
-    # Not math.isfinite(), which fails on an integer that is larger than any float.
+    """Return ``value`` if it is a finite number, else None."""
+    # math.isfinite() would raise OverflowError for an integer larger than any float.
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         return None
     return value
@@ -133,7 +133,7 @@ def _metrics(run: RunDirectory) -> list[dict[str, Any]]:
 
 
 def _settings(run: RunDirectory) -> dict[str, Json]:
-    """Settings by their dotted names; none where ``config.yaml`` is missing or damaged, for a report needs none."""
+    """Return the settings by dotted name; empty if ``config.yaml`` is missing or damaged."""
     try:
         return dict(_flat(run.read_config(), ""))
     except UserError:
@@ -149,25 +149,22 @@ def _flat(settings: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Json]
             yield f"{prefix}{key}", value if plain else str(value)
 
 
-class Forests:
-    """The forests of a run, found without reading them all: ``trees.jsonl`` may be larger than memory."""
+class ForestLog:
+    """Index of the forests in ``trees.jsonl``, read on demand: the file may be larger than memory."""
 
     def __init__(self, root: Path) -> None:
-        """Find the lines of ``root``'s ``trees.jsonl``; there are none if there is no such file.
-
-        A last line cut short by a kill is left out.
-        """
+        """Index ``trees.jsonl`` in ``root`` (empty without a file); a truncated last line (a crash) is left out."""
         self._path = root / TREES
-        self.lines = list(self._find())
+        self.lines = list(self._index())
 
-    def _find(self) -> Iterator[ForestLine]:
+    def _index(self) -> Iterator[ForestLine]:
         if not self._path.is_file():
             return
         seen: dict[int, int] = defaultdict(int)
         offset = 0
         with self._path.open("rb") as file:
             for number, line in enumerate(file, start=1):
-                # The step comes first in a row: what follows need not be parsed to know it.
+                # The step comes first in a row, so the rest need not be parsed.
                 found = re.match(rb'\{"step": (\d+),', line)
                 if line.strip() and line.endswith(b"\n"):
                     step = int(found[1]) if found else self._parse(line, number)["step"]
@@ -176,7 +173,7 @@ class Forests:
                 offset += len(line)
 
     def read(self, line: ForestLine) -> dict[str, Any]:
-        """One forest, as ``trees.jsonl`` has it.
+        """Return the row of ``trees.jsonl`` at ``line``.
 
         Raises:
             UserError: the line is damaged.
@@ -186,7 +183,7 @@ class Forests:
             return self._parse(file.readline(), line.number)
 
     def compact(self, line: ForestLine) -> dict[str, Json]:
-        """One forest, as the page has it.
+        """Return the forest at ``line`` in the form of :func:`compact_forest`.
 
         Raises:
             UserError: the line is damaged.
@@ -206,13 +203,13 @@ class Forests:
             raise UserError(f"{self._path}, line {number}: not a forest")
         return row
 
-    def most_telling_first(self) -> list[ForestLine]:
-        """The lines in the order to keep them: one problem of every step, newest step first, then the next ones."""
+    def retention_order(self) -> list[ForestLine]:
+        """Return the lines in order of retention: the first forest of every step, newest first, then the second, ..."""
         return sorted(self.lines, key=lambda line: (line.rank, -line.step))
 
 
 def compact_forest(row: Mapping[str, Any]) -> dict[str, Json]:
-    """A row of ``trees.jsonl`` without token ids, each text and each segment once."""
+    """Return a row of ``trees.jsonl`` without token ids, with every text and every segment once."""
     return {
         "problem": str(row["problem"]),
         "prompt": str(row["prompt"]),
@@ -226,7 +223,7 @@ def compact_forest(row: Mapping[str, Any]) -> dict[str, Json]:
 def _compact_tree(tree: Mapping[str, Any]) -> dict[str, Json]:
     starts = [int(start) for start in tree["steps"]]
     entropy = tree["entropy"]
-    # The paths of a tree share their first segments.
+    # Paths of one tree share the first segments.
     segments = {tuple(segment[:3]): segment for node in tree["nodes"] for segment in node["segments"]}
     return {
         "trained": bool(tree["trained"]),
@@ -242,7 +239,7 @@ def _compact_tree(tree: Mapping[str, Any]) -> dict[str, Json]:
             {
                 "at": int(node["at"]),
                 "tokens": len(node["tokens"]),
-                "pieces": pieces(str(node["text"])),
+                "pieces": split_text(str(node["text"])),
                 "reward": rounded(node["reward"]),
                 "finish": str(node["finish_reason"]),
             }
@@ -251,7 +248,7 @@ def _compact_tree(tree: Mapping[str, Any]) -> dict[str, Json]:
     }
 
 
-def pieces(text: str) -> list[str]:
-    """The text of each step, cut by the same rule as its tokens were; text without newlines is one piece."""
+def split_text(text: str) -> list[str]:
+    """Return the text of each step, split by the rule of the token steps; text without newlines is one step."""
     starts = split_steps([*text], chunk_tokens=len(text) or 1).starts
     return [text[start:end] for start, end in pairwise([*starts, len(text)])]

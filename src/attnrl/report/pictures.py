@@ -1,4 +1,4 @@
-"""What all pictures need: matplotlib without a screen (``pip install attnrl[report]``), and a file to go to."""
+"""Shared parts of all pictures: matplotlib without a display (``pip install attnrl[report]``), and saving."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from attnrl.errors import UserError
 
 
 def pyplot_for(command: str) -> Any:
-    """matplotlib's ``pyplot``, drawing to files only.
+    """Return matplotlib's ``pyplot`` with the file-only backend Agg.
 
     Raises:
-        UserError: it is missing; the message names ``command``.
+        UserError: matplotlib is missing; the message names ``command``.
     """
     try:
         import matplotlib
@@ -25,16 +25,16 @@ def pyplot_for(command: str) -> Any:
 
 
 def save_picture(figure: Any, output: Path) -> None:
-    """Write a figure of :func:`pyplot_for` in the format that the name of ``output`` says, and close it.
+    """Write ``figure`` in the format of the suffix of ``output``, and close ``figure``.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: ``output`` has no suffix or an unknown suffix, or cannot be written.
     """
     from matplotlib import pyplot
 
     try:
         if not output.suffix:  # matplotlib would add one
-            raise ValueError("expected a name that ends in .png, .svg or the like")
+            raise ValueError("expected a file name with a suffix such as .png or .svg")
         output.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(output, dpi=150)
     except (ValueError, OSError) as error:

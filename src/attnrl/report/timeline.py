@@ -1,4 +1,4 @@
-"""One training step as a picture: which part of the engine was at work when (``pip install attnrl[report]``)."""
+"""Timeline of one training step: a Gantt chart of sampler, grader and policy (``pip install attnrl[report]``)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from attnrl.rl.metrics import Span
 from attnrl.runs.directory import TIMELINE, RunDirectory
 
 LANES = ("sampler", "grader", "policy")  # from top to bottom
-PHASES = {  # each with its lane and its colour
+PHASES = {  # phase -> (lane, colour)
     "generate": ("sampler", "#7ba7d7"),
     "sync": ("sampler", "#c6dbef"),
     "grade (overlapped)": ("grader", "#f2cf5b"),
@@ -20,14 +20,14 @@ PHASES = {  # each with its lane and its colour
     "score": ("policy", "#b5d99c"),
     "train": ("policy", "#6fbf68"),
 }
-INCHES_PER_CHARACTER = 0.085  # of a label, a little more than it takes
+INCHES_PER_CHARACTER = 0.085  # width reserved for one character of a label
 
 
 def draw_timeline(run: Path, output: Path, step: int | None = None) -> int:
-    """Draw one step of a run, the last one unless told otherwise, and return its number.
+    """Draw the timeline of training step ``step`` (None: the last step), and return the number of the step.
 
     Raises:
-        UserError: matplotlib is missing, the run has no such step, or the picture cannot be written.
+        UserError: matplotlib is missing, the run does not have step ``step``, or the picture cannot be written.
     """
     pyplot = pyplot_for("timeline")
     step, spans = _spans(run, step)
@@ -35,7 +35,7 @@ def draw_timeline(run: Path, output: Path, step: int | None = None) -> int:
     figure, panel = pyplot.subplots(figsize=(10, 3), layout="constrained")
     for name, start, end in spans:
         lane, colour = PHASES[name]
-        # An edge of its own colour: what is thinner than a pixel is seen too.
+        # An edge of the same colour keeps bars thinner than a pixel visible.
         panel.barh(LANES.index(lane), end - start, left=start, height=0.7, color=colour, edgecolor=colour, lw=0.5)
     panel.set(xlim=(0, total), ylim=(len(LANES) - 0.5, -0.5), xlabel="seconds since the step began")
     panel.set_yticks(range(len(LANES)), LANES)
@@ -46,7 +46,7 @@ def draw_timeline(run: Path, output: Path, step: int | None = None) -> int:
     patches = [pyplot.Rectangle((0, 0), 1, 1, color=PHASES[name][1]) for name in used]
     labels = [f"{name} {seconds[name]:.2f} s" for name in used]
     figure.legend(patches, labels, loc="outside lower center", ncols=len(used), frameon=False, fontsize="small")
-    figure.draw_without_rendering()  # lays the panel out: only now is its width known
+    figure.draw_without_rendering()  # computes the layout, and so the width of the panel
     inches = panel.get_window_extent().width / figure.dpi
     for name, start, end in spans:
         label = f"{name} {end - start:.2f} s"
@@ -57,7 +57,7 @@ def draw_timeline(run: Path, output: Path, step: int | None = None) -> int:
 
 
 def _spans(run: Path, step: int | None) -> tuple[int, list[Span]]:
-    """The step asked for, or the last one, and its spans."""
+    """Return the requested step (None: the last step) and the spans of the step."""
     if not run.is_dir():
         raise UserError(f"{run}: no such run directory")
     rows = {}
@@ -75,7 +75,7 @@ def _spans(run: Path, step: int | None) -> tuple[int, list[Span]]:
 
 
 def _is_timeline(row: Any) -> bool:
-    """Whether a row is one of :func:`attnrl.runs.recording.timeline_row`, of phases that take time."""
+    """Return True if ``row`` is valid (:func:`attnrl.runs.recording.timeline_row`) and not of zero duration."""
     try:
         spans = [(name in PHASES, float(start), float(end)) for name, start, end in row["spans"]]
         return isinstance(row["step"], int) and all(known for known, _, _ in spans) and max(s[2] for s in spans) > 0
