@@ -54,7 +54,7 @@ def attention_maps(root: Path, forests: ForestLog, asked: bool | None) -> dict[s
         return _no_attention(f"{type(error).__name__}: {one_line(error)}")
     if not maps:
         return _no_attention(f"no response of step {newest} has two steps")
-    return {"note": f"{checkpoint.directory.name} reads responses that were sampled for step {newest}", "maps": maps}
+    return {"note": f"Attention of {checkpoint.directory.name} over responses sampled for step {newest}", "maps": maps}
 
 
 def _no_attention(reason: str) -> dict[str, Json]:

@@ -23,7 +23,7 @@ function attention() {
     pen.scale(ratio, ratio);
     const style = getComputedStyle(document.documentElement);
     const cell = (width - margin) / map.steps;
-    // What a step attends to within itself is not the question, and outshines the rest.
+    // The diagonal (attention within a step) would dominate the scale.
     const most = Math.max(1e-9, ...map[state.kind].flatMap((row, j) => row.slice(0, j)));
     pen.fillStyle = style.getPropertyValue("--accent");
     map[state.kind].forEach((row, j) => row.forEach((value, k) => {
@@ -57,7 +57,7 @@ function attention() {
   function show() {
     const { attention: { note: text, maps }, name } = RUNS[state.run];
     const map = current();
-    note.textContent = `${text} (first trunk of the problem). Rows attend, columns are attended to; the diagonal is left out, the scale is a square root.` +
+    note.textContent = `${text} (first trunk of the problem). Rows are queries, columns are keys; the diagonal is left out, the colour scale is a square root.` +
       (map.steps < map.of ? ` The first ${map.steps} of ${map.of} steps.` : "");
     controls.replaceChildren(
       ...(several ? [select("run", usable, state.run, (run) => { state.run = run; state.map = 0; show(); })] : []),

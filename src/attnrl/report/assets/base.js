@@ -1,4 +1,5 @@
-// The report's page. Everything a model wrote reaches the document as text nodes only; nothing here parses HTML.
+// Script of the report page, part 1: data, elements, number formats, tooltip.
+// Text written by a model enters the document as text nodes only; no code of this page parses HTML.
 "use strict";
 
 const parse = (id) => JSON.parse(document.getElementById(id).textContent);
@@ -6,7 +7,7 @@ const DATA = parse("data");
 const RUNS = DATA.runs;
 const several = RUNS.length > 1;
 const hidden = new Set(); // indices of runs switched off in the legend
-const redraws = []; // of the charts that heed the legend
+const redraws = []; // of the charts that follow the legend
 let smooth = RUNS.some((run) => (run.columns.step ?? []).length > 100);
 
 // --- elements -------------------------------------------------------------------------------------------------
@@ -70,7 +71,7 @@ function running(values) {
   });
 }
 
-// --- what is under the pointer ----------------------------------------------------------------------------------
+// --- tooltip ---------------------------------------------------------------------------------------------------
 
 const tip = document.getElementById("tip");
 function showTip(event, ...children) {

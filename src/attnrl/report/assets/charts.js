@@ -12,7 +12,7 @@ function drawnIn(holder, draw) {
   return () => width && draw(width);
 }
 
-/* A chart of lines. `lines()` gives [{label, paint, x, y, run, width, faint, marks}], `band` [x, low, high]. */
+/* Draw a line chart. `lines()` returns [{label, paint, x, y, run, width, faint, marks}]; `band` is [x, low, high]. */
 function chart({ title, lines, form = number, xLabel = "step", xForm = number, tall, legend, band, smoothed }) {
   const holder = el("div", { class: tall ? "plot tall" : "plot" });
   const value = el("span", { class: "value" });
@@ -129,7 +129,7 @@ function headline({ headline: head, settings }) {
     ["steps", known(steps) ? number(steps) : "–", over ? (known(steps) ? "finished" : "none yet") : `of ${planned}: not finished`],
     ["tokens sampled", known(tokens) ? number(tokens) : "–", "in training"],
     ["time", known(head.seconds) ? duration(head.seconds) : "–", "of training steps"],
-    ["valid tokens", known(head.valid_ratio) ? percent(head.valid_ratio) : "–", "of those sampled, mean of steps"],
+    ["valid tokens", known(head.valid_ratio) ? percent(head.valid_ratio) : "–", "of the sampled tokens, mean over steps"],
   ];
 }
 const setting = (value) => (value === undefined ? "–" : value === null ? "null" : String(value));
@@ -161,7 +161,7 @@ function overview() {
   section(several ? `${RUNS.length} runs` : RUNS[0].name, several ? null : RUNS[0].path, ...parts);
 }
 
-const WATCHED = [
+const SIGNAL = [
   ["initial/solve_all_ratio", "Initial: all correct", percent], ["initial/solve_none_ratio", "Initial: all wrong", percent],
   ["initial/valid_ratio", "Initial: mixed (valid)", percent], ["mc/solve_all_ratio", "Continuations: all correct", percent],
   ["mc/solve_none_ratio", "Continuations: all wrong", percent], ["mc/valid_ratio", "Continuations: mixed (valid)", percent],
@@ -180,7 +180,7 @@ const SAMPLER = [
   ["time/generated_tokens_per_second", "Tokens sampled per second", number],
   ["branch/position", "Branch position, share of the trunk", percent],
   ["branch/beyond_first_steps_ratio", "Branches beyond the first steps", percent],
-  ["branch/agreement_ratio", "Branches that end as their trunk does", percent],
+  ["branch/agreement_ratio", "Branches with the trunk's outcome", percent],
   ["truncated_ratio", "Truncated samples", percent], ["mismatch/mean", "Mismatch to the sampler, mean (nats)", number],
   ["mismatch/max", "Mismatch to the sampler, largest (nats)", number], ["carried_over", "Carried over to the next step", number],
 ];
@@ -206,14 +206,14 @@ function curves() {
   }
   const box = el("input", { type: "checkbox", change: () => { smooth = box.checked; redraws.forEach((draw) => draw()); } });
   box.checked = smooth;
-  section("Curves watched", "Those of the paper's figures 6 to 8.",
+  section("Training dynamics", "Figures 6 to 8 of the paper.",
     el("div", { class: "controls" }, el("label", {}, box, "running mean over 5% of the steps")),
-    el("h3", {}, "How many problems have a signal (figure 6)"), metricCharts(WATCHED, "charts three"),
-    el("h3", {}, "What adaptive sampling makes of it (figure 7)"), metricCharts(BATCH),
+    el("h3", {}, "Problems with a training signal (figure 6)"), metricCharts(SIGNAL, "charts three"),
+    el("h3", {}, "Effect of adaptive sampling (figure 7)"), metricCharts(BATCH),
     el("h3", {}, "The policy (figure 8)"), metricCharts(POLICY));
   time();
   section("Sampler", null, metricCharts(SAMPLER));
-  const drawn = new Set([...WATCHED, ...BATCH, ...POLICY, ...SAMPLER].map(([name]) => name).concat("step"));
+  const drawn = new Set([...SIGNAL, ...BATCH, ...POLICY, ...SAMPLER].map(([name]) => name).concat("step"));
   const names = [...new Set(RUNS.flatMap((run) => Object.keys(run.columns)))].filter((name) => !drawn.has(name));
   const rest = el("details", {}, el("summary", {}, `all other metrics (${names.length})`));
   rest.addEventListener("toggle", () => rest.append(metricCharts(names.sort().map((name) => [name, name, number]))), { once: true });
@@ -240,7 +240,7 @@ function time() {
     }
     const base = step.map(() => 0);
     const gap = wide > 6 ? 1 : 0;
-    for (const [name, values] of phases) { // one path for each phase: bars of a 500-step run are cheap that way
+    for (const [name, values] of phases) { // one SVG path per phase keeps runs of 500 steps fast
       let d = "";
       values.forEach((value, k) => {
         if (value > 0) d += `M${(left + k * wide).toFixed(1)},${Y(base[k]).toFixed(2)}h${(wide - gap).toFixed(2)}V${Y(base[k] + value).toFixed(2)}h${(gap - wide).toFixed(2)}Z`;
@@ -266,7 +266,7 @@ function time() {
   };
   const redraw = drawnIn(holder, draw);
   const choices = RUNS.map((run, index) => [index, run.name]).filter(([index]) => RUNS[index].columns.step);
-  section("Time", "Seconds of each phase of a step, evaluation and checkpoint not included.",
+  section("Time", "Seconds of each phase of a step, without evaluation and checkpoints.",
     several ? el("div", { class: "controls" }, select("run", choices, chosen, (index) => { chosen = index; redraw(); })) : null,
     el("figure", {}, el("div", { class: "legend" }, ...[...PHASES, "other"].map((name) => el("span", {}, swatch(`var(--${name})`), name))), holder));
 }

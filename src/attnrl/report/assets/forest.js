@@ -4,7 +4,7 @@ function forests() {
   const usable = RUNS.map((run, index) => [index, run.name]).filter(([index]) => RUNS[index].forests.some((one) => one.kept));
   if (!usable.length) {
     const any = RUNS.some((run) => run.forests.length);
-    section("Forests", any ? "No forest fits the budget: --max-mb is what they may take." : "These runs have kept no forests (log.trees_every).");
+    section("Forests", any ? "No forest fits the size limit (--max-mb)." : "These runs have logged no forests (log.trees_every).");
     return;
   }
   const controls = el("div", { class: "controls" });
@@ -17,9 +17,9 @@ function forests() {
     if (!all.some((one) => one.step === state.step)) state.step = all.at(-1).step;
     const id = `forests-${state.run}-${state.step}`;
     if (state.id !== id) {
-      state.loaded = parse(id); // only what is looked at is parsed
+      state.loaded = parse(id); // parsed on demand
       state.id = id;
-      // The first to look at: one with branches, and with leaves of both kinds.
+      // Show first a problem with branches and with correct and wrong leaves.
       const mixed = (one) => new Set(one.trees.flatMap((tree) => tree.nodes.map((node) => node.reward > 0.5))).size > 1;
       const branched = (one) => one.trees.some((tree) => tree.points.length);
       state.problem = Math.max(0, [(one) => branched(one) && mixed(one), branched].reduce((found, test) => (found < 0 ? state.loaded.findIndex(test) : found), -1));
@@ -45,14 +45,14 @@ function forests() {
       el("button", { click: () => go(problem - 1), "aria-label": "previous problem" }, "←"),
       el("button", { click: () => go(problem + 1), "aria-label": "next problem" }, "→"),
     );
-    redraws.length = fixed; // the charts of the problem before are gone
+    redraws.length = fixed; // drop the charts of the previous problem
     place.replaceChildren(...drawProblem(loaded[problem], loaded, state.step));
   }
   const kept = RUNS.flatMap((run) => run.forests);
   const left = kept.reduce((sum, one) => sum + one.of - one.kept, 0);
   const note = left
-    ? `${left} of ${kept.reduce((sum, one) => sum + one.of, 0)} forests of the log are left out, the last ones of each step: --max-mb ${DATA.megabytes} is what they may take.`
-    : "Every forest of the log is here.";
+    ? `${left} of ${kept.reduce((sum, one) => sum + one.of, 0)} logged forests are left out, the last forests of each step (size limit --max-mb ${DATA.megabytes}).`
+    : "All logged forests are shown.";
   section("Forests", note, controls, place);
   const fixed = redraws.length;
   load();
@@ -72,9 +72,9 @@ function drawProblem(forest, all, step) {
     steps: Math.max(...forest.trees.map((tree) => tree.starts.length), 1),
   };
   const key = el("div", { class: "legend note" },
-    el("span", {}, swatch("var(--accent)"), "step, the stronger the more FCI"), el("span", {}, "▾ branch point"),
+    el("span", {}, swatch("var(--accent)"), "step: the stronger the colour, the higher the FCI"), el("span", {}, "▾ branch point"),
     el("span", {}, swatch("var(--plus)"), "advantage above 0"), el("span", {}, swatch("var(--minus)"), "below 0"),
-    el("span", {}, "at the end: reward of the leaf. Click a row for its text."));
+    el("span", {}, "end of a row: reward of the leaf. Click a row to show the text."));
   return [
     el("div", { class: "card" }, ...tags, el("div", { class: "prompt" }, forest.prompt)),
     key,
@@ -113,7 +113,7 @@ function drawTree(tree, index, scale) {
     }
   };
   const draw = (room) => {
-    const width = Math.max(room, 5 * scale.steps + 34); // so that a step can be hit; the card scrolls then
+    const width = Math.max(room, 5 * scale.steps + 34); // every step stays clickable; a wide card scrolls
     const px = (width - 34) / scale.tokens;
     const order = [...tree.nodes.keys()].slice(1).sort((a, b) => tree.nodes[b].at - tree.nodes[a].at || a - b);
     const height = 46 + 24 * order.length;
@@ -210,12 +210,12 @@ function leafText(tree, index, which) {
   ];
 }
 
-/* FCI over the step's index: the trunks of a problem against all trunks kept of the step. */
+/* Draw FCI over the step index: the trunks of one problem, and all logged trunks of the training step. */
 function drawInfluence(forest, all, step) {
-  // Exactly 0 is what steps have that may not be branched at: the first, and the last ones, which none come after.
+  // Ineligible steps (the first step and the last steps) have an FCI of exactly 0.
   const measured = (tree) => tree.fci.map((value) => value || null);
   const trunks = all.flatMap((one) => one.trees).map(measured).filter((fci) => fci.some(known));
-  const enough = Math.max(1, trunks.length / 20); // a mean of fewer trunks says little
+  const enough = Math.max(1, trunks.length / 20); // no mean over fewer than 5% of the trunks
   const [x, mean, low, high] = [[], [], [], []];
   for (let k = 0; k < Math.max(0, ...trunks.map((fci) => fci.length)); k++) {
     const at = trunks.map((fci) => fci[k]).filter(known).sort((a, b) => a - b);
@@ -230,8 +230,8 @@ function drawInfluence(forest, all, step) {
       faint: true, width: 1.2, marks: tree.points.map((point) => tree.starts.indexOf(point)) })).filter((line) => line.y.some(known)),
     { label: "mean", paint: "var(--ink)", x, y: mean, width: 3 },
   ];
-  if (!x.length) return el("p", {}, "No trunk kept of this step has a step with FCI.");
+  if (!x.length) return el("p", {}, "No logged trunk of this training step has a step with FCI.");
   const legend = el("div", { class: "legend" }, ...lines.map((line) => el("span", {}, swatch(line.paint), line.label)),
-    el("span", {}, `Band: 10% to 90% of the ${trunks.length} trunks kept of training step ${step}. Dots: branch points. Steps that may not be branched at have no FCI.`));
+    el("span", {}, `Band: 10% to 90% quantiles of the ${trunks.length} logged trunks of training step ${step}. Dots: branch points. Ineligible steps have no FCI.`));
   return chart({ title: "FCI over the step's index (figure 2)", tall: true, lines: () => lines, band: [x, low, high], legend, xLabel: "step of the response", xForm: String });
 }
