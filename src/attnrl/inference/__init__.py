@@ -1,1 +1,1 @@
-"""Samplers: the local sampler and vLLM."""
+"""Samplers: transformers in this process, or a vLLM engine; `registry.SAMPLERS` lists them by name."""

@@ -1,7 +1,8 @@
-"""The attention of decoding steps, for transformers' interface, and the context in which a model decodes with it.
+"""The attention function of decoding steps, registered in transformers, and the context manager that switches it on.
 
-Suffixes: ``B`` rows, ``K`` key/value heads, ``G`` query heads for each, ``N`` queries, ``C`` cache columns,
-``D`` head dimension, ``U`` groups of rows that share a prefix, ``P`` its columns, ``M`` rows of the largest group.
+Shape letters: B rows, G key/value heads, R query heads of each key/value head, D head dimension, C cache columns,
+N queries, U groups of rows with a shared prefix, P columns of the shared prefix, M rows of the largest group, X pairs of
+a row and a key/value head (B * G).
 """
 
 from __future__ import annotations
@@ -31,83 +32,87 @@ def decode_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention for transformers' interface: grouped heads at one query token, else transformers' sdpa.
+    """Return the attention output: grouped heads for one query token, else transformers' sdpa.
+
+    The signature is that of transformers' attention interface.
 
     Args:
         module: the attention module.
-        query: [B, K*G, 1, D] when decoding.
-        key: [B, K, C, D], ``value`` likewise; keys from a cache with shared prefixes carry ``decode_layer``.
+        query: [B, G*R, 1, D] when decoding.
+        key: [B, G, C, D]; keys from a cache with shared prefixes carry the attribute ``decode_layer``.
+        value: [B, G, C, D].
         attention_mask: additive or boolean [B, 1, 1, C], or None.
         scaling: factor of the scores; D**-0.5 by default.
-        kwargs: what else the model passes; anything that changes the result goes to transformers' sdpa.
+        kwargs: further arguments of the model; transformers' sdpa computes softcap and position bias.
 
     Returns:
-        ``(output [B, 1, K*G, D], None)``.
+        ``(output [B, 1, G*R, D], None)``.
     """
     if query.shape[2] > 1 or kwargs.get("softcap") is not None or kwargs.get("position_bias") is not None:
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
     B, heads, _, D = query.shape
-    query_BKGD = query.reshape(B, key.shape[1], -1, D)
+    query_BGRD = query.reshape(B, key.shape[1], -1, D)
     layer: DecodeLayer | None = getattr(key, "decode_layer", None)
     if layer is not None:
-        output_BKGD = _shared_prefix_attention(query_BKGD, key, value, attention_mask, layer, scaling)
+        output_BGRD = _shared_prefix_attention(query_BGRD, key, value, attention_mask, layer, scaling)
     elif query.device.type == "cpu" and query.dtype == torch.float32:
-        output_BKGD = _attend(query_BKGD, key, value, attention_mask, scaling)[0]
+        output_BGRD = _attend(query_BGRD, key, value, attention_mask, scaling)[0]
     else:
-        output_BKGD = F.scaled_dot_product_attention(query_BKGD, key, value, attn_mask=attention_mask, scale=scaling)
-    return output_BKGD.reshape(B, 1, heads, -1), None
+        output_BGRD = F.scaled_dot_product_attention(query_BGRD, key, value, attn_mask=attention_mask, scale=scaling)
+    return output_BGRD.reshape(B, 1, heads, -1), None
 
 
 def _attend(
-    query_BKND: Tensor, key_BKCD: Tensor, value_BKCD: Tensor, mask_B11C: Tensor | None, scaling: float | None
+    query_BGND: Tensor, key_BGCD: Tensor, value_BGCD: Tensor, mask_B11C: Tensor | None, scaling: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Attention [B, K, N, D] of N queries for each row and head, and the log-sum-exp [B, K, N, 1] of their scores.
+    """Return the attention [B, G, N, D] of N queries per row and head, and the scores' log-sum-exp [B, G, N, 1].
 
-    Two batched products beat the CPU's fused kernel, which splits the work by head, when queries are so few.
+    For few queries two batched products are faster than the CPU's fused kernel, which splits the work by head.
     """
-    B, K, N, D = query_BKND.shape
-    C = key_BKCD.shape[2]
-    query_HND = query_BKND.reshape(B * K, N, D) * (D**-0.5 if scaling is None else scaling)  # H = B*K
-    scores_BNC = torch.bmm(query_HND, key_BKCD.reshape(B * K, C, D).transpose(1, 2)).float().view(B, K * N, C)
+    B, G, N, D = query_BGND.shape
+    C = key_BGCD.shape[2]
+    query_XND = query_BGND.reshape(B * G, N, D) * (D**-0.5 if scaling is None else scaling)
+    scores_BNC = torch.bmm(query_XND, key_BGCD.reshape(B * G, C, D).transpose(1, 2)).float().view(B, G * N, C)
     if mask_B11C is not None:
         if mask_B11C.dtype == torch.bool:
             scores_BNC.masked_fill_(~mask_B11C[:, 0], torch.finfo(torch.float32).min)
         else:
             scores_BNC += mask_B11C[:, 0]
     weights_BNC = scores_BNC.softmax(-1)
-    # The highest score's weight is exp(highest - lse). (Not exp and sum: exp of masked scores is very slow here.)
+    # The weight of the highest score is exp(highest - lse). (Summing exp(score) is slow: masked scores underflow.)
     lse_BN1 = scores_BNC.amax(-1, keepdim=True) - weights_BNC.amax(-1, keepdim=True).log_()
-    values_HCD = value_BKCD.reshape(B * K, C, -1)
-    output_HND = torch.bmm(weights_BNC.view(B * K, N, C).to(values_HCD.dtype), values_HCD)
-    return output_HND.view(B, K, N, -1), lse_BN1.view(B, K, N, 1)
+    values_XCD = value_BGCD.reshape(B * G, C, -1)
+    output_XND = torch.bmm(weights_BNC.view(B * G, N, C).to(values_XCD.dtype), values_XCD)
+    return output_XND.view(B, G, N, -1), lse_BN1.view(B, G, N, 1)
 
 
 def _shared_prefix_attention(
-    query_BKGD: Tensor,
-    key_BKCD: Tensor,
-    value_BKCD: Tensor,
+    query_BGRD: Tensor,
+    key_BGCD: Tensor,
+    value_BGCD: Tensor,
     mask_B11C: Tensor | None,
     layer: DecodeLayer,
     scaling: float | None,
 ) -> Tensor:
-    """Attend to each row's own columns and to its group's prefix, and join the two by their normalisers.
+    """Return the attention [B, G, R, D] over each row's own columns and the prefix of the row's group.
 
-    All rows of a group read the prefix in one product of N = M*G queries.
+    The two attentions are merged by their log-sum-exps. All rows of a group read the prefix in one product of N = M * R
+    queries.
     """
     assert layer.shared is not None and layer.groups is not None
-    groups, (prefix_keys_UKPD, prefix_values_UKPD) = layer.groups, layer.shared
-    B, K, G, D = query_BKGD.shape
-    U = prefix_keys_UKPD.shape[0]
-    own_BKGD, own_lse_BKG1 = _attend(query_BKGD, key_BKCD, value_BKCD, mask_B11C, scaling)
-    query_UKND = query_BKGD.reshape(B * K, G * D).index_select(0, groups.gather).view(U, K, -1, D)
-    prefix_UKND, prefix_lse_UKN1 = _attend(query_UKND, prefix_keys_UKPD, prefix_values_UKPD, groups.bias, scaling)
-    prefix_BKGD = prefix_UKND.view(-1, G * prefix_UKND.shape[3]).index_select(0, groups.scatter).view_as(own_BKGD)
-    prefix_lse_BKG1 = prefix_lse_UKN1.view(-1, G).index_select(0, groups.scatter).view_as(own_lse_BKG1)
+    groups, (prefix_keys_UGPD, prefix_values_UGPD) = layer.groups, layer.shared
+    B, G, R, D = query_BGRD.shape
+    U = prefix_keys_UGPD.shape[0]
+    own_BGRD, own_lse_BGR1 = _attend(query_BGRD, key_BGCD, value_BGCD, mask_B11C, scaling)
+    query_UGND = query_BGRD.reshape(B * G, R * D).index_select(0, groups.gather).view(U, G, -1, D)
+    prefix_UGND, prefix_lse_UGN1 = _attend(query_UGND, prefix_keys_UGPD, prefix_values_UGPD, groups.bias, scaling)
+    prefix_BGRD = prefix_UGND.view(-1, R * prefix_UGND.shape[3]).index_select(0, groups.scatter).view_as(own_BGRD)
+    prefix_lse_BGR1 = prefix_lse_UGN1.view(-1, R).index_select(0, groups.scatter).view_as(own_lse_BGR1)
     layer.unread = False
-    prefix_share_BKG1 = torch.sigmoid(prefix_lse_BKG1 - own_lse_BKG1)
-    return torch.lerp(own_BKGD, prefix_BKGD, prefix_share_BKG1.to(own_BKGD.dtype))
+    prefix_share_BGR1 = torch.sigmoid(prefix_lse_BGR1 - own_lse_BGR1)
+    return torch.lerp(own_BGRD, prefix_BGRD, prefix_share_BGR1.to(own_BGRD.dtype))
 
 
 AttentionInterface.register(DECODE_ATTENTION, decode_attention)
@@ -116,20 +121,19 @@ AttentionMaskInterface.register(DECODE_ATTENTION, sdpa_mask)
 
 @contextmanager
 def decoding(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode, no gradients and the decoding attention, undone in any case."""
+    """Switch to evaluation mode, inference mode and the decoding attention; restore the model on exit."""
     training = [module for module in model.modules() if module.training]
     configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values()
-    ours = [(config, config._attn_implementation) for config in configs]
-    # Another choice than sdpa (eager for soft-capped scores, flash attention) is the model's or the user's: keep it.
-    ours = [(config, name) for config, name in ours if name == "sdpa"]
+    # Only sdpa is replaced. Another implementation (eager for soft-capped scores, flash attention) was chosen on purpose.
+    replaced = [config for config in configs if config._attn_implementation == "sdpa"]
     try:
-        for config, _ in ours:
+        for config in replaced:
             config._attn_implementation = DECODE_ATTENTION
         model.eval()
         with torch.inference_mode():
             yield
     finally:
-        for config, name in ours:
-            config._attn_implementation = name
+        for config in replaced:
+            config._attn_implementation = "sdpa"
         for module in training:
             module.training = True

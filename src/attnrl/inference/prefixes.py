@@ -1,4 +1,4 @@
-"""Which prompts begin alike: what to prefill once, and what to hold and read once for several rows."""
+"""Shared prefixes of prompts: prefill a prefix once, and store and read it once for a group of rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ GROUP_ROWS = 8  # rows that read a shared prefix together
 
 @dataclass
 class _Branch:
-    """A node of the trie of prefixes, with the best grouping of the rows below it."""
+    """A node of the trie of prefixes.
+
+    Attributes:
+        depth: tokens from the root.
+        rows: rows below the node.
+        groups: best grouping of ``rows``: the shared length and the rows of each group.
+        saved: tokens saved by ``groups``: the sum of (rows - 1) * shared length.
+    """
 
     depth: int
     rows: list[int]
@@ -23,25 +30,25 @@ class _Branch:
         self.saved += other.saved
 
     def settled(self) -> _Branch:
-        """One group at this depth instead of the finer ones, where that saves as much."""
+        """Return the branch with a single group at ``depth`` if a single group saves as much, else the branch itself."""
         saved = self.depth * (len(self.rows) - 1)
         return _Branch(self.depth, self.rows, [(self.depth, self.rows)], saved) if saved >= self.saved else self
 
 
 def shared_prefixes(prefixes: Sequence[tuple[int, ...]]) -> list[tuple[int, list[int]]]:
-    """Group rows whose prefixes begin alike, so that most tokens are held and read once for several rows.
+    """Group rows by shared prefixes, so that most tokens are stored and read once for several rows.
 
-    The grouping maximises the sum of (rows - 1) * shared length, by one walk over the trie of the sorted prefixes;
-    groups are then cut to at most ``GROUP_ROWS`` rows, as the attention pads all of them to the largest.
+    The grouping maximises the sum of (rows - 1) * shared length, in one walk over the trie of the sorted prefixes.
+    Groups are then cut to at most ``GROUP_ROWS`` rows, because attention pads every group to the largest group.
 
     Returns:
-        ``(shared length, row indices)`` of each group; every row is in exactly one.
+        ``(shared length, row indices)`` of each group; every row is in exactly one group.
     """
     rows: dict[tuple[int, ...], list[int]] = {}
     for i, prefix in enumerate(prefixes):
         rows.setdefault(prefix, []).append(i)
     root = _Branch(0, [], [], 0)
-    path = [root]  # the branches that the last prefix lies on, outermost first
+    path = [root]  # branches from the root to the last prefix
     previous: tuple[int, ...] = ()
 
     def close(depth: int) -> None:
@@ -67,18 +74,21 @@ def shared_prefixes(prefixes: Sequence[tuple[int, ...]]) -> list[tuple[int, list
 
 
 def common_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many first tokens two sequences have in common."""
+    """Return the length of the longest common prefix of two sequences."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def worth_grouping(prefixes: Sequence[tuple[int, ...]]) -> bool:
-    """Whether groups save at least a quarter of the prompts' columns: joining two attentions has its cost, too."""
+    """Return True if grouping saves at least a quarter of the columns, enough to pay for merging two attentions."""
     saved = sum(length * (len(members) - 1) for length, members in shared_prefixes(prefixes))
     return 4 * saved >= sum(map(len, prefixes)) > 0
 
 
 def carriers(prefixes: Collection[tuple[int, ...]]) -> dict[tuple[int, ...], list[tuple[int, ...]]]:
-    """Group prefixes by the longest one that begins with them: in sorted order a prefix comes just before those."""
+    """Group prefixes under a carrier: the longest prefix that starts with all of the group.
+
+    In sorted order a prefix comes immediately before the prefixes that it starts.
+    """
     found: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
     carrier: tuple[int, ...] | None = None
     for prefix in sorted(prefixes, reverse=True):

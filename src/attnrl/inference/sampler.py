@@ -1,73 +1,51 @@
-"""Batched decoding of any transformers decoder, built for reinforcement learning's many short-lived rows.
+"""Batched decoding of any transformers decoder, built for the many short requests of reinforcement learning.
 
-:class:`LocalSampler` implements :class:`attnrl.types.Sampler`. Four things make it fast where
-``model.generate`` is general:
+:class:`LocalSampler` implements :class:`attnrl.types.Sampler`. Four design choices make :class:`LocalSampler` faster
+than ``model.generate``:
 
-- **A cache written in place** (:mod:`attnrl.inference.kv_cache`), in which a finished row costs nothing: it is dropped
-  at once, a waiting request takes its slot, and attention reads only live rows and columns.
-- **One prefill for each distinct prompt.** A prompt that begins another prompt (a branch point on the trunk of
-  another branch) costs nothing either. Prompts are prefilled up to their *last* token, which then is the first
-  decoding step's input, so that all requests, however they came by their prefix, start in the same way.
-- **A decoding attention** that works on grouped heads without repeating keys, with one mask for all layers.
-- **Segments**: decoding runs many steps between two looks at the host's bookkeeping.
+- **A key/value cache written in place** (:mod:`attnrl.inference.kv_cache`): a finished row is dropped at once, a
+  waiting request takes the slot, and attention reads only live rows and columns.
+- **One prefill for each distinct prompt.** A prompt that is a prefix of another prompt (a branch point on the trunk of
+  another branch) needs no prefill either. Prompts are prefilled up to their *last* token, the input of the first
+  decoding step, so all requests start in the same way, however their prefix was computed.
+- **A decoding attention** (:mod:`attnrl.inference.decode_attention`) over grouped heads without repeated keys, with
+  one mask for all layers.
+- **Segments** (:mod:`attnrl.inference.batch`): many decoding steps between two updates of the host's records.
 
-Randomness: the draw for a request's ``i``-th token is ``uniforms(seed, i)``, a counter-based hash, inverted
-through the cumulative distribution in token-id order. It depends on nothing else, so a request yields the same
-tokens in any batch, in any order, on any device, as far as the logits are numerically the same.
-
-Suffixes: ``R`` requests, ``B`` live rows, ``V`` vocabulary, ``K`` key/value heads, ``G`` query heads for each of
-them, ``C`` cache columns, ``T`` prompt tokens, ``D`` head dimension, ``S`` steps of a segment.
+Randomness: the uniform draw for a request's ``i``-th token is ``uniforms(seed, i)``, a counter-based hash, inverted
+through the cumulative distribution in token-id order. The draw depends on nothing else, so a request yields the same
+tokens in any batch, in any order, on any device, as far as the logits are numerically equal.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from contextlib import contextmanager
+from pathlib import Path
 
-import torch
 from torch import Tensor
-from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from attnrl.inference.decode_attention import DECODE_ATTENTION, decoding
-from attnrl.inference.kv_cache import DecodeCache, KeysValues
-from attnrl.inference.prefixes import carriers, shared_prefixes, worth_grouping
-from attnrl.inference.token_sampling import sample_token, uniforms, wrapped
+from attnrl.config.schema import TrainConfig
+from attnrl.errors import UserError, one_line
+from attnrl.inference.base import (
+    ProgressHook,
+    SamplerFactory,
+    SamplerStats,
+    UnsupportedModelError,
+    check_distribution,
+    check_range,
+    check_requests,
+)
+from attnrl.inference.batch import DecodeSettings, LiveBatch, cached_layers, max_positions
+from attnrl.inference.decode_attention import decoding
+from attnrl.tokenization import end_of_sequence_ids
 from attnrl.types import Completion, FinishReason, Request
-
-ProgressHook = Callable[[int, int], None]
-"""Called with (tokens sampled, requests finished) so far in this ``generate``, now and then."""
-
-
-class UnsupportedModelError(ValueError):
-    """The model keeps a state other than keys and values, so its rows cannot be cached, moved and dropped."""
-
-
-@dataclass
-class SamplerStats:
-    """What the last ``generate`` did.
-
-    Attributes:
-        prompt_tokens: tokens of all prompts.
-        prefilled_tokens: prompt tokens that really went through the model (shared prefixes once), padding not
-            counted. The last token of a prompt is decoded, not prefilled.
-        completion_tokens: tokens returned.
-        decoded_tokens: row-steps of decoding; what exceeds ``completion_tokens`` was waste.
-        steps: decoding steps.
-    """
-
-    prompt_tokens: int = 0
-    prefilled_tokens: int = 0
-    completion_tokens: int = 0
-    decoded_tokens: int = 0
-    steps: int = 0
 
 
 class LocalSampler:
-    """Draws completions from a transformers causal LM in this process; see the module's docstring."""
+    """Samples completions from a transformers causal LM in this process; see the module's docstring."""
 
     def __init__(
         self,
@@ -83,44 +61,44 @@ class LocalSampler:
         share_attention: bool = True,
         on_progress: ProgressHook | None = None,
     ) -> None:
-        """Check the settings and the model; nothing is copied, the model's current weights are always used.
+        """Check the settings and the model. The weights are not copied: ``generate`` uses the current weights.
 
         Args:
-            model: a causal LM; its device and dtype are used as they are.
-            eos_token_ids: any of these ends a completion; may be empty.
-            pad_token_id: fills prefill batches; never seen by any row.
-            temperature: at least 0; 0 is greedy.
+            model: a causal LM; device and dtype stay unchanged.
+            eos_token_ids: each of these tokens ends a completion; may be empty.
+            pad_token_id: fills prefill batches; no row attends to the padding.
+            temperature: at least 0; 0 is greedy decoding.
             top_p: in (0, 1].
-            top_k: at least 0; 0 is off.
+            top_k: at least 0; 0 turns top-k off.
             max_batch: rows decoded at the same time; further requests wait for a free slot.
-            prefill_tokens: tokens of one prefill batch, padding included (a longer prompt goes alone).
-            share_attention: read the keys and values of a common prompt once per group of rows, where that is
-                possible (CPU, full attention, sdpa) and pays; the numbers are the same up to rounding.
+            prefill_tokens: tokens of one prefill batch, padding included; a longer prompt is a batch of its own.
+            share_attention: read the keys and values of a shared prefix once per group of rows, where possible (CPU,
+                full attention, sdpa) and faster; the logits are the same up to rounding.
             on_progress: called between segments.
 
         Raises:
-            UnsupportedModelError: the model is stateful (linear attention, SSM), an encoder-decoder, or keeps
-                another kind of cache.
-            ValueError: a setting is out of range; it is named.
+            UnsupportedModelError: the model is stateful (linear attention, SSM), an encoder-decoder, or has another
+                kind of cache.
+            ValueError: a setting is out of range; the message names the setting.
         """
-        check_range("temperature", temperature, temperature >= 0.0 and math.isfinite(temperature), ">= 0")
-        check_range("top_p", top_p, 0.0 < top_p <= 1.0, "in (0, 1]")
+        check_distribution(temperature, top_p)
         check_range("top_k", top_k, top_k >= 0, ">= 0")
         check_range("max_batch", max_batch, max_batch >= 1, ">= 1")
         check_range("prefill_tokens", prefill_tokens, prefill_tokens >= 1, ">= 1")
+        cached_layers(model)
         self.model = model
-        self.eos_token_ids = tuple(eos_token_ids)
-        self.pad_token_id = pad_token_id
-        self.temperature = float(temperature)
-        self.top_p = float(top_p)
-        self.top_k = top_k
-        self.max_batch = max_batch
-        self.prefill_tokens = prefill_tokens
-        self.share_attention = share_attention
+        self.settings = DecodeSettings(
+            eos_token_ids=tuple(eos_token_ids),
+            pad_token_id=pad_token_id,
+            temperature=float(temperature),
+            top_p=float(top_p),
+            top_k=top_k,
+            max_batch=max_batch,
+            prefill_tokens=prefill_tokens,
+            share_attention=share_attention,
+        )
         self.on_progress = on_progress
         self.stats = SamplerStats()
-        self._layers, self._windowed = _cached_layers(model)
-        self._inputs = frozenset(inspect.signature(model.forward).parameters)
 
     def generate(
         self,
@@ -131,26 +109,26 @@ class LocalSampler:
     ) -> list[Completion]:
         """Return one completion per request, in order; see :meth:`attnrl.types.Sampler.generate`.
 
-        Requests that finish are told, and ``should_stop`` is asked, between segments.
+        ``on_completion`` and ``should_stop`` are called between segments.
 
         Raises:
-            ValueError: a request has an empty prompt, a budget below 1, or does not fit the model's positions;
-                its index is named. Nothing has been sampled then.
+            ValueError: a request has an empty prompt, a budget below 1, or more tokens than the model has positions;
+                the message gives the request's index. No token has been sampled then.
             FloatingPointError: the model's logits are not finite.
         """
-        check_requests(requests, _max_positions(self.model))
+        check_requests(requests, max_positions(self.model))
         self.stats = SamplerStats(prompt_tokens=sum(len(request.prompt) for request in requests))
         if not requests:
             return []
         with decoding(self.model):
-            return _Run(self, requests, on_completion).finish(should_stop)
+            return _Generation(self, requests, on_completion).run(should_stop)
 
     def sync(self) -> None:
-        """Nothing to do: it decodes with the very model that is trained."""
+        """Do nothing: the sampler decodes with the policy's own model."""
 
 
-class _Run:
-    """One call of ``generate``: the live batch, and what its requests have so far."""
+class _Generation:
+    """One call of ``generate``: the waiting requests, the live batch, and the tokens of each request so far."""
 
     def __init__(
         self,
@@ -158,202 +136,41 @@ class _Run:
         requests: Sequence[Request],
         on_completion: Callable[[int, Completion], None] | None,
     ) -> None:
-        self.sampler = sampler
-        self.on_completion = on_completion
-        self.model = sampler.model
+        self.settings = sampler.settings
         self.stats = sampler.stats
+        self.on_progress = sampler.on_progress
+        self.on_completion = on_completion
         self.requests = requests
-        self.device = next(self.model.parameters()).device
-        self.max_positions = _max_positions(self.model)
-        self.cache = DecodeCache(sampler._layers)
-        self.eos_E = torch.tensor(sampler.eos_token_ids, dtype=torch.long, device=self.device)
-        # The longest first: a long request admitted last would decode alone. The order never changes a result.
+        self.batch = LiveBatch(sampler.model, sampler.settings, requests, sampler.stats)
+        # The longest first: a long request admitted last would be decoded alone. The order never changes a result.
         self.waiting = sorted(range(len(requests)), key=lambda r: requests[r].max_new_tokens, reverse=True)[::-1]
         self.tokens: list[list[int]] = [[] for _ in requests]
         self.logprobs: list[list[float]] = [[] for _ in requests]
         self.stopped = [False] * len(requests)
         self.unfinished = set(range(len(requests)))
-        # Per slot, on the host: the request there, the first cache column of its own, and its group.
-        self.slots: list[int] = []
-        self.starts: list[int] = []
-        self.group_of: list[int] = []
-        self.group_lengths: list[int] = []
-        self.regrouped = False
-        self.token_B = torch.empty(0, dtype=torch.long, device=self.device)
-        # Ours is the attention of all layers, and all see the same columns.
-        config = self.model.config.get_text_config(decoder=True)
-        self.uniform = config._attn_implementation == DECODE_ATTENTION and not sampler._windowed
-        self.grouping = (
-            sampler.share_attention
-            and self.uniform
-            and self.device.type == "cpu"
-            and worth_grouping([request.prompt[:-1] for request in requests])
-        )
 
-    def finish(self, should_stop: Callable[[Collection[int]], bool] | None) -> list[Completion]:
-        """Decode until every request is done, or ``should_stop`` are."""
-        while self.slots or self.waiting:
-            free = self.sampler.max_batch - len(self.slots)
-            # A few free slots are worth a prefill only when there are enough of them to share its overhead.
-            if self.waiting and (not self.slots or 8 * free >= self.sampler.max_batch):
-                self._admit([self.waiting.pop() for _ in range(min(free, len(self.waiting)))])
-            self._collect(*self._segment())
-            if self.sampler.on_progress is not None:
-                self.sampler.on_progress(sum(map(len, self.tokens)), len(self.requests) - len(self.unfinished))
+    def run(self, should_stop: Callable[[Collection[int]], bool] | None) -> list[Completion]:
+        """Decode until every request is finished or ``should_stop`` returns True."""
+        batch, max_batch = self.batch, self.settings.max_batch
+        while batch.slots or self.waiting:
+            free = max_batch - len(batch.slots)
+            # A prefill has an overhead: a few free slots wait until an eighth of all slots is free.
+            if self.waiting and (not batch.slots or 8 * free >= max_batch):
+                batch.admit([self.waiting.pop() for _ in range(min(free, len(self.waiting)))])
+            self._collect(*batch.decode_segment([len(self.tokens[r]) for r in batch.slots]))
+            if self.on_progress is not None:
+                self.on_progress(sum(map(len, self.tokens)), len(self.requests) - len(self.unfinished))
             if self.unfinished and should_stop is not None and should_stop(self.unfinished):
                 break
         return [self._completion(r) for r in range(len(self.requests))]
 
-    def _completion(self, r: int) -> Completion:
-        ended: FinishReason = "stop" if self.stopped[r] else "length"
-        return Completion(
-            tuple(self.tokens[r]), tuple(self.logprobs[r]), "unfinished" if r in self.unfinished else ended
-        )
-
-    # Admission
-
-    def _admit(self, arrivals: list[int]) -> None:
-        """Prefill the prompts of the requests ``arrivals`` and append them to the live batch."""
-        prefixes = [self.requests[r].prompt[:-1] for r in arrivals]
-        groups = shared_prefixes(prefixes) if self.grouping else [(0, list(range(len(arrivals))))]
-        shared = {i: length for length, members in groups for i in members}
-        own = [len(prefix) - shared[i] for i, prefix in enumerate(prefixes)]
-        users: dict[tuple[int, ...], dict[int, list[int]]] = {}  # prefix -> its shared length -> arrivals
-        for i, prefix in enumerate(prefixes):
-            users.setdefault(prefix, {}).setdefault(shared[i], []).append(i)
-
-        first_slot, columns = len(self.slots), max(own)
-        shift = max(0, columns - self.cache.columns)
-        sources: dict[tuple[int, ...], tuple[list[KeysValues], int]] = {}
-        longest = carriers(users)
-        for batch in _microbatches(sorted(longest, key=len), self.sampler.prefill_tokens):
-            prefill = self._prefill(batch)
-            if not sources:
-                self.cache.extend(len(arrivals), columns, prefill)
-            for row, carrier in enumerate(batch):
-                for prefix in longest[carrier]:
-                    sources[prefix] = (prefill, row)
-                    for length, members in users[prefix].items():
-                        slots = [first_slot + i for i in members]
-                        self.cache.fill(slots, prefill, row, slice(length, len(prefix)))
-        if self.grouping:
-            self.cache.add_groups([(*sources[prefixes[members[0]]], length) for length, members in groups])
-            group = {i: g for g, (_, members) in enumerate(groups, len(self.group_lengths)) for i in members}
-            self.group_of += [group[i] for i in range(len(arrivals))]
-            self.group_lengths += [length for length, _ in groups]
-            self.regrouped = True
-        self.slots += arrivals
-        self.starts = [start + shift for start in self.starts] + [self.cache.columns - n for n in own]
-        self.token_B = torch.cat([self.token_B, self._tensor([self.requests[r].prompt[-1] for r in arrivals])])
-
-    def _prefill(self, prompts: list[tuple[int, ...]]) -> list[KeysValues]:
-        """Keys and values [B, K, T, D] of every layer for right-padded prompts.
-
-        Under a causal mask a row never sees the padding to its right, so no padding mask is needed. A model whose
-        prompts are all one token long (nothing to prefill) still runs once, on padding, to learn its cache's shapes.
-        """
-        width = max(1, max(map(len, prompts)))
-        pad = self.sampler.pad_token_id
-        ids_BT = torch.tensor([[*prompt, *[pad] * (width - len(prompt))] for prompt in prompts], device=self.device)
-        cache = DynamicCache()  # without the config: its sliding layers would forget what shorter rows need
-        optional = {"logits_to_keep": 1, "position_ids": torch.arange(width, device=self.device)[None]}
-        self.model(input_ids=ids_BT, past_key_values=cache, use_cache=True, **self._accepted(optional))
-        self.stats.prefilled_tokens += sum(map(len, prompts))
-        return [(layer.keys, layer.values) for layer in cache.layers]
-
-    def _accepted(self, optional: dict[str, Any]) -> dict[str, Any]:
-        """The inputs that this model's forward knows by name."""
-        return {name: value for name, value in optional.items() if name in self.sampler._inputs}
-
-    # Decoding
-
-    def _segment(self) -> tuple[Tensor, Tensor]:
-        """Decode a fixed set of rows for up to ``_SEGMENT`` steps; finished rows run on, their tokens unused.
-
-        The segment ends early when finished rows have cost as much as a turnover does.
-
-        Returns:
-            sampled tokens and their log-probabilities, each [steps, B].
-        """
-        sampler, cache = self.sampler, self.cache
-        rows = len(self.slots)
-        if self.regrouped:
-            cache.set_groups(self.group_of, self.group_lengths)
-            self.regrouped = False
-        done_B = self._tensor([len(self.tokens[r]) for r in self.slots])
-        budget_B = self._tensor([self.requests[r].max_new_tokens for r in self.slots])
-        seeds_B = self._tensor([wrapped(self.requests[r].seed) for r in self.slots])
-        position_B = self._tensor([len(self.requests[r].prompt) - 1 for r in self.slots]) + done_B
-        left_B = budget_B - done_B
-        steps = min(_SEGMENT, int(left_B.max()))
-        if self.max_positions is not None:
-            steps = min(steps, self.max_positions - int(position_B.max()))
-        uniform_SB = uniforms(seeds_B, done_B[:, None] + torch.arange(steps, device=self.device)).T.contiguous()
-        mask = self._mask()
-        stopped_B = torch.zeros(rows, dtype=torch.bool, device=self.device)
-        look = 1 if self.device.type == "cpu" else _LOOK_EVERY
-        tokens: list[Tensor] = []
-        logprobs: list[Tensor] = []
-        wasted = 0
-        for step in range(steps):
-            optional = {"position_ids": position_B[:, None], "logits_to_keep": 1}
-            if cache.columns == cache.capacity:
-                cache.grow()
-                mask = self._mask()
-            mask[..., cache.columns] = 0.0 if mask.is_floating_point() else True
-            logits_BV = self.model(
-                input_ids=self.token_B[:, None],
-                attention_mask=mask,
-                past_key_values=cache,
-                use_cache=True,
-                **self._accepted(optional),
-            ).logits[:, -1]
-            if any(layer.unread for layer in cache.layers):
-                raise UnsupportedModelError(
-                    f"{type(self.model).__name__} does not hand its cached keys to the attention function as they "
-                    "are: pass share_attention=False"
-                )
-            self.token_B, logprob_B = sample_token(
-                logits_BV, uniform_SB[step], sampler.temperature, sampler.top_p, sampler.top_k
-            )
-            tokens.append(self.token_B)
-            logprobs.append(logprob_B)
-            position_B += 1
-            stopped_B |= (self.token_B[:, None] == self.eos_E).any(1)
-            if (step + 1) % look == 0:
-                wasted += look * int((stopped_B | (left_B <= step + 1)).sum())
-                if wasted * _TURNOVER >= rows:
-                    break
-        self.stats.steps += len(tokens)
-        self.stats.decoded_tokens += len(tokens) * rows
-        return torch.stack(tokens), torch.stack(logprobs)
-
-    def _tensor(self, values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.long, device=self.device)
-
-    def _mask(self) -> Tensor:
-        """What hides the columns before each row's start and those not yet written, over the cache's capacity.
-
-        Models with full attention only take it ready-made, additive [B, 1, 1, C], shared by all layers. For others
-        it is the padding mask [B, C], from which transformers makes each layer's own (with its windows).
-        """
-        column_C = torch.arange(self.cache.capacity, device=self.device)
-        valid_BC = (column_C >= self._tensor(self.starts)[:, None]) & (column_C < self.cache.columns)
-        if not self.uniform:
-            return valid_BC
-        dtype = self.model.dtype
-        bias_BC = torch.zeros(valid_BC.shape, dtype=dtype, device=self.device)
-        return bias_BC.masked_fill_(~valid_BC, torch.finfo(dtype).min)[:, None, None]
-
-    # Bookkeeping
-
-    def _collect(self, tokens_SB: Tensor, logprobs_SB: Tensor) -> None:
-        """Hand a segment's tokens to their requests and drop the rows that are done."""
-        eos = set(self.sampler.eos_token_ids)
+    def _collect(self, tokens_JB: Tensor, logprobs_JB: Tensor) -> None:
+        """Append a segment's tokens to their requests and drop the finished rows."""
+        eos = set(self.settings.eos_token_ids)
         live = []
-        rows = zip(tokens_SB.T.tolist(), logprobs_SB.T.tolist(), strict=True)
+        rows = zip(tokens_JB.T.tolist(), logprobs_JB.T.tolist(), strict=True)
         for slot, (tokens, logprobs) in enumerate(rows):
-            r = self.slots[slot]
+            r = self.batch.slots[slot]
             count = min(len(tokens), self.requests[r].max_new_tokens - len(self.tokens[r]))
             end = next((i for i in range(count) if tokens[i] in eos), None) if eos else None
             if end is not None:
@@ -369,94 +186,68 @@ class _Run:
                     self.on_completion(r, self._completion(r))
             else:
                 live.append(slot)
-        if len(live) < len(self.slots):
-            self._keep(live)
+        if len(live) < len(self.batch.slots):
+            self.batch.keep(live)
 
-    def _keep(self, live: list[int]) -> None:
-        """Keep the slots ``live``: the last ones move into the holes, so only as many rows move as have finished."""
-        kept = set(live)
-        holes = [slot for slot in range(len(live)) if slot not in kept]
-        movers = [slot for slot in live if slot >= len(live)]
-        order = list(range(len(live)))
-        for hole, mover in zip(holes, movers, strict=True):
-            order[hole] = mover
-        self.cache.move(self._tensor(movers), self._tensor(holes), len(live))
-        self.slots = [self.slots[slot] for slot in order]
-        self.starts = [self.starts[slot] for slot in order]
-        self.token_B = self.token_B[self._tensor(order)]
-        if self.grouping:
-            self.group_of = [self.group_of[slot] for slot in order]
-            used = sorted(set(self.group_of))
-            if len(used) < len(self.group_lengths):
-                self.group_lengths = [self.group_lengths[group] for group in used]
-                renamed = {group: i for i, group in enumerate(used)}
-                self.group_of = [renamed[group] for group in self.group_of]
-                self.cache.keep_groups(used, max(self.group_lengths, default=0))
-            self.regrouped = bool(used)
-        unused = min(self.starts, default=0)
-        if unused * 8 >= self.cache.columns > 0 and unused >= 16:
-            self.cache.trim(unused)
-            self.starts = [start - unused for start in self.starts]
+    def _completion(self, r: int) -> Completion:
+        ended: FinishReason = "stop" if self.stopped[r] else "length"
+        return Completion(
+            tuple(self.tokens[r]), tuple(self.logprobs[r]), "unfinished" if r in self.unfinished else ended
+        )
 
 
-_SEGMENT = 64  # steps between two looks at the requests, at most
-_LOOK_EVERY = 8  # steps between two synchronisations with an accelerator
-_TURNOVER = 4  # a new segment costs about a quarter of a decoding step
-
-
-def _microbatches(prompts: list[tuple[int, ...]], budget: int) -> Iterator[list[tuple[int, ...]]]:
-    """Cut prompts, sorted by length, into batches of at most ``budget`` padded tokens."""
-    batch: list[tuple[int, ...]] = []
-    for prompt in prompts:
-        if batch and (len(batch) + 1) * len(prompt) > budget:
-            yield batch
-            batch = []
-        batch.append(prompt)
-    yield batch
-
-
-def _cached_layers(model: PreTrainedModel) -> tuple[int, bool]:
-    """Number of cached layers, and whether any of them has a window, from the cache transformers would use.
+def build_sampler(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    temperature: float,
+    top_p: float,
+    max_batch: int,
+    on_progress: ProgressHook | None = None,
+) -> LocalSampler:
+    """Return a local sampler of ``model`` with the tokenizer's end-of-sequence and padding tokens.
 
     Raises:
-        UnsupportedModelError: some layer keeps something else than keys and values.
+        UserError: the local sampler does not support the model's cache.
     """
-    name = type(model).__name__
-    config = model.config.get_text_config(decoder=True)
-    if getattr(model.config, "is_encoder_decoder", False) or getattr(model, "_is_stateful", False):
-        raise UnsupportedModelError(f"{name}: only decoders with a plain key/value cache can be sampled")
-    layers = DynamicCache(config=config).layers or [DynamicLayer() for _ in range(config.num_hidden_layers)]
-    kinds = {type(layer) for layer in layers}
-    if len(layers) != config.num_hidden_layers or not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
-        found = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise UnsupportedModelError(
-            f"{name}: only decoders with a plain key/value cache can be sampled, not one with {found} in "
-            f"{len(layers)} of {config.num_hidden_layers} layers"
-        )
-    return len(layers), DynamicSlidingWindowLayer in kinds
+    check_cache(model)
+    return LocalSampler(
+        model,
+        eos_token_ids=end_of_sequence_ids(model.generation_config, tokenizer),
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        temperature=temperature,
+        top_p=top_p,
+        max_batch=max_batch,
+        on_progress=on_progress,
+    )
 
 
-def _max_positions(model: PreTrainedModel) -> int | None:
-    value = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return int(value) if value else None
+def check_cache(model: PreTrainedModel) -> None:
+    """Check that the local sampler supports the model's key/value cache.
+
+    Raises:
+        UserError: the model caches another state than keys and values.
+    """
+    try:
+        cached_layers(model)
+    except UnsupportedModelError as error:
+        raise UserError(f"model: {one_line(error)}") from None
 
 
-def check_range(name: str, value: float, ok: bool, wanted: str) -> None:
-    """Raise ValueError, naming the setting, unless it is ``ok``."""
-    if not ok:
-        raise ValueError(f"{name} must be {wanted}, got {value}")
-
-
-def check_requests(requests: Sequence[Request], max_positions: int | None) -> None:
-    """Raise ValueError, naming the request, unless each can be sampled within ``max_positions`` tokens."""
-    for r, request in enumerate(requests):
-        if not request.prompt:
-            raise ValueError(f"request {r}: the prompt is empty")
-        if request.max_new_tokens < 1:
-            raise ValueError(f"request {r}: max_new_tokens must be at least 1, got {request.max_new_tokens}")
-        needed = len(request.prompt) + request.max_new_tokens
-        if max_positions is not None and needed > max_positions:
-            raise ValueError(
-                f"request {r}: {len(request.prompt)} prompt tokens and a budget of {request.max_new_tokens} exceed "
-                f"the model's {max_positions} positions"
-            )
+@contextmanager
+def open_local(
+    config: TrainConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    on_progress: ProgressHook | None = None,
+) -> Iterator[SamplerFactory]:
+    """Open the samplers of ``sampler=transformers``: an :data:`attnrl.inference.base.Opener`."""
+    yield lambda temperature, top_p: build_sampler(
+        model,
+        tokenizer,
+        temperature=temperature,
+        top_p=top_p,
+        max_batch=config.sampling.max_batch,
+        on_progress=on_progress,
+    )

@@ -1,6 +1,6 @@
-"""Random draws and the choice of a token; the draw of a request's i-th token depends on its seed and i alone.
+"""Counter-based random draws and token sampling: a request's i-th draw depends on the seed and i alone.
 
-Suffixes: ``B`` rows, ``S`` steps, ``V`` vocabulary.
+Shape letters: B rows, J decoding steps, V vocabulary.
 """
 
 from __future__ import annotations
@@ -9,25 +9,25 @@ import torch
 from torch import Tensor
 
 
-def uniforms(seeds_B: Tensor, counters_BS: Tensor) -> Tensor:
-    """Counter-based uniform draws in (0, 1): the same (seed, counter) gives the same number, always and anywhere.
+def uniforms(seeds_B: Tensor, counters_BJ: Tensor) -> Tensor:
+    """Return uniform draws in (0, 1); equal seeds and counters give equal draws on every device.
 
-    A splitmix64 finaliser over ``mix(seed) + counter * golden``, in wrapping int64 arithmetic, so that a draw
-    needs no generator state and is the same on every device.
+    Each draw is a splitmix64 hash of ``mix(seed) + counter * golden`` in wrapping int64 arithmetic, without any
+    generator state.
 
     Args:
         seeds_B: int64 seeds [B].
-        counters_BS: int64 indices of the draws [B, S].
+        counters_BJ: int64 indices of the draws [B, J].
 
     Returns:
-        float32 [B, S]: odd multiples of 2**-24, hence neither 0 nor 1.
+        float32 [B, J], odd multiples of 2**-24: neither 0 nor 1.
     """
-    bits_BS = _mix(_mix(seeds_B)[:, None] + counters_BS * -7046029254386353131)  # 0x9E3779B97F4A7C15
-    return (_shift(bits_BS, 41).to(torch.float32) + 0.5) * 2.0**-23
+    bits_BJ = _mix(_mix(seeds_B)[:, None] + counters_BJ * -7046029254386353131)  # 0x9E3779B97F4A7C15
+    return (_shift(bits_BJ, 41).to(torch.float32) + 0.5) * 2.0**-23
 
 
 def wrapped(seed: int) -> int:
-    """Any integer as the signed 64-bit one that :func:`uniforms` takes."""
+    """Return the seed modulo 2**64 as a signed 64-bit integer, for :func:`uniforms`."""
     return (seed + 2**63) % 2**64 - 2**63
 
 
@@ -38,25 +38,25 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift; torch's own is arithmetic."""
+    """Return the logical right shift of ``x``; torch's shift is arithmetic."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def sample_token(
     logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float, top_k: int
 ) -> tuple[Tensor, Tensor]:
-    """Choose one token per row by inverting the cumulative distribution at ``uniform_B``.
+    """Sample one token per row by inverting the cumulative distribution at ``uniform_B``.
 
     Args:
         logits_BV: raw logits, any float dtype.
         uniform_B: draws in (0, 1).
-        temperature: divides the logits; 0 takes the most probable token.
-        top_p: keep the smallest set of most probable tokens whose mass reaches this; 1 keeps all.
-        top_k: keep this many most probable tokens; 0 keeps all.
+        temperature: divides the logits; 0 is greedy decoding.
+        top_p: nucleus sampling: keep the smallest set of most probable tokens with at least this mass; 1 keeps all.
+        top_k: keep the ``top_k`` most probable tokens; 0 keeps all.
 
     Returns:
-        ``(token_B, logprob_B)``; the log-probability is float32, under the full softmax of ``logits /
-        temperature`` (under temperature 1 when greedy), before top-p and top-k.
+        ``(token_B, logprob_B)``; the log-probs (float32, nats) are of the full softmax of ``logits / temperature``
+        (temperature 1 for greedy decoding), before top-p and top-k.
     """
     logits_BV = logits_BV.float()
     if temperature not in (0.0, 1.0):
@@ -71,7 +71,7 @@ def sample_token(
     cdf_BV = probs_BV.cumsum(-1)
     # u < 1 keeps u * total below the total in float32 too, so a token of probability 0 is never chosen.
     token_B1 = torch.searchsorted(cdf_BV, uniform_B[:, None] * cdf_BV[:, -1:], right=True)
-    token_B1 = token_B1.clamp_max(cdf_BV.shape[1] - 1)  # a NaN row would point past the end; collected as an error
+    token_B1 = token_B1.clamp_max(cdf_BV.shape[1] - 1)  # a NaN row would give an index past the end; the caller raises
     return token_B1[:, 0], logprobs_BV.gather(1, token_B1)[:, 0]
 
 
