@@ -42,7 +42,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from attnrl.config.load import load_config
 from attnrl.config.schema import TrainConfig
 from attnrl.data.run_data import grader_for, load_task
-from attnrl.local.loading import build_policy, build_sampler, load_model, load_tokenizer, model_directory
+from attnrl.inference.sampler import build_sampler
+from attnrl.local.loading import build_policy, load_model, load_tokenizer, model_directory
 from attnrl.local.packing import pack_rows, pack_trees
 from attnrl.local.policy import LocalPolicy
 from attnrl.method.steps import Steps

@@ -36,7 +36,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2
 
 from attnrl.config.engines import VllmConfig
 from attnrl.inference.sampler import LocalSampler
-from attnrl.inference.vllm_sampler import VllmEngine, VllmSampler, open_engine
+from attnrl.inference.vllm_engine import VllmEngine, open_engine
+from attnrl.inference.vllm_sampler import VllmSampler
 from attnrl.types import Request, Sampler
 
 VOCABULARY = 64

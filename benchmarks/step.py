@@ -38,14 +38,8 @@ from torch import Tensor
 from attnrl.config.load import load_config
 from attnrl.config.schema import TrainConfig
 from attnrl.data.run_data import grader_for, load_task
-from attnrl.local.loading import (
-    build_policy,
-    build_sampler,
-    choose_device,
-    load_model,
-    load_tokenizer,
-    model_directory,
-)
+from attnrl.inference.sampler import build_sampler
+from attnrl.local.loading import build_policy, choose_device, load_model, load_tokenizer, model_directory
 from attnrl.rl.rollout import RolloutTree
 from attnrl.rl.trainer import StepResult, Trainer, TrainerState
 from attnrl.tokenization import end_of_sequence_ids

@@ -141,7 +141,6 @@ def test_an_unknown_key_of_a_list_entry_is_named_with_the_known_ones_of_an_entry
         ("dtype=float16", "dtype"),
         ("sampling.temperature=0", "sampling.temperature"),
         ("sampling.top_p=1.5", "sampling.top_p"),
-        ("sampler=sglang", "sampler"),
         ("vllm.gpu_memory_utilization=0", "vllm.gpu_memory_utilization"),
         ("vllm.kv_cache_gib=0", "vllm.kv_cache_gib"),
         ("vllm.block_size=-16", "vllm.block_size"),

@@ -17,10 +17,11 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from attnrl.inference import batch as batch_module
 from attnrl.inference import decode_attention as decoding
-from attnrl.inference import sampler as sampler_module
+from attnrl.inference.base import UnsupportedModelError
 from attnrl.inference.prefixes import GROUP_ROWS, shared_prefixes
-from attnrl.inference.sampler import LocalSampler, UnsupportedModelError
+from attnrl.inference.sampler import LocalSampler
 from attnrl.inference.token_sampling import sample_token, uniforms
 from attnrl.types import Completion, Request
 
@@ -286,7 +287,7 @@ def test_attention_and_training_mode_are_restored(model: Any, monkeypatch: pytes
 
     sample(model, rollouts())
     with monkeypatch.context() as patch:
-        patch.setattr(sampler_module, "sample_token", failing)
+        patch.setattr(batch_module, "sample_token", failing)
         with pytest.raises(RuntimeError, match="no"):
             sample(model, rollouts())
     assert seen == [(decoding.DECODE_ATTENTION, False, False)]

@@ -23,8 +23,9 @@ from attnrl.config.load import load_config
 from attnrl.config.schema import BranchingConfig, LossConfig, OptimizerConfig, TrainConfig
 from attnrl.data.run_data import held_out_problems
 from attnrl.grading.rules import RulesGrader
+from attnrl.inference.sampler import build_sampler
 from attnrl.local import logprobs
-from attnrl.local.loading import build_sampler, load_model, load_tokenizer, model_directory
+from attnrl.local.loading import load_model, load_tokenizer, model_directory
 from attnrl.local.policy import LocalPolicy
 from attnrl.runs.display import Display
 from attnrl.runs.prepare import prepare

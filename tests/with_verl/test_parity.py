@@ -14,7 +14,8 @@ import torch
 from attnrl.config.load import load_config
 from attnrl.config.schema import TrainConfig
 from attnrl.data.run_data import grader_for, load_task
-from attnrl.local.loading import build_policy, build_sampler, load_model, load_tokenizer, model_directory
+from attnrl.inference.sampler import build_sampler
+from attnrl.local.loading import build_policy, load_model, load_tokenizer, model_directory
 from attnrl.rl.trainer import StepResult, Trainer
 from attnrl.types import Completion, Policy, Request, Sampler
 from attnrl.verl.launch import compose, installed_version

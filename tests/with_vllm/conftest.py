@@ -10,7 +10,7 @@ import pytest
 from engines import MAX_LENGTH, SMALL, llama
 from transformers import PreTrainedModel
 
-from attnrl.inference.vllm_sampler import VllmEngine, open_engine
+from attnrl.inference.vllm_engine import VllmEngine, open_engine
 
 
 @pytest.fixture

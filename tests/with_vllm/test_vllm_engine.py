@@ -19,7 +19,8 @@ from engines import EOS, MAX_LENGTH, SMALL, llama, requests
 from transformers import PreTrainedModel
 
 from attnrl.errors import UserError
-from attnrl.inference.vllm_sampler import ENVIRONMENT, VllmEngine, VllmSampler, open_engine, require_vllm
+from attnrl.inference.vllm_engine import ENVIRONMENT, VllmEngine, open_engine, require_vllm
+from attnrl.inference.vllm_sampler import VllmSampler
 from attnrl.types import Request
 
 

@@ -12,7 +12,8 @@ pytest.importorskip("vllm", reason="needs vLLM, in an environment of its own: ma
 from engines import EOS, MAX_LENGTH, mismatch, requests
 
 from attnrl.inference.sampler import LocalSampler
-from attnrl.inference.vllm_sampler import VllmEngine, VllmSampler
+from attnrl.inference.vllm_engine import VllmEngine
+from attnrl.inference.vllm_sampler import VllmSampler
 from attnrl.types import Completion, Request
 
 

@@ -12,7 +12,8 @@ pytest.importorskip("vllm", reason="needs vLLM, in an environment of its own: ma
 from engines import EOS, llama, mismatch, perturbed, qwen2, requests
 from transformers import PreTrainedModel
 
-from attnrl.inference.vllm_sampler import VllmEngine, VllmSampler
+from attnrl.inference.vllm_engine import VllmEngine
+from attnrl.inference.vllm_sampler import VllmSampler
 
 AGREED = 1e-4  # nats, fp32
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {

@@ -247,8 +247,10 @@ class TrainConfig(Strict):
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     sampling: SamplingConfig = SamplingConfig()
-    sampler: Literal["transformers", "vllm"] = Field(
-        "transformers", description="what draws responses: the model that is trained, or a vLLM engine beside it"
+    sampler: str = Field(
+        "transformers",
+        description="how responses are sampled: transformers (with the policy's own model), vllm (a vLLM engine in the "
+        "same process), or module:object (an opener of samplers, see attnrl.inference.registry)",
     )
     vllm: VllmConfig = VllmConfig()
     verl: VerlConfig = VerlConfig()

@@ -26,7 +26,8 @@ from attnrl.evals.suites import Suite
 from attnrl.evals.summary import Summary, summarize_outcomes
 from attnrl.evals.tables import EvalProgress, Report
 from attnrl.grading.golds import unusable_golds
-from attnrl.local.loading import build_sampler, choose_device
+from attnrl.inference.sampler import build_sampler
+from attnrl.local.loading import choose_device
 from attnrl.rl.evaluation import respond
 from attnrl.types import Grader
 from attnrl.utils.console import print_line

@@ -30,14 +30,8 @@ from attnrl.evals.candidates import NO_LIMIT, require_positions
 from attnrl.experiments.disruption.choice import position_bins
 from attnrl.experiments.disruption.summary import mean_over_problems
 from attnrl.fci import CaptureSpec, capture
-from attnrl.local.loading import (
-    build_sampler,
-    choose_device,
-    load_model,
-    load_tokenizer,
-    model_directory,
-    require_influence,
-)
+from attnrl.inference.sampler import build_sampler
+from attnrl.local.loading import choose_device, load_model, load_tokenizer, model_directory, require_influence
 from attnrl.method.branching import RolloutSignals, branch_points
 from attnrl.method.influence import eligible_steps, mask_influence
 from attnrl.method.steps import Steps

@@ -1,8 +1,8 @@
 """The attention function of decoding steps, registered in transformers, and the context manager that switches it on.
 
 Shape letters: B rows, G key/value heads, R query heads of each key/value head, D head dimension, C cache columns,
-N queries, U groups of rows with a shared prefix, P columns of the shared prefix, M rows of the largest group, X pairs of
-a row and a key/value head (B * G).
+N queries, U groups of rows with a shared prefix, P columns of the shared prefix, M rows of the largest group, X = B * G
+products of a batched matrix product.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def decoding(model: PreTrainedModel) -> Iterator[None]:
     """Switch to evaluation mode, inference mode and the decoding attention; restore the model on exit."""
     training = [module for module in model.modules() if module.training]
     configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values()
-    # Only sdpa is replaced. Another implementation (eager for soft-capped scores, flash attention) was chosen on purpose.
+    # Only sdpa is replaced: another implementation (eager for soft-capped scores, flash attention) is a choice.
     replaced = [config for config in configs if config._attn_implementation == "sdpa"]
     try:
         for config in replaced:

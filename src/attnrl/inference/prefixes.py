@@ -30,7 +30,7 @@ class _Branch:
         self.saved += other.saved
 
     def settled(self) -> _Branch:
-        """Return the branch with a single group at ``depth`` if a single group saves as much, else the branch itself."""
+        """Return the branch regrouped as a single group at ``depth`` if that saves as much, else unchanged."""
         saved = self.depth * (len(self.rows) - 1)
         return _Branch(self.depth, self.rows, [(self.depth, self.rows)], saved) if saved >= self.saved else self
 

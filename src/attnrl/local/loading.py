@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,16 +21,9 @@ from transformers.utils import logging as transformers_logging
 from attnrl.config.schema import TrainConfig
 from attnrl.errors import UserError, one_line
 from attnrl.fci import FciUnsupportedError, check
-from attnrl.inference.sampler import LocalSampler, ProgressHook, UnsupportedModelError
-from attnrl.inference.vllm_sampler import VllmSampler, open_engine, require_vllm
 from attnrl.local.logprobs import TreesUnsupportedError, check_trees
 from attnrl.local.model_files import TRUST, check_model_files
 from attnrl.local.policy import LocalPolicy
-from attnrl.tokenization import end_of_sequence_ids
-from attnrl.types import Sampler
-
-SamplerFactory = Callable[[float, float], Sampler]
-"""Called with a temperature and a top-p. What it makes samples from the same weights."""
 
 SHIPPED = resources.files("attnrl") / "models"
 
@@ -142,93 +133,6 @@ def _not_loaded(directory: Path, problem: str, error: Exception) -> UserError:
     if "trust_remote_code" in str(error):  # transformers' way to say that there is code that it was not to run
         return UserError(f"model {directory}: brings code of its own (auto_map), which runs only with {TRUST}")
     return UserError(f"model {directory}: {problem} ({one_line(error)})")
-
-
-def build_sampler(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    temperature: float,
-    top_p: float,
-    max_batch: int,
-    on_progress: ProgressHook | None = None,
-) -> LocalSampler:
-    """A sampler that decodes with the very ``model`` that is being trained.
-
-    Raises:
-        UserError: the model's cache cannot be handled.
-    """
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    try:
-        return LocalSampler(
-            model,
-            eos_token_ids=end_of_sequence_ids(model.generation_config, tokenizer),
-            pad_token_id=pad,
-            temperature=temperature,
-            top_p=top_p,
-            max_batch=max_batch,
-            on_progress=on_progress,
-        )
-    except UnsupportedModelError as error:
-        raise UserError(f"model: {one_line(error)}") from None
-
-
-def require_sampler(config: TrainConfig, device: torch.device) -> None:
-    """Make sure that what ``config.sampler`` needs is installed.
-
-    Raises:
-        UserError: it is not.
-    """
-    if config.sampler == "vllm":
-        require_vllm(device)
-
-
-@contextmanager
-def open_samplers(
-    config: TrainConfig,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    directory: Path,
-    on_progress: ProgressHook | None = None,
-) -> Iterator[SamplerFactory]:
-    """The samplers of a run, which share an engine if they need one; it is shut down on leaving.
-
-    Args:
-        config: the run's.
-        model: the model that is trained.
-        tokenizer: the model's.
-        directory: where the model came from.
-        on_progress: heard by all of them.
-
-    Raises:
-        UserError: the sampler does not take the model.
-    """
-    limits = config.sampling
-    if config.sampler == "vllm":
-        with open_engine(
-            model,
-            directory,
-            max_length=limits.max_prompt_tokens + limits.max_new_tokens,
-            max_batch=limits.max_batch,
-            settings=config.vllm,
-            trust_remote_code=config.trust_remote_code,
-        ) as engine:
-            yield lambda temperature, top_p: VllmSampler(
-                engine,
-                eos_token_ids=end_of_sequence_ids(model.generation_config, tokenizer),
-                temperature=temperature,
-                top_p=top_p,
-                on_progress=on_progress,
-            )
-    else:
-        yield lambda temperature, top_p: build_sampler(
-            model,
-            tokenizer,
-            temperature=temperature,
-            top_p=top_p,
-            max_batch=limits.max_batch,
-            on_progress=on_progress,
-        )
 
 
 def require_influence(model: PreTrainedModel) -> dict[int, str]:

@@ -12,15 +12,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attnrl.config.schema import TrainConfig
 from attnrl.data.run_data import TaskData, grader_for, load_task
+from attnrl.inference.registry import SamplerBackend, find_sampler
 from attnrl.local.checkpoint import Checkpoint, find_checkpoint, list_checkpoints
 from attnrl.local.loading import (
-    build_sampler,
     choose_device,
     load_model,
     load_tokenizer,
     model_directory,
     require_influence,
-    require_sampler,
     require_trees,
 )
 from attnrl.runs.compatibility import (
@@ -47,6 +46,7 @@ class PreparedRun:
         device: device of the model.
         tokenizer: tokenizer of the model.
         model: the model, with the checkpoint's weights when resuming.
+        sampler: opens the samplers.
         data: training problems, held-out problems and fingerprints of the data files.
         grader: grader of the responses.
         resources: closes the grader.
@@ -62,6 +62,7 @@ class PreparedRun:
     device: torch.device
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
+    sampler: SamplerBackend
     data: TaskData
     grader: Grader
     resources: ExitStack
@@ -80,7 +81,8 @@ def prepare(config: TrainConfig) -> PreparedRun:
         torch.set_num_threads(config.threads)
     directory = model_directory(config.model)
     device = choose_device(config.device)
-    require_sampler(config, device)
+    sampler = find_sampler(config.sampler)
+    sampler.require_device(device)
     run = RunDirectory(config.output_dir)
     run.require_writable()
     require_trackers(config)
@@ -105,8 +107,7 @@ def prepare(config: TrainConfig) -> PreparedRun:
             trust_remote_code=config.trust_remote_code,
         )
         require_positions(model, config.sampling.max_prompt_tokens + config.sampling.max_new_tokens)
-        if config.sampler == "transformers":
-            build_sampler(model, tokenizer, temperature=1.0, top_p=1.0, max_batch=1)  # raises for unsupported models
+        sampler.require_model(model)
         if config.optimizer.packing == "tree":
             require_trees(model)
         return PreparedRun(
@@ -116,6 +117,7 @@ def prepare(config: TrainConfig) -> PreparedRun:
             device=device,
             tokenizer=tokenizer,
             model=model,
+            sampler=sampler,
             data=data,
             grader=grader,
             layers_without_fci=require_influence(model) if config.method.needs_fci else {},

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from safetensors import SafetensorError
 
 from attnrl.errors import RunError, UserError, one_line
+from attnrl.inference.base import SamplerFactory
 from attnrl.local.checkpoint import (
     Checkpoint,
     RetentionPolicy,
@@ -24,7 +25,7 @@ from attnrl.local.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from attnrl.local.loading import SamplerFactory, build_policy, load_model, open_samplers
+from attnrl.local.loading import build_policy, load_model
 from attnrl.rl.evaluation import Evaluation
 from attnrl.rl.trainer import StepResult, Trainer, TrainerState
 from attnrl.runs.compatibility import without_stale_samples
@@ -54,6 +55,7 @@ def train(prepared: PreparedRun, display: Display) -> list[Metrics]:
     with prepared.resources, run.locked():
         if list_checkpoints(run.checkpoints) != prepared.checkpoints:
             raise UserError(f"output_dir {config.output_dir}: another process has just continued this run")
+        open_samplers = prepared.sampler.open
         with open_samplers(config, prepared.model, prepared.tokenizer, directory, display.sampled) as build_sampler:
             return TrainingSession(prepared, display, build_sampler).run()
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 
-from attnrl.local.loading import build_sampler, load_model
+from attnrl.inference.sampler import build_sampler
+from attnrl.local.loading import load_model
 from attnrl.types import Completion, Request
 
 NAME = "transformers"

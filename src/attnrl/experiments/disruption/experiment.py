@@ -15,7 +15,7 @@ from attnrl.experiments.disruption.choice import choose_steps, hideable_steps
 from attnrl.experiments.disruption.hidden_steps import HiddenRequest, continue_hidden
 from attnrl.experiments.disruption.settings import DisruptSettings
 from attnrl.experiments.disruption.summary import HiddenStep
-from attnrl.local.loading import build_sampler
+from attnrl.inference.sampler import build_sampler
 from attnrl.local.policy import LocalPolicy
 from attnrl.method.steps import Steps
 from attnrl.rl.evaluation import SampleRequest

@@ -21,6 +21,7 @@ from transformers.cache_utils import DynamicCache
 
 from attnrl.errors import UserError
 from attnrl.inference.decode_attention import decoding
+from attnrl.inference.kv_cache import cache_argument
 from attnrl.inference.token_sampling import sample_token, uniforms, wrapped
 from attnrl.types import Completion
 
@@ -127,7 +128,7 @@ class HiddenRows:
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=self.cache,
+            **{cache_argument(self._inputs): self.cache},
             use_cache=True,
             **optional,
         )

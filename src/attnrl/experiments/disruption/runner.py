@@ -33,14 +33,8 @@ from attnrl.experiments.disruption.hidden_steps import check_hiding
 from attnrl.experiments.disruption.report import disruption_tables, draw_disruption
 from attnrl.experiments.disruption.settings import DisruptSettings
 from attnrl.experiments.disruption.summary import HiddenStep, summarize_hidden_steps
-from attnrl.local.loading import (
-    build_sampler,
-    choose_device,
-    load_model,
-    load_tokenizer,
-    model_directory,
-    require_influence,
-)
+from attnrl.inference.sampler import check_cache
+from attnrl.local.loading import choose_device, load_model, load_tokenizer, model_directory, require_influence
 from attnrl.report.pictures import pyplot_for
 from attnrl.rl.evaluation import SampleRequest
 from attnrl.tokenization import encode_prompt
@@ -86,7 +80,7 @@ def run_disruption(
         require_influence(model)
         requests = _sample_requests(suite, settings.evaluation, tokenizer, model)
         batch = min(rows_that_fit(model, requests), max_batch or MAX_BATCH)
-        build_sampler(model, tokenizer, temperature=1.0, top_p=1.0, max_batch=batch)  # raises for unsupported models
+        check_cache(model)
         check_hiding(model)
         try:
             with progress_bars(console) as progress:
