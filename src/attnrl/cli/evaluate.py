@@ -100,7 +100,7 @@ def evaluate(
 def grade(
     file: Annotated[Path, typer.Argument(help="Rows of response and answer (.jsonl).")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .jsonl file to write.")],
-    grader: Annotated[str, typer.Option(help="rules, math or module:function.")] = "math",
+    grader: Annotated[str, typer.Option(help="rules, math or module:object.")] = "math",
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes of grader math. \\[default: one per core, at most 8]")
     ] = None,

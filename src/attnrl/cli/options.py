@@ -56,7 +56,7 @@ class ResponseOptions:
         typer.Option(help="Appended to each problem without the suffix. \\[default: the paper's; none for --task]"),
     ] = None
     grader: Annotated[
-        str | None, typer.Option(help="rules, math or module:function. \\[default: the task's own, else math]")
+        str | None, typer.Option(help="rules, math or module:object. \\[default: the task's own, else math]")
     ] = None
     flexible_answers: FlexibleAnswersOption = False
     seed: SeedOption = 0

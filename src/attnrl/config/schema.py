@@ -225,7 +225,7 @@ class TrainConfig(Strict):
     )
     data: DataConfig = DataConfig()
     grader: str | None = Field(
-        None, description="rules, math or module:function; none: the task's own, math for data files"
+        None, description="rules, math or module:object; none: the task's own, math for data files"
     )
     flexible_answers: bool = Field(False, description="grade the last number of a response that boxes nothing")
     engine: Literal["local", "verl"] = Field(

@@ -1,1 +1,1 @@
-"""Graders: rules, math-verify in worker processes, user functions."""
+"""Graders: rules, math-verify in worker processes, and graders of the user."""

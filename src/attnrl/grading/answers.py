@@ -12,15 +12,15 @@ MAX_BOXES = 32  # boxes of one response that are read
 
 
 def conclusion_of(response: str) -> str:
-    """Return the text after the last ``</think>``; the whole response if it has no ``</think>``."""
+    """Return the text after the last ``</think>``; the whole response without ``</think>``."""
     return response.rpartition(THINK_END)[2]
 
 
 def extract_boxed(response: str) -> str | None:
     """Return the content of the last ``\\boxed{...}`` after the last ``</think>``, or None.
 
-    Braces inside the box may nest. ``\\fbox{5}``, ``\\boxed {5}`` and ``\\boxed 5`` are boxes too. A box without its
-    closing brace, or with more than :data:`MAX_ANSWER_CHARS` characters, gives None.
+    Braces inside the box may nest. ``\\fbox{5}``, ``\\boxed {5}`` and ``\\boxed 5`` are boxes too. An unclosed
+    box, or a box of more than :data:`MAX_ANSWER_CHARS` characters, gives None.
     """
     conclusion = _with_braces(conclusion_of(response))
     start = conclusion.rfind(BOX)
@@ -30,7 +30,7 @@ def extract_boxed(response: str) -> str | None:
 def other_boxes(response: str) -> list[str]:
     """Return the distinct contents of the boxes before the last box, latest first, from :data:`MAX_BOXES` boxes.
 
-    A box around another box, and a box without its closing brace, are left out.
+    A box around another box, and an unclosed box, are left out.
     """
     conclusion = _with_braces(conclusion_of(response))
     end = conclusion.rfind(BOX)
@@ -46,11 +46,11 @@ def other_boxes(response: str) -> list[str]:
 
 
 def final_answer(text: str, *, worked: bool = False) -> str:
-    """Return the true answer that a field of a data set states.
+    """Return the true answer stated in a field of a data set.
 
     The answer is the text after ``####`` in the last line (GSM8K), or else the content of the last box (MATH), or else
-    the whole text. With ``worked`` (the text is known to be a worked solution), a text with neither mark gives ``""``;
-    so does a text whose box cannot be read.
+    the whole text. An unreadable box gives ``""``. With ``worked`` (the text is a worked solution), a text without
+    ``####`` and without a box gives ``""`` too.
     """
     last_line = text.rstrip().rsplit("\n", 1)[-1]
     before, mark, marked = last_line.rpartition("####")
@@ -76,7 +76,7 @@ def _with_braces(text: str) -> str:
 
 
 def _box_content(text: str, start: int) -> str | None:
-    """Return the text from ``start`` to the matching closing brace, or None without one."""
+    """Return the text from ``start`` to the matching closing brace, or None if the box stays open."""
     window = text[start : start + MAX_ANSWER_CHARS]
     # First without escaped braces, because \left\{ has no partner in a case distinction. If the box then stays open,
     # every brace counts, because the answer may end in a backslash.
@@ -90,7 +90,7 @@ def _box_content(text: str, start: int) -> str | None:
 
 
 def normalize_answer(answer: str) -> str:
-    """Return the answer in one canonical spelling, so that equal spellings are equal strings.
+    """Return the canonical spelling of an answer.
 
     White space, dollar signs, percent signs, degree signs, bracket sizes (``\\left``), ``\\text``, thousands commas and
     trailing zeros of decimals are removed; ``\\dfrac`` and ``\\tfrac`` become ``\\frac``.
@@ -118,12 +118,12 @@ def is_correct(found: str | None, answers: Sequence[str]) -> bool:
 
 
 def true_answers(answers: Sequence[str]) -> list[str]:
-    """Return the accepted answers that are not empty; of a worked solution, the content of its boxes."""
+    """Return the non-empty accepted answers; for a worked solution, the content of the boxes."""
     found = [_all_boxes(answer) or answer for answer in answers]
     return [answer for answer in found if normalize_answer(answer)]
 
 
 def _all_boxes(text: str) -> str | None:
-    """Return the contents of all boxes as one list ``a, b``, or None without a box."""
+    """Return the contents of all boxes as a list ``a, b``, or None without a box."""
     last = extract_boxed(text) if BOX in text else None
     return None if last is None else ", ".join([*reversed(other_boxes(text)), last])

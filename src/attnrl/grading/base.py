@@ -10,7 +10,7 @@ from attnrl.types import Grade, Problem
 
 
 class ClosableGrader(ABC):
-    """A :class:`attnrl.types.Grader` that may hold processes: a context manager whose exit calls :meth:`close`.
+    """A :class:`attnrl.types.Grader` with resources: a context manager that calls :meth:`close` on exit.
 
     Attributes:
         overlaps: ``grade`` may be called from a thread beside the main thread, while the sampler still runs.

@@ -25,12 +25,11 @@ def custom_grader(name: str, found: Any) -> ClosableGrader:
 
     Args:
         name: ``module:object``, for messages.
-        found: an object with a method ``grade(problems, responses)`` that returns one :class:`attnrl.types.Grade` per
-            response; a class of such objects, which is instantiated without arguments; or a reward function (see
-            :class:`FunctionGrader`).
+        found: an object with a method ``grade(problems, responses)`` (see :class:`ObjectGrader`); a class with the
+            method, instantiated here without arguments; or a reward function (see :class:`FunctionGrader`).
 
     Raises:
-        UserError: ``found`` is none of the three, or the class cannot be instantiated.
+        UserError: ``found`` is not a grader, or the class cannot be instantiated.
     """
     if not hasattr(found, "grade"):
         return FunctionGrader(name, found)
@@ -40,10 +39,11 @@ def custom_grader(name: str, found: Any) -> ClosableGrader:
 
 
 class ObjectGrader(ClosableGrader):
-    """An object of the user with ``grade(problems, responses)``.
+    """An object of the user with a method ``grade(problems, responses)``.
 
-    ``overlaps`` (default False) and ``close()`` of the object are used if the object has them. An exception that the
-    object raises ends the run as a :class:`UserError` with the exception and its place.
+    The method returns a list of :class:`attnrl.types.Grade`, one per response. The attribute ``overlaps`` (default
+    False) and the method ``close()`` are optional. An exception of the object ends the run as a :class:`UserError`
+    with exception, file and line.
     """
 
     def __init__(self, name: str, grader: Any) -> None:
@@ -54,7 +54,7 @@ class ObjectGrader(ClosableGrader):
         self._grader = grader
 
     def grade(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Grade]:
-        """Return the grades of one call of the object; no call without responses.
+        """Call the object and return the grades, in order. Without responses, the object is not called.
 
         Raises:
             UserError: the object raised an exception, or returned anything but one Grade per response.
@@ -71,7 +71,7 @@ class ObjectGrader(ClosableGrader):
         return grades
 
     def close(self) -> None:
-        """Call ``close()`` of the object if the object has it."""
+        """Call ``close()`` of the object, if defined."""
         if hasattr(self._grader, "close"):
             self._grader.close()
 
@@ -81,13 +81,13 @@ class FunctionGrader(ClosableGrader):
 
     As in TRL, prompts and completions are texts, or lists of chat messages if the problem's prompt is a chat. The
     ``columns`` are lists of the same length: ``answer`` (the first true answer), ``answers`` (all true answers) and
-    every key of the problems' ``info``, with None for a problem without that key. A function without ``**columns``
-    gets the columns that its parameters name. A parameter ``solution`` or ``ground_truth`` gets the first true answer
-    if the problems have no column of that name.
+    every key of the problems' ``info``, with None for a problem without the key. A function without ``**columns`` gets
+    the columns named by the parameters. A parameter ``solution`` or ``ground_truth`` gets the first true answer if the
+    problems have no column of the same name.
 
     A reward is in [0, 1]; 1 gives verdict ``correct``, less gives ``wrong``. None (not applicable) gives reward 0 and
-    verdict ``error``. An exception that the function raises ends the run as a :class:`UserError` with the exception
-    and its place.
+    verdict ``error``. An exception of the function ends the run as a :class:`UserError` with exception, file and
+    line.
 
     By default the function is called once per generation, from the main thread, because many reward functions depend
     on the main thread (signals, database connections). With the attribute ``f.overlaps = True`` the function is called
@@ -115,7 +115,7 @@ class FunctionGrader(ClosableGrader):
         return parameters
 
     def grade(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Grade]:
-        """Return the grades from the rewards of one call of the function; no call without responses.
+        """Call the function and return the grades, in order. Without responses, the function is not called.
 
         Raises:
             UserError: the function requires a missing column, raised an exception, or returned anything but one
@@ -133,10 +133,10 @@ class FunctionGrader(ClosableGrader):
         ]
 
     def _arguments(self, problems: Sequence[Problem], responses: Sequence[str]) -> dict[str, Any]:
-        """Return the columns that the function takes.
+        """Return the columns named by the function's parameters; all columns for ``**columns``.
 
         Raises:
-            UserError: the function requires a column that the problems do not have.
+            UserError: the function requires a column missing from the problems.
         """
         columns = self._columns(problems, responses)
         parameters = self._parameters.values()
@@ -187,7 +187,7 @@ def _call(name: str, owner: Any, function: Callable[..., Any], *arguments: Any, 
     """Return the result of a call of the user's code; a coroutine is awaited.
 
     Raises:
-        UserError: the code raised an exception, which is the cause. ``owner`` gives the module of the line reported.
+        UserError: the code raised an exception (kept as the cause). ``owner`` gives the module of the line reported.
     """
     try:
         result = function(*arguments, **named)
@@ -198,7 +198,7 @@ def _call(name: str, owner: Any, function: Callable[..., Any], *arguments: Any, 
 
 
 def _as_list(name: str, result: Any, responses: Sequence[str]) -> list[Any]:
-    """Return ``result`` as a list with one item per response.
+    """Return ``result`` as a list; the length must be the number of responses.
 
     Raises:
         UserError: ``result`` is not a sequence, or has another length.
@@ -239,7 +239,7 @@ def _place_of(error: Exception, owner: Any) -> str:
 
 
 def _run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Await a coroutine and return its result, in a second thread if this thread runs an event loop (a notebook)."""
+    """Await a coroutine and return the result; in a second thread if this thread runs an event loop (a notebook)."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -1,6 +1,6 @@
 """A bound on the size of an expression, checked before sympy evaluates the expression.
 
-The bound only saves time: expressions that it underestimates are stopped by the deadline of the worker pool.
+The bound only saves time: underestimated expressions are stopped by the deadline of the worker pool.
 """
 
 from __future__ import annotations

@@ -25,14 +25,14 @@ def grade_file(
     """Grade the rows of a JSONL file and write each row with ``verdict``, ``extracted`` and ``reward`` added, in order.
 
     A row has ``response`` (text) and ``answer`` (text, a number, or a list of accepted answers). With ``prompt`` (text
-    or chat messages) in the row, a box that copies the problem is wrong. All other fields are kept, and a custom grader
-    gets the fields as columns. The file is streamed, and the output is written atomically.
+    or chat messages) in the row, a box that copies the problem is wrong. All fields are kept, and a custom grader gets
+    the fields as columns. The file is streamed, and the output is written atomically.
 
     Args:
         source: the file to read.
         output: the file to write; an existing file is replaced.
         grader: grades :data:`BATCH_ROWS` rows per call.
-        on_progress: called with the number of rows and of bytes of the source graded so far.
+        on_progress: called with the number of rows and of bytes of the source graded until now.
 
     Returns:
         The number of rows per verdict.

@@ -1,6 +1,6 @@
-"""Guesses: answers that computer algebra would accept although the response does not commit to a worked-out answer.
+"""Detection of guesses: answers accepted by computer algebra although the response has not worked out an answer.
 
-Two kinds: an answer that lists alternatives ("5 or 6"), and a copy of the expression that the problem asks to work out.
+Two kinds of guesses: alternatives ("5 or 6"), and copies of an expression of the problem.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from attnrl.types import Problem
 
 
 def offers_alternatives(answer: str, answers: Sequence[str]) -> bool:
-    """Return True if an answer lists several values ("A or B", "A, B", ±A) and every true answer is one value."""
+    """Return True if an answer lists several values ("A or B", "A, B", ±A) and every true answer is a single value."""
     return _lists_values(answer) and not expects_list(answers)
 
 
 def expects_list(answers: Sequence[str]) -> bool:
-    """Return True if one of the true answers has several values: a list, a set, a tuple, an interval, ±A."""
+    """Return True if any true answer has several values: a list, a set, a tuple, an interval, ±A."""
     return any(_lists_values(accepted) or _lists_values(_without_brackets(accepted)) for accepted in answers)
 
 
@@ -113,7 +113,7 @@ def _is_copied(text: str, statement: str) -> bool:
 
 
 def _without_grouping(text: str) -> str:
-    """Remove brackets and braces and use one sign for each operation, because copies vary in both."""
+    """Remove brackets and braces and use the same sign for each operation, because copies vary in both."""
     text = re.sub(r"\\(?:cdot|times|ast)(?![a-zA-Z])|[×·∗]", "*", text)
     text = re.sub(r"\\div(?![a-zA-Z])|÷", "/", text)
     text = re.sub(r"\\[dt]binom", r"\\binom", text)

@@ -1,4 +1,4 @@
-"""The records that the worker pool and its worker processes exchange as JSON."""
+"""The records exchanged between the worker pool and the worker processes, as JSON."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from attnrl.types import Verdict
 
 @dataclass(frozen=True)
 class Job:
-    """One comparison of an answer with its golds.
+    """A comparison of an answer with the golds of a problem.
 
     Attributes:
         golds: the accepted answers.
         answer: the answer to compare; None asks whether the golds can be parsed (``correct``) or not (``bad_gold``).
-        prose: the answer is running text, from which math-verify extracts the answer.
+        prose: the answer is running text; math-verify extracts the answer from the text.
     """
 
     golds: tuple[str, ...]
@@ -24,7 +24,7 @@ class Job:
 
 @dataclass(frozen=True)
 class JobResult:
-    """The verdict of one job, and the answer that math-verify extracted if the job's answer was prose."""
+    """The verdict of a job, and the answer extracted by math-verify if the job's answer was prose."""
 
     verdict: Verdict
     answer: str | None = None

@@ -1,4 +1,4 @@
-"""The comparison of one answer with its golds by math-verify, without a deadline. Runs in the worker processes.
+"""The comparison of an answer with the golds by math-verify, without a deadline. Runs in the worker processes.
 
 math-verify and sympy are imported inside functions: the parent process imports neither.
 """
@@ -20,7 +20,7 @@ RELATIVE_ERROR = 1e-3  # of the larger of two small numbers
 
 
 def judge(job: Job) -> JobResult:
-    """Return the verdict on one job; for prose, also the answer that math-verify extracted."""
+    """Return the verdict on a job; for prose, also the answer extracted by math-verify."""
     golds = [parsed for gold in job.golds if _depth(gold) <= MAX_DEPTH and (parsed := _parse_gold(gold))]
     usable = any(_expressions(gold) for gold in golds)
     if job.answer is None:
@@ -38,7 +38,7 @@ def judge(job: Job) -> JobResult:
 
 
 def _depth(text: str) -> int:
-    """Return the depth of nested brackets; a bracket that stays open counts for the text after it."""
+    """Return the depth of nested brackets; an unclosed bracket counts for the rest of the text."""
     depth = deepest = 0
     for bracket in re.findall(r"[(\[{)\]}]", text):
         depth = max(0, depth + (1 if bracket in "([{" else -1))
@@ -154,7 +154,7 @@ def _compare(golds: Sequence[Sequence[Any]], found: Sequence[Any]) -> Literal["c
 def _small_numbers_differ(expected: Any, item: Any) -> bool:
     """Return True if two numbers below :data:`SMALL` differ by more than :data:`RELATIVE_ERROR`.
 
-    math-verify rounds to six decimal places, where 1e-19 and 1e-20 are both 0.
+    math-verify rounds to six decimal places: 1e-19 and 1e-20 are both rounded to 0.
     """
     gold, value = _real_value(expected), _real_value(item)
     if gold is None or value is None or max(abs(gold), abs(value)) >= SMALL:
@@ -163,7 +163,7 @@ def _small_numbers_differ(expected: Any, item: Any) -> bool:
 
 
 def _real_value(expression: Any) -> float | None:
-    """Return the value of a real number, of ``x = number`` or of a set with one number; None for anything else."""
+    """Return the value of a real number, of ``x = number`` or of a set with a single number, or else None."""
     import sympy
 
     if isinstance(expression, sympy.Eq):
@@ -179,7 +179,7 @@ def _real_value(expression: Any) -> float | None:
 
 
 def _is_false_equation(item: Any) -> bool:
-    """Return True for an equation of two different numbers (``1=5``), of which math-verify would compare the last."""
+    """Return True for an equation of two different numbers (``1=5``); math-verify would compare the last number."""
     import sympy
 
     return (

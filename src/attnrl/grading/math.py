@@ -31,7 +31,7 @@ MAX_CACHED_CHARS = 200  # longer answers rarely repeat and would fill the memory
 
 @dataclass
 class _Pending:
-    """A response whose verdict waits for the workers: correct if all of its jobs are correct."""
+    """A response with a verdict still to come from the workers: correct if all jobs are correct."""
 
     problem: Problem
     answer: str | None
@@ -41,8 +41,8 @@ class _Pending:
 class MathGrader(ClosableGrader):
     """The paper's hybrid grader: string equality of the last box, and math-verify for unequal strings.
 
-    Wrong, whatever math-verify would say: several boxes of which one is wrong, alternatives where the true answer is
-    one value, and a copy of the expression that the problem asks to work out.
+    Guesses are wrong, even if math-verify finds an equal value: several boxes with a wrong box among the boxes,
+    alternatives for a single true value, and a copy of an expression of the problem.
 
     Args:
         flexible: if the response has no box, let math-verify extract an answer from the end of the response.
@@ -73,7 +73,7 @@ class MathGrader(ClosableGrader):
         return [grade if isinstance(grade, Grade) else _with_results(grade, results) for grade in first]
 
     def _without_algebra(self, problem: Problem, response: str) -> Grade | _Pending:
-        """Return the grade if it can be decided without computer algebra, or else the jobs that decide it."""
+        """Return the grade if computer algebra is not needed, or else the jobs for the workers."""
         answer = extract_boxed(response)
         accepted = [gold for gold in true_answers(problem.answers) if len(gold) <= MAX_GOLD_CHARS]
         if not accepted:
@@ -117,7 +117,7 @@ class MathGrader(ClosableGrader):
 
 
 def _with_results(pending: _Pending, results: dict[Job, JobResult]) -> Grade:
-    """Return the grade of a response from the results of its jobs."""
+    """Return the grade of a response from the results of the jobs."""
     found = [results[job] for job in pending.jobs]
     answer = pending.answer if pending.answer is not None else found[-1].answer
     failed: list[Verdict] = [result.verdict for result in found if result.verdict != "correct"]
@@ -139,7 +139,7 @@ _NUMBER = re.compile(
 
 
 def _number(text: str) -> Fraction | None:
-    """Return the value of a plain number or fraction, or None. Percentages give None: they stand for two values."""
+    """Return the value of a plain number or fraction, or else None. A percentage (two possible values) gives None."""
     if len(text) > 100 or "%" in text:
         return None
     match = _NUMBER.fullmatch(normalize_answer(text))
@@ -154,7 +154,7 @@ def _number(text: str) -> Fraction | None:
 
 
 def _equals_number(answer: str, golds: Sequence[str]) -> bool | None:
-    """Return True or False if an exact comparison of plain numbers (``5``, ``x=5``) decides, None if it does not."""
+    """Compare plain numbers (``5``, ``x=5``) exactly; None if computer algebra has to decide."""
     value = _number(re.sub(r"^\s*[a-zA-Z]\s*=", "", answer) if not any("=" in gold for gold in golds) else answer)
     if value is None:
         return None

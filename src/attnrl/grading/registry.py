@@ -1,4 +1,4 @@
-"""The graders by name, and the function that builds a grader from its name."""
+"""The table of graders by name, and the function for building a grader."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from attnrl.utils.plugins import resolve
 
 @dataclass(frozen=True)
 class GraderOptions:
-    """The settings from which a grader is built.
+    """The settings of a grader.
 
     Attributes:
-        flexible: if a response has no box, look for its answer in the text.
+        flexible: if a response has no box, extract the answer from the text.
         workers: worker processes, at most; None: one per usable core, at most 8.
         deadline: wall-clock seconds for one comparison.
     """

@@ -22,8 +22,8 @@ class RulesGrader(ClosableGrader):
     """Grade with reward 1 if every box of the response equals an accepted answer as a normalised string, else 0.
 
     Attributes:
-        flexible: if the response has no box, take its last number. For models too small to follow the format; the last
-            number of a response that goes on after its answer is arbitrary.
+        flexible: if the response has no box, take the last number. For models too small to follow the format; if the
+            response continues after the answer, the last number is arbitrary.
     """
 
     flexible: bool = False

@@ -1,7 +1,7 @@
-"""A worker process: reads batches of jobs from standard input, writes one result per job to standard output.
+"""A worker process: reads batches of jobs from standard input, writes the result of each job to standard output.
 
-One batch is one line of JSON, one result is one line of JSON. The parent is :mod:`attnrl.grading.worker_pool`, which
-starts ``python -P -c "...; main()" SYS_PATH MEMORY_MB``.
+Each batch and each result is a line of JSON. The parent, :mod:`attnrl.grading.worker_pool`, starts the process as
+``python -P -c "...; main()" SYS_PATH MEMORY_MB``.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def _lines(parent: int) -> Iterator[bytes]:
-    """Yield the lines of standard input until it closes or the parent ends.
+    """Yield the lines of standard input until standard input closes or the parent ends.
 
     The parent's end is polled, because another child of the parent may hold the pipe open.
     """

@@ -1,7 +1,7 @@
-"""A pool of worker processes that compare answers with math-verify, each comparison under a hard deadline.
+"""A pool of worker processes for comparisons by math-verify, each comparison under a hard deadline.
 
 Computer algebra on the text of a model can run forever or exhaust memory, and neither an exception nor a signal handler
-interrupts a big-integer power. The comparisons therefore run in processes that the parent kills at the deadline.
+interrupts a big-integer power. The comparisons therefore run in worker processes, killed by the parent at the deadline.
 
 A worker (:mod:`attnrl.grading.worker`) is a fresh interpreter: never a fork, and the user's main module is not imported
 again. Jobs and results are lines of JSON over pipes; nothing is pickled.
@@ -45,14 +45,14 @@ _BOOT = (
 
 @dataclass(eq=False)
 class _Worker:
-    """The parent's view of one worker process.
+    """The parent's record of a worker process.
 
     Attributes:
-        clock: monotonic time of the last message from the worker or the last batch sent to it.
-        ready: the worker has finished its imports.
-        retired: the worker ends by itself after its last answer.
+        clock: monotonic time of the last message from, or batch to, the worker, in seconds.
+        ready: the worker has finished the imports.
+        retired: the worker has sent the last result and is about to end.
         received: bytes of an incomplete line.
-        to_send: bytes that the pipe has not taken yet.
+        to_send: bytes not yet accepted by the pipe.
         jobs: indices of the jobs sent to the worker, in order; the worker is at the first.
     """
 
@@ -65,7 +65,7 @@ class _Worker:
     jobs: deque[int] = field(default_factory=deque)
 
     def end(self) -> None:
-        """Kill and reap the process and close its pipes."""
+        """Kill and reap the process and close the pipes."""
         with contextlib.suppress(OSError):
             self.process.kill()
         for pipe in (self.process.stdin, self.process.stdout):
@@ -121,10 +121,10 @@ class WorkerPool:
             _end_workers(self._workers, self._process_id)
 
     def run(self, jobs: Sequence[Job], *, deadline: float | None = None) -> list[JobResult]:
-        """Return the result of each job, in order.
+        """Run the jobs and return the results, in order.
 
-        The verdict is ``timeout`` for a job that exceeds the deadline, ``error`` for a job that ends its worker twice
-        or exceeds the worker's memory, and ``bad_gold`` if no gold of the job can be parsed.
+        The verdict is ``timeout`` if a job exceeds the deadline, ``error`` if a job exceeds the worker's memory or has
+        crashed two workers, and ``bad_gold`` if no gold of the job can be parsed.
 
         Raises:
             UserError: no worker can be started.
@@ -147,7 +147,7 @@ class WorkerPool:
         deaths: dict[int, int] = {}
 
         def remove(worker: _Worker, verdict: Verdict | None) -> None:
-            """Remove a worker. Its current job gets ``verdict``, or a retry; its other jobs wait again."""
+            """Remove a worker. The current job gets ``verdict`` or a retry; the remaining jobs wait again."""
             self._workers.remove(worker)
             worker.end()
             if worker.jobs and worker.ready:
@@ -195,10 +195,10 @@ class WorkerPool:
             free += 1
 
     def _count_failed_start(self, worker: _Worker) -> None:
-        """Count a worker that did not become ready.
+        """Count a failed start of a worker.
 
         Raises:
-            UserError: ``START_TRIES`` workers in a row did not.
+            UserError: ``START_TRIES`` starts in a row have failed.
         """
         self._failed_starts += 1
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -211,7 +211,7 @@ class WorkerPool:
             )
 
     def _assign(self, worker: _Worker, waiting: deque[int], jobs: Sequence[Job], deadline: float) -> None:
-        """Give a worker its next batch: small batches at the end, so that all workers finish together."""
+        """Give the next batch to a worker. Batches shrink towards the end, for all workers to finish together."""
         share = -(-len(waiting) // (2 * len(self._workers)))
         for _ in range(min(BATCH, share)):
             worker.jobs.append(waiting.popleft())
@@ -247,7 +247,7 @@ class WorkerPool:
 
 
 def _receive(worker: _Worker, results: list[JobResult | None]) -> bool:
-    """Read the replies of a worker into ``results``; return False if the worker has closed its pipe."""
+    """Read the replies of a worker into ``results``; return False if the worker has closed the pipe."""
     assert worker.process.stdout is not None
     while True:
         try:
@@ -286,7 +286,7 @@ def _start_worker(memory_mb: int) -> _Worker:
 
 
 def _end_workers(workers: list[_Worker], process_id: int) -> None:
-    """End the workers, unless this process is a fork of the process that started them."""
+    """End the workers, unless this process is a fork of the workers' parent."""
     if os.getpid() == process_id:
         for worker in workers:
             worker.end()
