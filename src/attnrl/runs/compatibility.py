@@ -26,7 +26,7 @@ MUTABLE_ON_RESUME = {
 
 
 def require_resumable(config: TrainConfig, run: RunDirectory, checkpoint: Checkpoint | None) -> None:
-    """Check that the run in ``config.output_dir``, if any, can be resumed from ``checkpoint`` with these settings.
+    """Check that the run in ``config.output_dir``, if any, can resume from ``checkpoint`` with the settings ``config``.
 
     Args:
         config: settings of the resumed run.
@@ -57,7 +57,7 @@ def _is_in(checkpoint: Checkpoint, run: RunDirectory) -> bool:
 
 
 def require_same_settings(config: TrainConfig, run: RunDirectory) -> None:
-    """Check that ``resume`` allows to continue ``run``, and that no setting changed except :data:`MUTABLE_ON_RESUME`.
+    """Check that ``resume`` permits resuming ``run``, and that only settings in :data:`MUTABLE_ON_RESUME` changed.
 
     Raises:
         UserError: ``resume`` is ``never``; or naming each changed setting with the old and the new value.

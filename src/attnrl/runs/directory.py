@@ -40,7 +40,7 @@ class RunDirectory:
 
     @property
     def checkpoints(self) -> Path:
-        """Directory of the checkpoints."""
+        """Directory of the checkpoints, with one subdirectory per saved step."""
         return self.root / "checkpoints"
 
     def holds_a_run(self) -> bool:

@@ -70,7 +70,6 @@ class Display:
         self._bar.update(self._task, total=total, completed=done)
 
     def __enter__(self) -> Display:
-        """Start the live panel."""
         if self.console.is_terminal:
             self._live = Live(get_renderable=self._render, console=self.console, refresh_per_second=4)
             self._live.start()
@@ -79,7 +78,6 @@ class Display:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop the live panel; the last state stays on the screen."""
         if self._live is not None:
             self._live.stop()
 
@@ -92,7 +90,7 @@ class Display:
         self._sampled = tokens
 
     def say(self, line: str) -> None:
-        """Print one line verbatim."""
+        """Print one line verbatim, without rich markup."""
         print_line(self.console, line)
 
     def step(self, metrics: Mapping[str, float]) -> None:

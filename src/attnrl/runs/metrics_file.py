@@ -15,7 +15,7 @@ def read_metrics(run: RunDirectory, numbers: Sequence[str] = ()) -> list[dict[st
 
     Args:
         run: directory of the run.
-        numbers: optional metrics that must be numbers where present.
+        numbers: optional metrics, numbers if present.
 
     Raises:
         UserError: naming the row without a step, or the metric that is not a number.

@@ -97,6 +97,7 @@ class TrainingSession:
         self.policy = build_policy(self.config, prepared.model, reference)
         state = self._load(prepared.checkpoint) if prepared.checkpoint else None
         sampling = self.config.sampling
+        self.evaluation_sampler = self._watched_sampler(self.config.eval.temperature, self.config.eval.top_p)
         self.trainer = Trainer(
             self.config,
             sampler=self._watched_sampler(sampling.temperature, sampling.top_p),
@@ -199,7 +200,7 @@ class TrainingSession:
         self._show(row)
 
     def _evaluate_resumed_step(self) -> None:
-        """Evaluate the step of the checkpoint if the evaluation is due but missing: the last session failed in it."""
+        """Evaluate the step of the checkpoint if the evaluation is due but missing (a fault ended the last session)."""
         step, rows = self.trainer.state.step, self.recorder.directory.read(METRICS)
         last = rows[-1] if rows else {}
         if self._is_evaluation_due() and last.get("step") == step and "eval/accuracy" not in last:
@@ -231,7 +232,7 @@ class TrainingSession:
         return evaluate_held_out(
             self.config,
             self.prepared.data.held_out,
-            sampler=self._watched_sampler(self.config.eval.temperature, self.config.eval.top_p),
+            sampler=self.evaluation_sampler,
             grader=self.prepared.grader,
             tokenizer=self.prepared.tokenizer,
         )

@@ -13,7 +13,7 @@ class Trackers(Protocol):
     """Receivers of the metrics beside ``metrics.jsonl``."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Send the metrics of one step."""
+        """Send the metrics of a training step."""
         ...
 
     def end_training(self) -> None:

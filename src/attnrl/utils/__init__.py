@@ -1,1 +1,1 @@
-"""Helpers without dependencies on other packages: atomic writes, safe YAML, statistics, plug-ins, console."""
+"""Helpers for the whole package: atomic writes, safe YAML, statistics, plug-ins, printing."""

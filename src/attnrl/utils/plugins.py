@@ -1,7 +1,7 @@
-"""Objects by name: a row of one of the package's tables, or ``module:object`` from a module of the user.
+"""Resolve names in settings: a row of a table of the package, or ``module:object`` for an object of the user.
 
-Every setting that takes a name (criterion, advantage, splitter, task, grader, sampler) resolves the name here, so that
-one rule and one message hold for all of them.
+All settings with a name (criterion, advantage, splitter, task, grader, sampler) follow the same rule and give the same
+error message.
 """
 
 from __future__ import annotations

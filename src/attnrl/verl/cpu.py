@@ -49,11 +49,11 @@ CPU_MODULE = _cpu_module()
 
 @PlatformRegistry.register(platform="cpu")
 class CpuPlatform(PlatformBase):  # type: ignore[misc]
-    """Implements verl's platform interface on ``torch.cpu``; there is no device memory, cache, profiler or IPC."""
+    """Implements verl's platform interface on ``torch.cpu``, without device memory, cache, profiler and IPC."""
 
     @property
     def device_name(self) -> str:
-        """Device type in torch."""
+        """Device type, by the name in torch."""
         return "cpu"
 
     @property
@@ -67,7 +67,7 @@ class CpuPlatform(PlatformBase):  # type: ignore[misc]
         return CPU_MODULE
 
     def is_available(self) -> bool:
-        """Return True."""
+        """Return True: a CPU is always available."""
         return True
 
     def current_device(self) -> Any:
@@ -79,24 +79,24 @@ class CpuPlatform(PlatformBase):  # type: ignore[misc]
         return 1
 
     def set_device(self, device_index: int) -> None:
-        """Do nothing: there is a single device."""
+        """Do nothing: a CPU is a single device."""
 
     def synchronize(self, device_index: int | None = None) -> None:
         """Do nothing: CPU operations are synchronous."""
 
     def manual_seed(self, seed: int) -> None:
-        """Seed torch."""
+        """Seed the default generator of torch."""
         torch.manual_seed(seed)
 
     def manual_seed_all(self, seed: int) -> None:
-        """Seed torch."""
+        """Seed the default generator of torch."""
         torch.manual_seed(seed)
 
     def set_allocator_settings(self, settings: str) -> None:
-        """Do nothing: there is no device allocator."""
+        """Do nothing: no device allocator."""
 
     def empty_cache(self) -> None:
-        """Do nothing: there is no device cache."""
+        """Do nothing: no device cache."""
 
     def get_device_capability(self, device_index: int = 0) -> tuple[int | None, int | None]:
         """Return (None, None): unknown, in verl's convention."""
@@ -112,27 +112,27 @@ class CpuPlatform(PlatformBase):  # type: ignore[misc]
 
     @contextmanager
     def nvtx_range(self, msg: str) -> Iterator[None]:
-        """Do nothing: there is no profiler."""
+        """Do nothing: no profiler."""
         yield
 
     def profiler_start(self) -> None:
-        """Do nothing: there is no profiler."""
+        """Do nothing: no profiler."""
 
     def profiler_stop(self) -> None:
-        """Do nothing: there is no profiler."""
+        """Do nothing: no profiler."""
 
     def ray_resource_name(self) -> str:
         """Return the Ray resource that verl counts processes in."""
         return "GPU"
 
     def ray_noset_envvars(self) -> list[str]:
-        """Return no variables."""
+        """Return no variables: Ray manages no visible devices."""
         return []
 
     def is_ipc_supported(self) -> bool:
-        """Return False: there is no device memory to share."""
+        """Return False: no device memory to share."""
         return False
 
     def cudart(self) -> Any:
-        """Return None: there is no CUDA runtime."""
+        """Return None: no CUDA runtime."""
         return None

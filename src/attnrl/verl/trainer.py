@@ -83,6 +83,7 @@ class AttnRLTrainer(PPOTrainer):  # type: ignore[misc]
             return
         self.agent_loop_manager = agent_loop_manager
         self.recorder.open(self.state.step if self.state is not None else None)
+        self.evaluation_sampler = self._watched_sampler(self.recipe.eval.temperature, self.recipe.eval.top_p)
         with grader_for(self.recipe) as self.grader:
             self.loop = Trainer(
                 self.recipe,
@@ -127,7 +128,7 @@ class AttnRLTrainer(PPOTrainer):  # type: ignore[misc]
         evaluation = evaluate_held_out(
             self.recipe,
             self.data.held_out,
-            sampler=self._watched_sampler(self.recipe.eval.temperature, self.recipe.eval.top_p),
+            sampler=self.evaluation_sampler,
             grader=self.grader,
             tokenizer=self.tokenizer,
         )
