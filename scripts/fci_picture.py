@@ -12,7 +12,7 @@ import matplotlib
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from attnrl.fci import forward_context_influence, influence_by_head, step_attention
+from attnrl.fci import forward_context_influence, influence_by_head, step_attention_by_head
 from attnrl.method.steps import split_steps
 
 matplotlib.use("Agg")
@@ -61,7 +61,7 @@ def main(model_directory: str, output: str) -> None:
     fci = forward_context_influence(model, input_ids, starts)
     loudest = influence_by_head(model, input_ids, starts).amax(-1).flatten().argmax()
     layer, head = divmod(int(loudest), model.config.num_attention_heads)
-    alpha = step_attention(model, input_ids, starts, layers=[layer], heads=[head])[0, 0]
+    alpha = step_attention_by_head(model, input_ids, starts, layers=[layer], heads=[head])[0, 0]
 
     bounds = [*steps.starts, len(response)]
     texts = [tokenizer.decode(response[a:b]).strip() for a, b in pairwise(bounds)]

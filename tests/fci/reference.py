@@ -9,7 +9,7 @@ from torch import Tensor
 def dense_attention(
     query_BHTD: Tensor,
     key_BGTD: Tensor,
-    value_BGTV: Tensor,
+    value_BGTE: Tensor,
     sequences: Sequence[tuple[int, int, int]],
     scaling: float,
     window: int | None = None,
@@ -23,7 +23,7 @@ def dense_attention(
         mask_BTT[row, start:stop, start:stop] = torch.ones(stop - start, stop - start, dtype=torch.bool).tril()
     if window is not None:
         mask_BTT &= torch.ones(T, T, dtype=torch.bool).triu(1 - window)
-    key_BHTD, value_BHTV = (x.repeat_interleave(H // x.shape[1], dim=1) for x in (key_BGTD, value_BGTV))
+    key_BHTD, value_BHTE = (x.repeat_interleave(H // x.shape[1], dim=1) for x in (key_BGTD, value_BGTE))
     scores = query_BHTD @ key_BHTD.mT * scaling
     if softcap is not None:
         scores = softcap * (scores / softcap).tanh()
@@ -31,4 +31,4 @@ def dense_attention(
     if sinks_H is not None:
         scores = torch.cat([scores, sinks_H[:, None, None].expand(B, -1, T, 1)], -1)
     probs = scores.softmax(-1)[..., :T]
-    return probs @ value_BHTV, scores.logsumexp(-1), probs
+    return probs @ value_BHTE, scores.logsumexp(-1), probs

@@ -142,7 +142,7 @@ def test_panels_are_the_rows_of_the_matrix(kind, panel_bytes):
         matrix = torch.zeros_like(probs[span.row])
         rows = []
         for panel in panels(LayerAttention(*tensors, 0.4, **KINDS[kind]), span, panel_bytes):
-            matrix[:, panel.start : panel.stop, panel.left : panel.stop] += panel.probs_Hnm
+            matrix[:, panel.start : panel.stop, panel.left : panel.stop] += panel.probs_Hqk
             rows += range(panel.start, panel.stop)
             assert panel.left >= span.start
         assert rows == list(range(span.start, span.stop))

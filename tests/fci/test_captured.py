@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from attnrl.fci import Capture, CaptureSpec, FciUnsupportedError, capture, check, columns
+from attnrl.fci import Capture, CaptureSpec, FciUnsupportedError, capture, check_attention, columns
 from attnrl.method import influence as dense
 
 LENGTHS = [60, 33, 9]
@@ -31,14 +31,14 @@ def test_chosen_layers_and_heads_are_slices_of_the_whole(family, layers, heads):
     chosen = sorted(layers or range(3)), heads or list(range(4))
     for ours, all_of_it in zip(part.influence(), whole.influence(), strict=True):
         torch.testing.assert_close(ours, all_of_it[chosen[0]][:, chosen[1]])
-    for ours, all_of_it in zip(part.step_attention(), whole.step_attention(), strict=True):
+    for ours, all_of_it in zip(part.step_matrices(), whole.step_matrices(), strict=True):
         torch.testing.assert_close(ours, all_of_it[chosen[0]][:, chosen[1]])
     assert part.skipped == {}
 
 
 def test_the_matrix_is_the_dense_step_attention_of_each_row(model, eager):
     captured = run(model, matrix=True)
-    rows = zip(captured.step_attention(), captured.influence(), STARTS, LENGTHS, strict=True)
+    rows = zip(captured.step_matrices(), captured.influence(), STARTS, LENGTHS, strict=True)
     for row, (alpha, influence, starts, length) in enumerate(rows):
         expected = dense.step_attention(eager(model, IDS[row : row + 1, :length]), starts)
         torch.testing.assert_close(alpha, expected, atol=1e-5, rtol=0)
@@ -49,13 +49,13 @@ def test_the_matrix_of_packed_sequences(family, packs):
     model = family
     if not packs(model):
         pytest.skip("transformers does not tell its packed sequences apart")
-    alone = run(model, matrix=True).step_attention()
+    alone = run(model, matrix=True).step_matrices()
     packed = torch.cat([IDS[row, :length] for row, length in enumerate(LENGTHS)])[None]
     positions = torch.cat([torch.arange(length) for length in LENGTHS])[None]
     spec = CaptureSpec(STARTS, LENGTHS, packed=True, matrix=True)
     with torch.no_grad(), capture(model, spec) as captured:
         model(packed, position_ids=positions, use_cache=False)
-    for ours, row in zip(captured.step_attention(), alone, strict=True):
+    for ours, row in zip(captured.step_matrices(), alone, strict=True):
         torch.testing.assert_close(ours, row, atol=1e-5, rtol=0)
 
 
@@ -69,7 +69,7 @@ def test_tiles_and_threads_do_not_matter(family, monkeypatch):
 
 def test_without_matrix_there_is_no_step_attention(models):
     with pytest.raises(ValueError, match=r"matrix=True"):
-        run(models["llama"]).step_attention()
+        run(models["llama"]).step_matrices()
 
 
 def test_a_second_forward_replaces_the_first(models):
@@ -104,7 +104,7 @@ def linear_hybrid():
 def test_layers_without_softmax_attention_are_skipped_and_named(build, kind):
     model = build()
     captured = run(model)
-    assert captured.skipped == check(model) == {0: kind}
+    assert captured.skipped == check_attention(model) == {0: kind}
     assert len(captured.influence()[0]) == len(captured.layer_kinds) - 1
     assert run(model, layers=[1]).skipped == {}
     torch.testing.assert_close(run(model, layers=[0, 1]).influence()[0], captured.influence()[0][:1])
@@ -116,7 +116,7 @@ def test_a_model_without_any_softmax_attention_is_refused():
     config = transformers.MambaConfig(vocab_size=61, hidden_size=32, state_size=4, num_hidden_layers=2)
     model = transformers.MambaForCausalLM(config).eval()
     with pytest.raises(FciUnsupportedError, match="no attention layer was captured"):
-        check(model)
+        check_attention(model)
     captured = run(model)
     assert list(captured.skipped) == [0, 1]
     with pytest.raises(FciUnsupportedError, match="no attention layer was captured"):

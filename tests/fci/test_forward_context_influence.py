@@ -35,8 +35,8 @@ def test_equals_the_methods_dense_definition(models, eager, reduction):
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_step_attention_is_the_methods_and_gives_the_influence(model, eager):
-    alpha = fci.step_attention(model, IDS, STARTS)
+def test_step_attention_by_head_is_the_methods_and_gives_the_influence(model, eager):
+    alpha = fci.step_attention_by_head(model, IDS, STARTS)
     assert alpha.dtype == torch.float32
     torch.testing.assert_close(alpha, dense.step_attention(eager(model, IDS), STARTS), atol=1e-5, rtol=0)
     for delta in (0, 3):
@@ -53,8 +53,8 @@ def test_layers_and_heads_are_slices(models, layers, heads):
     for reduction, reduce in dense.REDUCTIONS.items():
         ours = fci.forward_context_influence(model, IDS, STARTS, reduction=reduction, **chosen)
         torch.testing.assert_close(ours, reduce(part), atol=1e-5, rtol=1e-4)
-    alpha = fci.step_attention(model, IDS, STARTS)[layers or [0, 1, 2]][:, heads or [0, 1, 2, 3]]
-    torch.testing.assert_close(fci.step_attention(model, IDS, STARTS, **chosen), alpha)
+    alpha = fci.step_attention_by_head(model, IDS, STARTS)[layers or [0, 1, 2]][:, heads or [0, 1, 2, 3]]
+    torch.testing.assert_close(fci.step_attention_by_head(model, IDS, STARTS, **chosen), alpha)
 
 
 def test_looks_at_a_model_in_training_without_its_dropout(models):
@@ -95,11 +95,11 @@ def test_no_matrix_of_all_tokens_is_ever_held(monkeypatch, build, largest, packs
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral_window"])
-def test_step_attention_holds_no_matrix_of_all_tokens(monkeypatch, build, largest, family):
+def test_step_attention_by_head_holds_no_matrix_of_all_tokens(monkeypatch, build, largest, family):
     monkeypatch.setattr(attention, "CPU_PANEL_BYTES", 2**19)
     model = build(family, num_hidden_layers=2, hidden_size=16, intermediate_size=16)
     with largest() as seen:
-        alpha = fci.step_attention(model, LONG, [40, 100, 500, 1000, 1010, 1990])
+        alpha = fci.step_attention_by_head(model, LONG, [40, 100, 500, 1000, 1010, 1990])
     assert (alpha.diagonal(dim1=-2, dim2=-1) > 0).all()
     assert seen.bytes < 2**20
 
@@ -160,7 +160,7 @@ def test_refuses_bad_arguments(models):
         fci.forward_context_influence(models["llama"], IDS, STARTS, delta=-1)
 
 
-@pytest.mark.parametrize("function", [fci.forward_context_influence, fci.influence_by_head, fci.step_attention])
+@pytest.mark.parametrize("function", [fci.forward_context_influence, fci.influence_by_head, fci.step_attention_by_head])
 def test_refuses_layers_and_heads_that_the_model_has_not(models, function):
     with pytest.raises(ValueError, match="4"):
         function(models["llama"], IDS, STARTS, heads=[0, 4])

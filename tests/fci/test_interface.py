@@ -13,8 +13,8 @@ from reference import dense_attention
 from torch import nn
 from transformers.masking_utils import create_causal_mask
 
-from attnrl.fci import ATTENTION, Capture, CaptureSpec, FciUnsupportedError, capture, check, columns
-from attnrl.fci.interface import Visibility, _explains, captured_attention
+from attnrl.fci import ATTENTION, Capture, CaptureSpec, FciUnsupportedError, capture, check_attention, columns
+from attnrl.fci.interface import CaptureMask, _explains, captured_attention
 from attnrl.fci.layout import StepLayout
 
 LENGTHS = [96, 40, 61, 17, 5]
@@ -200,7 +200,7 @@ def test_autocast_does_not_reach_the_sums(models, oracle):
     captured.begin()
     layer = models["llama"].model.layers[0].self_attn
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        output, _ = captured_attention(layer, query, key, key, Visibility(captured, None, False), scaling=0.5)
+        output, _ = captured_attention(layer, query, key, key, CaptureMask(captured, None, False), scaling=0.5)
         captured.end()
     exact = query.bfloat16().double(), key.bfloat16().double()
     *_, probs = dense_attention(*exact, exact[1], [(0, 0, 60)], 0.5)
@@ -379,7 +379,7 @@ def test_of_a_multimodal_model_the_text_decoder_is_captured(build, tower):
     torch.manual_seed(0)
     model, inputs = build()
     model.eval()
-    assert check(model) == {}
+    assert check_attention(model) == {}
     text = {"input_ids": inputs["input_ids"].clamp_max(57)}
     spec = CaptureSpec(STARTS[:1], LENGTHS[:1], delta=2)
     with torch.no_grad():
@@ -484,7 +484,7 @@ def test_bidirectional_attention_is_refused(models):
         with pytest.raises(FciUnsupportedError, match="Config: its attention mask is not causal"):
             run(model)
         with pytest.raises(FciUnsupportedError, match="not causal"):
-            check(model)
+            check_attention(model)
 
 
 @pytest.mark.parametrize(
@@ -503,7 +503,7 @@ def test_functions_on_top_of_the_causal_mask_are_looked_at(models, extra, proble
         arguments = dict(config=model.config, inputs_embeds=torch.zeros(5, 96, 64), attention_mask=None)
         arguments |= dict(past_key_values=None, **extra)
         if problem is None:
-            assert vars(create_causal_mask(**arguments)) == vars(Visibility(captured, None, False))
+            assert vars(create_causal_mask(**arguments)) == vars(CaptureMask(captured, None, False))
         else:
             with pytest.raises(FciUnsupportedError, match=problem):
                 create_causal_mask(**arguments)
@@ -521,14 +521,14 @@ def test_dropout_is_refused(models):
 @pytest.mark.parametrize("argument", ["position_bias", "indices", "block_indices", "sinks"])
 def test_arguments_for_another_attention_are_refused(models, argument):
     layer = models["llama"].model.layers[0].self_attn
-    query, sees = torch.randn(1, 4, 6, 16), Visibility(Capture(CaptureSpec([[0]], [6]), []), None, False)
+    query, sees = torch.randn(1, 4, 6, 16), CaptureMask(Capture(CaptureSpec([[0]], [6]), []), None, False)
     with pytest.raises(FciUnsupportedError, match=rf"LlamaAttention uses .* \({argument}\)"):
         captured_attention(layer, query, query, query, sees, **{argument: torch.ones(4)})
 
 
 def test_layers_that_cannot_be_placed_are_refused(models):
     layer = models["llama"].model.layers[0].self_attn
-    query, sees = torch.randn(1, 4, 6, 16), Visibility(Capture(CaptureSpec([[0]], [6]), []), None, False)
+    query, sees = torch.randn(1, 4, 6, 16), CaptureMask(Capture(CaptureSpec([[0]], [6]), []), None, False)
     with pytest.raises(FciUnsupportedError, match="Linear has no layer_idx"):
         captured_attention(nn.Linear(2, 2), query, query, query, sees)
     with pytest.raises(FciUnsupportedError, match="LlamaAttention was given no mask"):
@@ -541,10 +541,10 @@ def test_a_softmax_of_its_own_without_a_reason_is_refused(models):
     model = copy.deepcopy(models["llama"])
     model.model._supports_sdpa = False  # and no argument of its attention tells why
     with pytest.raises(FciUnsupportedError, match="LlamaAttention: its model does not support sdpa"):
-        check(model)
+        check_attention(model)
     # Gemma 2 does without sdpa for its soft cap, and says so even where it has none.
     config = transformers.Gemma2Config(**TEXT, attn_logit_softcapping=None)
-    assert check(transformers.Gemma2ForCausalLM(config)) == {}
+    assert check_attention(transformers.Gemma2ForCausalLM(config)) == {}
 
 
 ENCODER_DECODERS = {
@@ -561,7 +561,7 @@ def test_encoder_decoders_are_refused(name):
     model = transformers.AutoModelForSeq2SeqLM.from_config(ENCODER_DECODERS[name]())
     before = implementations(model, "")
     with pytest.raises(FciUnsupportedError, match=f"{name}ForConditionalGeneration is an encoder-decoder"):
-        check(model)
+        check_attention(model)
     assert implementations(model, "") == before
 
 
@@ -593,10 +593,10 @@ class OwnAttention(nn.Module):
 
 def test_models_that_do_not_use_the_interface_are_refused():
     with pytest.raises(FciUnsupportedError, match="Linear is not a transformers model"):
-        check(nn.Linear(2, 2))
+        check_attention(nn.Linear(2, 2))
     model = OwnAttention()
     with pytest.raises(FciUnsupportedError, match="no attention layer was captured"):
-        check(model)
+        check_attention(model)
     assert model.config._attn_implementation == "eager"
 
 
@@ -613,12 +613,12 @@ def test_models_that_add_the_mask_themselves_are_refused(config):
     # They take a mask from the mask interface but attend on their own.
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with pytest.raises(FciUnsupportedError):
-        check(model)
+        check_attention(model)
 
 
 def test_check_finds_every_layer_and_leaves_the_model(model):
     implementation = model.config._attn_implementation
-    assert check(model) == {}
+    assert check_attention(model) == {}
     assert model.config._attn_implementation == implementation
 
 

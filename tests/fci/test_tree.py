@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from attnrl.fci import CaptureSpec, capture, influence_by_head
 from attnrl.fci.attention import LayerAttention
-from attnrl.fci.tree import Tree
+from attnrl.fci.tree import TreeLayout
 from attnrl.fci.tree_attention import attend_tree
 
 SINKS = torch.tensor([-1.0, 0.5, 2.0, 6.0], dtype=torch.float64)
@@ -89,7 +89,7 @@ def dense(tensors, seen_TT, window=None, softcap=None, sinks_H=None):
 def test_tiles_hold_each_pair_of_token_and_ancestor_once(tree, window):
     lengths, parents = tree
     count_TT = torch.zeros(sum(lengths), sum(lengths))
-    built = Tree.build(ranges_of(lengths), parents)
+    built = TreeLayout.build(ranges_of(lengths), parents)
     tiles = built.tiles(window)
     for tile in tiles:
         if tile.full:
@@ -107,7 +107,7 @@ def test_tiles_hold_each_pair_of_token_and_ancestor_once(tree, window):
 @given(trees(), st.one_of(st.none(), st.integers(1, 40)), st.integers(1, 9))
 def test_strips_hold_what_their_tile_does(tree, window, rows):
     lengths, parents = tree
-    for tile in Tree.build(ranges_of(lengths), parents).tiles(window):
+    for tile in TreeLayout.build(ranges_of(lengths), parents).tiles(window):
         whole, parts = (torch.zeros(sum(lengths), sum(lengths), dtype=torch.bool) for _ in range(2))
         whole[tile.start : tile.stop, tile.first : tile.last] = tile.bias_qk(torch.float32, torch.device("cpu")) == 0
         for strip in tile.strips(rows):
@@ -137,7 +137,7 @@ def test_output_logsumexp_and_gradients(kind, key_heads, value_dim, in_strips, m
     expected, expected_lse = dense(tensors, seen_TT, **settings)
     expected_grads = torch.autograd.grad((expected * weight).sum(), leaves)
     layer = LayerAttention(*tensors, scaling=0.4, **settings)
-    output, lse = attend_tree(layer, Tree.build(ranges_of(LENGTHS), PARENTS))
+    output, lse = attend_tree(layer, TreeLayout.build(ranges_of(LENGTHS), PARENTS))
     torch.testing.assert_close(output, expected)
     torch.testing.assert_close(lse, expected_lse)
     assert not lse.requires_grad
@@ -151,7 +151,9 @@ def test_in_other_precisions(kind, dtype, tolerance):
     settings = {name: x.to(dtype) if name == "sinks_H" else x for name, x in KINDS[kind].items()}
     tensors = operands(sum(LENGTHS), dtype=dtype)
     leaves = [x.clone().requires_grad_() for x in tensors]
-    output, lse = attend_tree(LayerAttention(*leaves, scaling=0.4, **settings), Tree.build(ranges_of(LENGTHS), PARENTS))
+    output, lse = attend_tree(
+        LayerAttention(*leaves, scaling=0.4, **settings), TreeLayout.build(ranges_of(LENGTHS), PARENTS)
+    )
     assert (output.dtype, lse.dtype) == (dtype, torch.float32)
     exact = [x.double().requires_grad_() for x in tensors]
     seen_TT = visible(LENGTHS, PARENTS, settings.get("window"))

@@ -10,15 +10,15 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention.flex_attention import create_block_mask
 
 from attnrl.fci.attention import LayerAttention
-from attnrl.fci.tree import Tree
+from attnrl.fci.tree import TreeLayout
 from attnrl.fci.tree_attention import attend_blocks, attend_tree
-from attnrl.fci.tree_blocks import MULTIPLE, Sight, attend_padded, compiled_flex, flex
+from attnrl.fci.tree_blocks import MULTIPLE, TokenVisibility, attend_padded, compiled_flex, flex
 
 CPU = torch.device("cpu")
 
 
-def sight_of(lengths, parents, window):
-    return Sight(*Tree.build(ranges_of(lengths), parents).blocks(window, CPU).sight)
+def visibility_of(lengths, parents, window):
+    return TokenVisibility(*TreeLayout.build(ranges_of(lengths), parents).blocks(window, CPU).visibility)
 
 
 @given(trees(), st.one_of(st.none(), st.integers(1, 40)))
@@ -26,24 +26,24 @@ def sight_of(lengths, parents, window):
 def test_a_token_sees_its_ancestors_and_the_padding_sees_itself(tree, window):
     lengths, parents = tree
     tokens = sum(lengths)
-    sight = sight_of(lengths, parents, window)
-    place_T = torch.arange(len(sight.end_T))
+    visibility = visibility_of(lengths, parents, window)
+    place_T = torch.arange(len(visibility.end_T))
     expected_TT = torch.eye(len(place_T), dtype=torch.bool)
     expected_TT[:tokens, :tokens] = visible(lengths, parents, window)
     assert (len(place_T), tokens > len(place_T) - MULTIPLE) == (MULTIPLE * -(-tokens // MULTIPLE), True)
-    assert torch.equal(sight.mask_mod()(place_T, place_T, place_T[:, None], place_T), expected_TT)
+    assert torch.equal(visibility.mask_mod()(place_T, place_T, place_T[:, None], place_T), expected_TT)
 
 
 @given(trees(), st.one_of(st.none(), st.integers(1, 900)), st.sampled_from([1, 40, 150, 300]), st.booleans())
 @settings(max_examples=12, deadline=None)
 def test_block_masks_are_those_of_create_block_mask(tree, window, scale, in_strips):
     lengths, parents = tree
-    sight = sight_of([min(length * scale, 500) for length in lengths], parents, window)
-    T = len(sight.end_T)
+    visibility = visibility_of([min(length * scale, 500) for length in lengths], parents, window)
+    T = len(visibility.end_T)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("attnrl.fci.tree_blocks.PAIRS", 128 * 3 * T if in_strips else 1)
-        found = sight.block_mask()
-    expected = create_block_mask(sight.mask_mod(), None, None, T, T, device="cpu")
+        found = visibility.block_mask()
+    expected = create_block_mask(visibility.mask_mod(), None, None, T, T, device="cpu")
     assert found.seq_lengths == expected.seq_lengths
     assert found.BLOCK_SIZE == expected.BLOCK_SIZE
     for name in ("kv", "q", "full_kv", "full_q"):
@@ -54,7 +54,7 @@ def test_block_masks_are_those_of_create_block_mask(tree, window, scale, in_stri
 
 
 def test_windows_that_hide_nothing_share_one_block_mask():
-    tree = Tree.build(ranges_of(LENGTHS), PARENTS)
+    tree = TreeLayout.build(ranges_of(LENGTHS), PARENTS)
     assert tree.blocks(None, CPU) is tree.blocks(sum(LENGTHS), CPU) is tree.blocks(tree.longest, CPU)
     assert tree.blocks(None, CPU) is not tree.blocks(3, CPU)
 
@@ -67,7 +67,7 @@ def test_flex_attention_gives_the_same(kind, lengths):
     if "window" in options:
         options["window"] *= lengths[0] // LENGTHS[0]
     tensors = operands(sum(lengths))
-    layer, tree = LayerAttention(*tensors, scaling=0.4, **options), Tree.build(ranges_of(lengths), PARENTS)
+    layer, tree = LayerAttention(*tensors, scaling=0.4, **options), TreeLayout.build(ranges_of(lengths), PARENTS)
     with torch.no_grad():
         for found, expected in zip(attend_blocks(layer, tree, flex), attend_tree(layer, tree), strict=True):
             torch.testing.assert_close(found, expected.to(found.dtype), atol=1e-6, rtol=1e-6)
@@ -77,14 +77,14 @@ def test_flex_attention_gives_the_same(kind, lengths):
 def test_padding_changes_no_gradient(key_heads):
     """With the definition of attention in FlexAttention's place, which has a backward on a CPU."""
 
-    def by_definition(query, key, value, sight, lists, scaling, softcap):
+    def by_definition(query, key, value, visibility, lists, scaling, softcap):
         assert query.shape[2] % MULTIPLE == 0
         assert len(lists) == 8
         place_T = torch.arange(query.shape[2])
-        seen_TT = Sight(*sight).mask_mod()(place_T, place_T, place_T[:, None], place_T)
+        seen_TT = TokenVisibility(*visibility).mask_mod()(place_T, place_T, place_T[:, None], place_T)
         return dense((query, key, value), seen_TT, softcap=softcap)
 
-    blocks = Tree.build(ranges_of(LENGTHS), PARENTS).blocks(4, CPU)
+    blocks = TreeLayout.build(ranges_of(LENGTHS), PARENTS).blocks(4, CPU)
     tensors = [x.requires_grad_() for x in operands(sum(LENGTHS), key_heads)]
     found = attend_padded(*tensors, blocks, 0.4, 1.5, by_definition)
     expected = dense(tensors, visible(LENGTHS, PARENTS, 4), softcap=1.5)
@@ -101,7 +101,7 @@ def layer_of(tokens, window, softcap, transposed):
     third = tokens // 3
     tensors = [torch.randn(1, tokens, heads, 8) for heads in (4, 2, 2)]
     tensors = [x.transpose(1, 2) if transposed else x.transpose(1, 2).contiguous() for x in tensors]
-    tree = Tree.build([(0, third), (third, 2 * third), (2 * third, tokens)], [None, 0, 0])
+    tree = TreeLayout.build([(0, third), (third, 2 * third), (2 * third, tokens)], [None, 0, 0])
     return LayerAttention(*tensors, scaling=0.4, window=window, softcap=softcap), tree
 
 

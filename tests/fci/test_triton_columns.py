@@ -24,7 +24,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from attnrl.fci import triton_columns  # noqa: E402
-from attnrl.fci.triton_columns import Tile, column_sums, head_parts, tile  # noqa: E402
+from attnrl.fci.triton_columns import KernelTile, column_sums, head_parts, kernel_tile  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 CUDA = torch.cuda.is_available() and not INTERPRETED
@@ -134,7 +134,7 @@ class TestSums:
     @settings(max_examples=60, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
     @given(
         rows=rows(),
-        cut=st.sampled_from([None, Tile(16, 16, 4, 2), Tile(32, 16, 4, 2), Tile(16, 32, 4, 2)]),
+        cut=st.sampled_from([None, KernelTile(16, 16, 4, 2), KernelTile(32, 16, 4, 2), KernelTile(16, 32, 4, 2)]),
         groups=st.sampled_from([(4, 1), (4, 2), (3, 3), (6, 2)]),
         head_dim=st.sampled_from([16, 64, 80, 128]),
         dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
@@ -150,7 +150,7 @@ class TestSums:
         layouts = [make_layout(row, tokens, delta, window, generator) for row in batch]
         scaling = head_dim**-0.5
         problem = make_problem(layouts, *groups, head_dim, dtype, seed, scaling, softcap)
-        with mock.patch.object(triton_columns, "tile", return_value=cut or tile(head_dim, dtype)):
+        with mock.patch.object(triton_columns, "kernel_tile", return_value=cut or kernel_tile(head_dim, dtype)):
             check(problem, scaling, softcap)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -244,10 +244,10 @@ H100_REGISTERS, H100_SHARED = 65536, 228 * 1024  # of an SM; each program takes 
 
 def compile_for(capability: int, head_dim: int, dtype: str, softcap: bool):
     """What a launch on such a device would compile, without having one."""
-    kernel, cut = triton_columns._kernel, tile(head_dim, torch.float32 if dtype == "fp32" else torch.bfloat16)
+    kernel, cut = triton_columns._kernel, kernel_tile(head_dim, torch.float32 if dtype == "fp32" else torch.bfloat16)
     first, second = head_parts(head_dim)
     constants = {
-        "X": first, "Y": second, "N": cut.keys, "M": cut.queries, "SOFTCAP": softcap, "UPCAST": False,
+        "X": first, "Y": second, "KEYS": cut.keys, "QUERIES": cut.queries, "SOFTCAP": softcap, "UPCAST": False,
     }  # fmt: skip
     types = {**POINTERS, "query_ptr": f"*{dtype}", "key_ptr": f"*{dtype}", "scale": "fp32", "cap": "fp32"}
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}

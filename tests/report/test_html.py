@@ -346,7 +346,7 @@ def test_attention_of_the_newest_checkpoint(tmp_path: Path, tiny_checkpoint: Pat
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from attnrl.fci import step_attention
+    from attnrl.fci import step_attention_by_head
 
     row = forest() | {"prompt": "A=1?"}
     root = checkpointed(tmp_path, tiny_checkpoint, row)
@@ -357,7 +357,7 @@ def test_attention_of_the_newest_checkpoint(tmp_path: Path, tiny_checkpoint: Pat
     prompt = AutoTokenizer.from_pretrained(tiny_checkpoint)("A=1?", add_special_tokens=False)["input_ids"]
     model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
     starts = [len(prompt) + start for start in (0, 3, 6, 9)]
-    alpha = step_attention(model, torch.tensor([*prompt, *[5] * 12]), starts).amax(dim=(0, 1))
+    alpha = step_attention_by_head(model, torch.tensor([*prompt, *[5] * 12]), starts).amax(dim=(0, 1))
     assert [len(line) for line in only["max"]] == [1, 2, 3, 4]
     for line, expected in zip(only["max"], alpha.tolist(), strict=True):
         assert line == pytest.approx(expected[: len(line)], abs=1e-4)

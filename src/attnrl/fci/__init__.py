@@ -33,11 +33,11 @@ __all__ = [
     "FciUnsupportedError",
     "StepStartsError",
     "capture",
-    "check",
+    "check_attention",
     "evaluating",
     "forward_context_influence",
     "influence_by_head",
-    "step_attention",
+    "step_attention_by_head",
 ]
 
 
@@ -101,7 +101,7 @@ def influence_by_head(
     return _captured(model, input_ids, step_starts, delta=delta, layers=layers, heads=heads).influence()[0]
 
 
-def step_attention(
+def step_attention_by_head(
     model: nn.Module,
     input_ids: Tensor,
     step_starts: Sequence[int],
@@ -114,10 +114,10 @@ def step_attention(
     ``alpha[l, h, j, k]`` is the mean attention probability from the tokens of step j to those of step k, as a
     heat map shows it. Arguments and errors are those of :func:`forward_context_influence`.
     """
-    return _captured(model, input_ids, step_starts, layers=layers, heads=heads, matrix=True).step_attention()[0]
+    return _captured(model, input_ids, step_starts, layers=layers, heads=heads, matrix=True).step_matrices()[0]
 
 
-def check(model: nn.Module) -> dict[int, str]:
+def check_attention(model: nn.Module) -> dict[int, str]:
     """Make sure, by a forward of two tokens, that the influence of ``model`` can be captured.
 
     Returns:

@@ -34,7 +34,7 @@ class LayerAttention:
     Attributes:
         query_BHTD: queries as they enter the attention (after the rotary embedding).
         key_BGTD: keys likewise; head h attends with key head ``h // (H / G)``.
-        value_BGTV: values.
+        value_BGTE: values.
         scaling: factor on the scores.
         window: width of the sliding window, the query itself included; None for all earlier tokens.
         softcap: bound c of soft-capped scores ``c tanh(s / c)``; None for plain ones.
@@ -43,7 +43,7 @@ class LayerAttention:
 
     query_BHTD: Tensor
     key_BGTD: Tensor
-    value_BGTV: Tensor
+    value_BGTE: Tensor
     scaling: float
     window: int | None = None
     softcap: float | None = None
@@ -57,7 +57,7 @@ class LayerAttention:
             self,
             query_BHTD=self.query_BHTD[:, chosen],
             key_BGTD=self.key_BGTD[:, shared],
-            value_BGTV=self.value_BGTV[:, shared],
+            value_BGTE=self.value_BGTE[:, shared],
             sinks_H=None if self.sinks_H is None else self.sinks_H[chosen],
         )
 
@@ -66,70 +66,70 @@ def attend(layer: LayerAttention, layout: StepLayout) -> tuple[Tensor, Tensor]:
     """Attention of each sequence to itself.
 
     Returns:
-        output_BHTV in the type of the values, and the logsumexp lse_BHT of each row's scores (nats, sinks
+        output_BHTE in the type of the values, and the logsumexp lse_BHT of each row's scores (nats, sinks
         included, no gradient), fp32 or fp64. Tokens of no sequence have some finite output.
     """
     flashed = _flash(layer, layout)
     if flashed is not None:
         return flashed
-    query_BHTD, value_BGTV = layer.query_BHTD, layer.value_BGTV
-    output_BHTV = value_BGTV.new_zeros(*query_BHTD.shape[:3], value_BGTV.shape[3])
+    query_BHTD, value_BGTE = layer.query_BHTD, layer.value_BGTE
+    output_BHTE = value_BGTE.new_zeros(*query_BHTD.shape[:3], value_BGTE.shape[3])
     lse_BHT = torch.zeros(query_BHTD.shape[:3], dtype=accumulating(query_BHTD), device=query_BHTD.device)
     for span in layout.spans:
         for panel in panels(layer, span):
-            value_GmV = value_BGTV[span.row, :, panel.left : panel.stop].to(panel.probs_Hnm.dtype)
-            H, n, m = panel.probs_Hnm.shape
-            output_HnV = (panel.probs_Hnm.reshape(len(value_GmV), -1, m) @ value_GmV).view(H, n, -1)
-            output_BHTV[span.row, :, panel.start : panel.stop] = output_HnV.to(output_BHTV.dtype)
-            lse_BHT[span.row, :, panel.start : panel.stop] = panel.lse_Hn
-    return output_BHTV, lse_BHT
+            value_GkE = value_BGTE[span.row, :, panel.left : panel.stop].to(panel.probs_Hqk.dtype)
+            H, q, k = panel.probs_Hqk.shape
+            output_HqE = (panel.probs_Hqk.reshape(len(value_GkE), -1, k) @ value_GkE).view(H, q, -1)
+            output_BHTE[span.row, :, panel.start : panel.stop] = output_HqE.to(output_BHTE.dtype)
+            lse_BHT[span.row, :, panel.start : panel.stop] = panel.lse_Hq
+    return output_BHTE, lse_BHT
 
 
 def _flash(layer: LayerAttention, layout: StepLayout) -> tuple[Tensor, Tensor] | None:
     """Flash attention, or None where torch has none that returns the logsumexp for this layer."""
-    query_BHTD, value_BGTV = layer.query_BHTD, layer.value_BGTV
-    if layer.softcap is not None or value_BGTV.shape[3] != query_BHTD.shape[3]:
+    query_BHTD, value_BGTE = layer.query_BHTD, layer.value_BGTE
+    if layer.softcap is not None or value_BGTE.shape[3] != query_BHTD.shape[3]:
         return None
     if layer.sinks_H is not None and torch.is_grad_enabled():
         return None  # the logsumexp, by which the output is rescaled, carries no gradient
     window = None if layer.window is None or layer.window >= layout.longest else layer.window
     if query_BHTD.device.type == "cpu" and window is None:
-        output_BHTV, lse_BHT = _cpu_flash(layer, layout)
+        output_BHTE, lse_BHT = _cpu_flash(layer, layout)
     elif _varlen_takes(query_BHTD):
-        output_BHTV, lse_BHT = _varlen_flash(layer, layout, window)
+        output_BHTE, lse_BHT = _varlen_flash(layer, layout, window)
     else:
         return None
-    return with_sinks(layer.sinks_H, output_BHTV, lse_BHT.detach())
+    return with_sinks(layer.sinks_H, output_BHTE, lse_BHT.detach())
 
 
-def with_sinks(sinks_H: Tensor | None, output_BHTV: Tensor, lse_BHT: Tensor) -> tuple[Tensor, Tensor]:
+def with_sinks(sinks_H: Tensor | None, output_BHTE: Tensor, lse_BHT: Tensor) -> tuple[Tensor, Tensor]:
     """What remains of the output when the sinks, if any, have taken their share, and the logsumexp with them."""
     if sinks_H is None:
-        return output_BHTV, lse_BHT
+        return output_BHTE, lse_BHT
     sinks_H1 = sinks_H[:, None].to(lse_BHT.dtype)
     kept_BHT1 = torch.sigmoid(lse_BHT - sinks_H1)[..., None]
-    return output_BHTV * kept_BHT1.to(output_BHTV.dtype), torch.logaddexp(lse_BHT, sinks_H1)
+    return output_BHTE * kept_BHT1.to(output_BHTE.dtype), torch.logaddexp(lse_BHT, sinks_H1)
 
 
 def _cpu_flash(layer: LayerAttention, layout: StepLayout) -> tuple[Tensor, Tensor]:
     """The operator that sdpa calls on a CPU, asked for its second output too."""
-    query_BHTD, key_BGTD, value_BGTV = layer.query_BHTD, layer.key_BGTD, layer.value_BGTV
+    query_BHTD, key_BGTD, value_BGTE = layer.query_BHTD, layer.key_BGTD, layer.value_BGTE
 
     def attend(rows: slice, tokens: slice) -> tuple[Tensor, Tensor]:
-        operands = (tensor[rows, :, tokens] for tensor in (query_BHTD, key_BGTD, value_BGTV))
-        output_BHTV, lse_BHT = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        operands = (tensor[rows, :, tokens] for tensor in (query_BHTD, key_BGTD, value_BGTE))
+        output_BHTE, lse_BHT = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             *operands, 0.0, True, scale=layer.scaling
         )
-        return output_BHTV, lse_BHT
+        return output_BHTE, lse_BHT
 
     if all(span.start == 0 for span in layout.spans):  # behind a sequence, padding harms nobody
         return attend(slice(None), slice(None))
-    output_BHTV = query_BHTD.new_zeros(query_BHTD.shape)
+    output_BHTE = query_BHTD.new_zeros(query_BHTD.shape)
     lse_BHT = torch.zeros(query_BHTD.shape[:3], dtype=accumulating(query_BHTD))
     for span in layout.spans:
         row, tokens = slice(span.row, span.row + 1), slice(span.start, span.stop)
-        output_BHTV[row, :, tokens], lse_BHT[row, :, tokens] = attend(row, tokens)
-    return output_BHTV, lse_BHT
+        output_BHTE[row, :, tokens], lse_BHT[row, :, tokens] = attend(row, tokens)
+    return output_BHTE, lse_BHT
 
 
 def _varlen_takes(query_BHTD: Tensor) -> bool:
@@ -152,14 +152,14 @@ def _varlen_flash(layer: LayerAttention, layout: StepLayout, window: int | None)
     told: dict[str, Any] = {}
     if "enable_gqa" in inspect.signature(varlen_attn).parameters:
         told["enable_gqa"] = layer.key_BGTD.shape[1] != H
-    query_NHD, key_NGD, value_NGV = (
+    query_NHD, key_NGD, value_NGE = (
         tensor.transpose(1, 2).reshape(B * T, tensor.shape[1], tensor.shape[3])
-        for tensor in (layer.query_BHTD, layer.key_BGTD, layer.value_BGTV)
+        for tensor in (layer.query_BHTD, layer.key_BGTD, layer.value_BGTE)
     )
-    output_NHV, lse_HN = varlen_attn(
+    output_NHE, lse_HN = varlen_attn(
         query_NHD,
         key_NGD,
-        value_NGV,
+        value_NGE,
         layout.bounds,
         layout.bounds,
         layout.longest,
@@ -171,22 +171,22 @@ def _varlen_flash(layer: LayerAttention, layout: StepLayout, window: int | None)
     )
     if lse_HN.shape != (H, B * T):  # its own documentation has the two the other way round
         raise FciUnsupportedError(f"varlen_attn of torch {torch.__version__} gives a logsumexp {list(lse_HN.shape)}")
-    return output_NHV.view(B, T, H, -1).transpose(1, 2), lse_HN.view(H, B, T).transpose(0, 1)
+    return output_NHE.view(B, T, H, -1).transpose(1, 2), lse_HN.view(H, B, T).transpose(0, 1)
 
 
 @dataclass(frozen=True)
 class Panel:
     """Attention rows of the queries ``[start, stop)`` of a sequence over its keys ``[left, stop)``.
 
-    Offsets count in the sequence's row. ``probs_Hnm``, 0 for keys that a query does not see, and ``lse_Hn``
+    Offsets count in the sequence's row. ``probs_Hqk``, 0 for keys that a query does not see, and ``lse_Hq``
     (without gradient) are fp32, fp64 for fp64 inputs.
     """
 
     start: int
     stop: int
     left: int
-    probs_Hnm: Tensor
-    lse_Hn: Tensor
+    probs_Hqk: Tensor
+    lse_Hq: Tensor
 
 
 def panels(layer: LayerAttention, span: Span, panel_bytes: int | None = None) -> Iterator[Panel]:
@@ -198,45 +198,45 @@ def panels(layer: LayerAttention, span: Span, panel_bytes: int | None = None) ->
         panel_bytes: bound on the scores of one panel (but never under one row); None for the device's default.
     """
     device, dtype = layer.query_BHTD.device, accumulating(layer.query_BHTD)
-    key_GLD = layer.key_BGTD[span.row, :, span.start : span.stop].to(dtype)
+    key_GND = layer.key_BGTD[span.row, :, span.start : span.stop].to(dtype)
     H, length, window = layer.query_BHTD.shape[1], span.stop - span.start, layer.window
     if panel_bytes is None:
         panel_bytes = CPU_PANEL_BYTES if device.type == "cpu" else DEVICE_PANEL_BYTES
     budget = panel_bytes // (dtype.itemsize * H)  # in pairs of query and key
-    n = max(1, budget // length)
+    q = max(1, budget // length)
     if window is not None:  # n queries see n + window keys at most
-        n = max(n, int(((window**2 + 4 * budget) ** 0.5 - window) / 2))
-    for start in range(0, length, n):
-        stop = min(start + n, length)
+        q = max(q, int(((window**2 + 4 * budget) ** 0.5 - window) / 2))
+    for start in range(0, length, q):
+        stop = min(start + q, length)
         left = 0 if window is None else max(0, start - window + 1)
-        query_HnD = layer.query_BHTD[span.row, :, span.start + start : span.start + stop]
-        scores_Hnm = grouped_scores(query_HnD, key_GLD[:, left:stop], layer.scaling, layer.softcap)
-        hidden_nm = unseen(range(start, stop), range(left, stop), window, device)
-        scores_Hnm = scores_Hnm.masked_fill(hidden_nm, -torch.inf)
+        query_HqD = layer.query_BHTD[span.row, :, span.start + start : span.start + stop]
+        scores_Hqk = grouped_scores(query_HqD, key_GND[:, left:stop], layer.scaling, layer.softcap)
+        hidden_qk = unseen(range(start, stop), range(left, stop), window, device)
+        scores_Hqk = scores_Hqk.masked_fill(hidden_qk, -torch.inf)
         if layer.sinks_H is not None:
-            sinks_Hn1 = layer.sinks_H.to(dtype)[:, None, None].expand(-1, stop - start, 1)
-            scores_Hnm = torch.cat([scores_Hnm, sinks_Hn1], -1)
-        probs_Hnm = scores_Hnm.softmax(-1)
-        lse_Hn = (scores_Hnm.amax(-1) - probs_Hnm.amax(-1).log()).detach()
-        yield Panel(span.start + start, span.start + stop, span.start + left, probs_Hnm[..., : stop - left], lse_Hn)
+            sinks_Hq1 = layer.sinks_H.to(dtype)[:, None, None].expand(-1, stop - start, 1)
+            scores_Hqk = torch.cat([scores_Hqk, sinks_Hq1], -1)
+        probs_Hqk = scores_Hqk.softmax(-1)
+        lse_Hq = (scores_Hqk.amax(-1) - probs_Hqk.amax(-1).log()).detach()
+        yield Panel(span.start + start, span.start + stop, span.start + left, probs_Hqk[..., : stop - left], lse_Hq)
 
 
-def grouped_scores(query_HnD: Tensor, key_GmD: Tensor, scaling: float, softcap: float | None) -> Tensor:
+def grouped_scores(query_HqD: Tensor, key_GkD: Tensor, scaling: float, softcap: float | None) -> Tensor:
     """Scores [..., H, n, m] of queries [..., H, n, D] to keys [..., G, m, D], soft-capped or not; at least fp32."""
-    *batch, H, n, D = query_HnD.shape
-    dtype = accumulating(query_HnD)
+    *batch, H, q, D = query_HqD.shape
+    dtype = accumulating(query_HqD)
     # The query heads that share a key head become extra rows of its product, so keys are never repeated.
-    query_GRD = (query_HnD.to(dtype) * scaling).reshape(*batch, key_GmD.shape[-3], -1, D)
-    scores_Hnm = (query_GRD @ key_GmD.to(dtype).mT).view(*batch, H, n, -1)
-    return scores_Hnm if softcap is None else softcap * torch.tanh(scores_Hnm / softcap)
+    query_GRD = (query_HqD.to(dtype) * scaling).reshape(*batch, key_GkD.shape[-3], -1, D)
+    scores_Hqk = (query_GRD @ key_GkD.to(dtype).mT).view(*batch, H, q, -1)
+    return scores_Hqk if softcap is None else softcap * torch.tanh(scores_Hqk / softcap)
 
 
 def unseen(queries: range, keys: range, window: int | None, device: torch.device) -> Tensor:
     """Which keys each query does not see, [n, m]: those after it, and those before its sliding window."""
-    distance_nm = torch.arange(queries.start, queries.stop, device=device)[:, None] - torch.arange(
+    distance_qk = torch.arange(queries.start, queries.stop, device=device)[:, None] - torch.arange(
         keys.start, keys.stop, device=device
     )
-    return distance_nm < 0 if window is None else (distance_nm < 0) | (distance_nm >= window)
+    return distance_qk < 0 if window is None else (distance_qk < 0) | (distance_qk >= window)
 
 
 def accumulating(tensor: Tensor) -> torch.dtype:

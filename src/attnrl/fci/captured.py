@@ -97,7 +97,7 @@ class Capture:
         counts = [len(starts) for starts in self.spec.step_starts]
         return list(torch.split(self._stack(layers), counts, dim=-1))
 
-    def step_attention(self) -> list[Tensor]:
+    def step_matrices(self) -> list[Tensor]:
         """Step-to-step attention alpha (eq. 4) of each sequence: a tensor [L, H, S, S], later by earlier step.
 
         Raises:
@@ -164,7 +164,7 @@ class Capture:
         if self.spec.lookups and layout.steps:
             self.lookups_HS[index] = layer_lookups(layer, lse_BHT, layout, self.spec.delta)
         if self.spec.matrix:
-            self.alpha_HSS[index] = step_attention(layer, layout)
+            self.alpha_HSS[index] = layer_step_attention(layer, layout)
             influences = [forward_context_influence(alpha_HSS, self.spec.delta) for alpha_HSS in self.alpha_HSS[index]]
             self.influence_HS[index] = torch.cat(influences, dim=-1)
             return
@@ -204,7 +204,7 @@ class Capture:
         return torch.stack([layer.to(ordered[0].device) for layer in ordered])
 
 
-def step_attention(layer: LayerAttention, layout: StepLayout) -> list[Tensor]:
+def layer_step_attention(layer: LayerAttention, layout: StepLayout) -> list[Tensor]:
     """Step-to-step attention alpha_HSS of each sequence (eq. 4), from a few attention rows at a time."""
     alphas = []
     first = 0
@@ -215,7 +215,7 @@ def step_attention(layer: LayerAttention, layout: StepLayout) -> list[Tensor]:
         alpha_HSS = average_ST.new_zeros(layer.query_BHTD.shape[1], len(span.steps), len(span.steps))
         for panel in panels(layer, span):
             queries, keys = slice(panel.start, panel.stop), slice(panel.left, panel.stop)
-            alpha_HSS += average_ST[:, queries] @ (panel.probs_Hnm @ average_ST[:, keys].mT)
+            alpha_HSS += average_ST[:, queries] @ (panel.probs_Hqk @ average_ST[:, keys].mT)
         alphas.append(alpha_HSS)
         first += len(span.steps)
     return alphas

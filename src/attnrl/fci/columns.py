@@ -80,7 +80,7 @@ def column_sums(
     shift_BHT = lse_BHT.to(dtype) / math.log(2) - weight_BT.to(dtype).clamp_min(1e-30).log2()[:, None]
     columns_BHT = torch.zeros(B, H, T, dtype=dtype, device=query_BHTD.device)
 
-    def fill(tile: Tile) -> None:
+    def fill(tile: ColumnTile) -> None:
         columns_BHT[tile.row, :, tile.start : tile.stop] = _tile_sums(
             query_BHTD[tile.row],
             key_BGTD[tile.row],
@@ -92,7 +92,7 @@ def column_sums(
             softcap,
         )
 
-    tiles = list(_tiles(lo_BT, hi_BT))
+    tiles = list(_column_tiles(lo_BT, hi_BT))
     scores = H * sum((tile.last - tile.first) * (tile.stop - tile.start) for tile in tiles)
     _for_each(fill, tiles, threaded=query_BHTD.device.type == "cpu" and scores > THREADED)
     return columns_BHT
@@ -104,7 +104,7 @@ def _has_triton() -> bool:
 
 
 @dataclass(frozen=True)
-class Tile:
+class ColumnTile:
     """Keys ``[start, stop)`` of a row and the queries that count for them.
 
     Queries in ``[first, last)`` count for some of the keys; those in ``[all_from, all_to)``, if any, for all of
@@ -120,22 +120,22 @@ class Tile:
     last: int
 
 
-def _tiles(lo_BT: Tensor, hi_BT: Tensor) -> Iterator[Tile]:
+def _column_tiles(lo_BT: Tensor, hi_BT: Tensor) -> Iterator[ColumnTile]:
     """The tiles that have anything to sum, those with the most queries (the earliest keys) first."""
     tokens = lo_BT.shape[1]
     for start in range(0, tokens, TILE_KEYS):
         stop = min(start + TILE_KEYS, tokens)
-        lo_Bm, hi_Bm = lo_BT[:, start:stop], hi_BT[:, start:stop]
-        counts_Bm = lo_Bm < hi_Bm
+        lo_Bk, hi_Bk = lo_BT[:, start:stop], hi_BT[:, start:stop]
+        counts_Bk = lo_Bk < hi_Bk
         bounds = (
-            lo_Bm.where(counts_Bm, tokens).amin(1).tolist(),
-            lo_Bm.where(counts_Bm, 0).amax(1).tolist(),
-            hi_Bm.where(counts_Bm, tokens).amin(1).tolist(),
-            hi_Bm.where(counts_Bm, 0).amax(1).tolist(),
+            lo_Bk.where(counts_Bk, tokens).amin(1).tolist(),
+            lo_Bk.where(counts_Bk, 0).amax(1).tolist(),
+            hi_Bk.where(counts_Bk, tokens).amin(1).tolist(),
+            hi_Bk.where(counts_Bk, 0).amax(1).tolist(),
         )
         for row, (first, all_from, all_to, last) in enumerate(zip(*bounds, strict=True)):
             if first < last:
-                yield Tile(row, start, stop, first, all_from, all_to, last)
+                yield ColumnTile(row, start, stop, first, all_from, all_to, last)
 
 
 def _tile_sums(
@@ -144,42 +144,42 @@ def _tile_sums(
     shift_HT: Tensor,
     lo_T: Tensor,
     hi_T: Tensor,
-    tile: Tile,
+    tile: ColumnTile,
     scaling: float,
     softcap: float | None,
 ) -> Tensor:
-    """Column sums c_Hm of one tile; ``shift`` is ``(lse - log w) / log 2``."""
+    """Column sums c_Hk of one tile; ``shift`` is ``(lse - log w) / log 2``."""
     H, _, D = query_HTD.shape
     G = key_GTD.shape[0]
-    m = tile.stop - tile.start
+    k = tile.stop - tile.start
     keys = slice(tile.start, tile.stop)
-    lo_m, hi_m = lo_T[keys], hi_T[keys]
-    sums_Hm = shift_HT.new_zeros(H, m)
+    lo_k, hi_k = lo_T[keys], hi_T[keys]
+    sums_Hk = shift_HT.new_zeros(H, k)
     size = CPU_TILE if query_HTD.device.type == "cpu" else DEVICE_TILE
-    groups = max(1, min(G, size * G // (H * m * min(128, tile.last - tile.first))))
-    n = max(16, size * G // (H * m * groups))
+    groups = max(1, min(G, size * G // (H * k * min(128, tile.last - tile.first))))
+    q = max(16, size * G // (H * k * groups))
     unit = 1 / math.log(2)
     for group in range(0, G, groups):
         some = slice(group, group + groups)
         heads = slice(group * H // G, min(group + groups, G) * H // G)
         factor = scaling if softcap else scaling * unit
-        key_GDm = (key_GTD[some, keys].to(shift_HT.dtype) * factor).mT
-        key_HDm = key_GDm[:, None].expand(-1, H // G, -1, -1).reshape(-1, D, m)  # of one group still a view
-        for start in range(tile.first, tile.last, n):
-            stop = min(start + n, tile.last)
-            scores_Hnm = query_HTD[heads, start:stop] @ key_HDm
+        key_GDk = (key_GTD[some, keys].to(shift_HT.dtype) * factor).mT
+        key_HDk = key_GDk[:, None].expand(-1, H // G, -1, -1).reshape(-1, D, k)  # of one group still a view
+        for start in range(tile.first, tile.last, q):
+            stop = min(start + q, tile.last)
+            scores_Hqk = query_HTD[heads, start:stop] @ key_HDk
             if softcap:
-                scores_Hnm.div_(softcap).tanh_().mul_(softcap * unit)
-            scores_Hnm.sub_(shift_HT[heads, start:stop, None])
+                scores_Hqk.div_(softcap).tanh_().mul_(softcap * unit)
+            scores_Hqk.sub_(shift_HT[heads, start:stop, None])
             if start < tile.all_from or stop > tile.all_to:
-                queries_n1 = torch.arange(start, stop, device=lo_m.device)[:, None]
+                queries_q1 = torch.arange(start, stop, device=lo_k.device)[:, None]
                 # Before the exponential: what does not count may be too large for it.
-                scores_Hnm.masked_fill_((queries_n1 < lo_m) | (queries_n1 >= hi_m), -torch.inf)
-            sums_Hm[heads] += scores_Hnm.exp2_().sum(1)
-    return sums_Hm.masked_fill_(lo_m >= hi_m, 0)
+                scores_Hqk.masked_fill_((queries_q1 < lo_k) | (queries_q1 >= hi_k), -torch.inf)
+            sums_Hk[heads] += scores_Hqk.exp2_().sum(1)
+    return sums_Hk.masked_fill_(lo_k >= hi_k, 0)
 
 
-def _for_each(function: Callable[[Tile], None], tiles: Sequence[Tile], *, threaded: bool) -> None:
+def _for_each(function: Callable[[ColumnTile], None], tiles: Sequence[ColumnTile], *, threaded: bool) -> None:
     """Call the function for each tile; ``threaded`` on as many threads as torch uses.
 
     Each thread computes its tiles alone. Sharing every small product among all threads, as torch would,

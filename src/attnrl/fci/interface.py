@@ -50,7 +50,7 @@ _UNPACKED = (
 
 
 @dataclass(frozen=True)
-class _Opened:
+class _OpenCapture:
     """A capture that is open: the thread that opened it, and whether its model cannot use sdpa."""
 
     captured: Capture
@@ -58,7 +58,7 @@ class _Opened:
     own_softmax: bool
 
 
-_open: dict[int, _Opened] = {}  # by the identity of the model's config, which is what reaches the mask function
+_open: dict[int, _OpenCapture] = {}  # by the identity of the model's config, which is what reaches the mask function
 _opening = Lock()
 
 
@@ -82,7 +82,7 @@ def capture(model: nn.Module, spec: CaptureSpec) -> Iterator[Capture]:
     _refuse_by_name(type(model).__name__, decoder, configs)
     captured = Capture(spec, _layer_kinds(decoder))
     own_softmax = getattr(decoder, "_supports_sdpa", True) is False
-    opened = _Opened(captured, get_ident(), own_softmax)
+    opened = _OpenCapture(captured, get_ident(), own_softmax)
 
     def innermost() -> bool:
         return any(_open.get(id(config)) is opened for config in configs)
@@ -112,7 +112,7 @@ def capture(model: nn.Module, spec: CaptureSpec) -> Iterator[Capture]:
                 _open[id(config)] = outer
 
 
-class Visibility:
+class CaptureMask:
     """What our mask function makes of a mask.
 
     No dataclass: FSDP copies those, and all inside them, on their way into a layer.
@@ -132,7 +132,7 @@ class Visibility:
         self.own_softmax = own_softmax
         self.packed_by_mask = packed_by_mask
 
-    def __getitem__(self, index: Any) -> Visibility:
+    def __getitem__(self, index: Any) -> CaptureMask:
         """Itself, where a model cuts a mask to its queries; that none is cut away shows in the attention."""
         if isinstance(index, tuple) and all(isinstance(part, slice) for part in index):
             return self
@@ -170,7 +170,7 @@ def capture_mask(
     config: Any = None,
     device: torch.device | str = "cpu",
     **_: Any,
-) -> Visibility:
+) -> CaptureMask:
     """The mask as transformers asks for it: checked at the ends of each key's interval, never built.
 
     Raises:
@@ -208,7 +208,7 @@ def capture_mask(
             "capture. Chunked and bidirectional attention cannot be captured, and padding on the left needs an "
             "attention mask and left_padding"
         )
-    return Visibility(captured, local_size, opened.own_softmax, packed_by_mask=explained or layout.tree is not None)
+    return CaptureMask(captured, local_size, opened.own_softmax, packed_by_mask=explained or layout.tree is not None)
 
 
 def _explains(
@@ -245,7 +245,7 @@ def captured_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Visibility | Tensor | None,
+    attention_mask: CaptureMask | Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     **kwargs: Any,
@@ -256,7 +256,7 @@ def captured_attention(
         module: the attention layer.
         query: query_BHTD.
         key: key_BGTD, G key heads for H query heads.
-        value: value_BGTV.
+        value: value_BGTE.
         attention_mask: what :func:`capture_mask` made of the mask.
         scaling: factor on the scores, 1 / sqrt(D) by default.
         dropout: must be 0.
@@ -275,7 +275,7 @@ def captured_attention(
             raise FciUnsupportedError(f"{name} uses {meaning} ({argument}), which cannot be captured")
     if dropout:
         raise FciUnsupportedError(f"{name} drops attention ({dropout}); capture in evaluation mode")
-    if not isinstance(attention_mask, Visibility):
+    if not isinstance(attention_mask, CaptureMask):
         given = "no mask" if attention_mask is None else "a ready-made mask"
         raise FciUnsupportedError(f"{name} was given {given}; capture needs one from transformers' mask interface")
     if attention_mask.own_softmax and not {"softcap", "s_aux"} & kwargs.keys():
@@ -306,11 +306,11 @@ def captured_attention(
         raise FciUnsupportedError(f"{name}: cu_seq_lens_q {bounds.tolist()} are not the sequences of the capture")
     with torch.autocast(device, enabled=False):  # it would take the fp32 products back to bf16
         if layout.tree is not None:
-            output_BHTV, lse_BHT = attend_tree(layer, layout.tree)
+            output_BHTE, lse_BHT = attend_tree(layer, layout.tree)
         else:
-            output_BHTV, lse_BHT = attend(layer, layout)
+            output_BHTE, lse_BHT = attend(layer, layout)
         captured.add(index, layer, lse_BHT, layout)
-    return output_BHTV.transpose(1, 2).contiguous(), None
+    return output_BHTE.transpose(1, 2).contiguous(), None
 
 
 # torch.compile would trace every panel and tile anew for each length.

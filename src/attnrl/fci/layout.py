@@ -19,7 +19,7 @@ from itertools import accumulate, chain, pairwise
 import torch
 from torch import Tensor
 
-from attnrl.fci.tree import Tree
+from attnrl.fci.tree import TreeLayout
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class StepLayout:
     steps: int
     bounds: Tensor
     longest: int
-    tree: Tree | None = None
+    tree: TreeLayout | None = None
 
     @classmethod
     def build(
@@ -101,7 +101,7 @@ class StepLayout:
             steps=steps,
             bounds=torch.tensor(bounds, dtype=torch.int32, device=device),
             longest=max(stop - start for start, stop in pairwise(bounds)),
-            tree=Tree.build([(span.start, span.stop) for span in spans], parents) if parents else None,
+            tree=TreeLayout.build([(span.start, span.stop) for span in spans], parents) if parents else None,
         )
 
     @property

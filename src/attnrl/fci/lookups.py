@@ -47,14 +47,14 @@ def _of_sequence(layer: LayerAttention, lse_BHT: Tensor, span: Span, delta: int)
     belongs_NS = torch.nn.functional.one_hot(step_N, steps).to(dtype)
     most_HSS = torch.zeros(H, steps, steps, dtype=dtype, device=device)
     panel_bytes = CPU_PANEL_BYTES if device.type == "cpu" else DEVICE_PANEL_BYTES
-    n = max(1, panel_bytes // (dtype.itemsize * H * (stop - first)))
-    for start in range(first, stop, n):
-        end = min(start + n, stop)
-        query_HnD = layer.query_BHTD[span.row, :, start:end]
-        scores_HnN = grouped_scores(query_HnD, key_GND, layer.scaling, layer.softcap)
-        probs_HnN = (scores_HnN - lse_BHT[span.row, :, start:end, None]).exp()
-        hidden_nN = unseen(range(start, end), range(first, stop), layer.window, device)
-        mass_HnS = probs_HnN.masked_fill(hidden_nN, 0.0) @ belongs_NS
-        step_HnS = step_N[start - first : end - first, None].expand_as(mass_HnS)
-        most_HSS.scatter_reduce_(1, step_HnS, mass_HnS, "amax")
+    q = max(1, panel_bytes // (dtype.itemsize * H * (stop - first)))
+    for start in range(first, stop, q):
+        end = min(start + q, stop)
+        query_HqD = layer.query_BHTD[span.row, :, start:end]
+        scores_HqN = grouped_scores(query_HqD, key_GND, layer.scaling, layer.softcap)
+        probs_HqN = (scores_HqN - lse_BHT[span.row, :, start:end, None]).exp()
+        hidden_qN = unseen(range(start, end), range(first, stop), layer.window, device)
+        mass_HqS = probs_HqN.masked_fill(hidden_qN, 0.0) @ belongs_NS
+        step_HqS = step_N[start - first : end - first, None].expand_as(mass_HqS)
+        most_HSS.scatter_reduce_(1, step_HqS, mass_HqS, "amax")
     return count_lookups(most_HSS, delta)

@@ -9,7 +9,7 @@ depth, never by place in the row.
 A segment that stands right behind the one that it continues goes on with it as one *run*, which attends to itself
 like any sequence. All that branches from a run at one place stands together, so what it sees of the run is one
 rectangle: queries from the first such branch to the end of the last one's subtree, keys from the run's beginning to
-the place. These :class:`Tile` objects hold each pair of a token and its ancestor exactly once.
+the place. These :class:`ScoreTile` objects hold each pair of a token and its ancestor exactly once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from attnrl.fci.tree_blocks import Blocks, Sight
+from attnrl.fci.tree_blocks import FlexBlocks, TokenVisibility
 
 LEAST_STRIP = 256  # queries of a strip that a sliding window is cut into
 
@@ -47,7 +47,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Tile:
+class ScoreTile:
     """A rectangle of scores: queries ``[start, stop)`` of the row by keys ``[first, last)``.
 
     Attributes:
@@ -78,14 +78,14 @@ class Tile:
         """Whether every query sees every key."""
         return self.window is None and self.ahead >= self.last - self.first
 
-    def strips(self, rows: int) -> Iterator[Tile]:
+    def strips(self, rows: int) -> Iterator[ScoreTile]:
         """The tile in strips of at most ``rows`` queries, without the keys that none of them sees."""
         for start in range(self.start, self.stop, rows):
             stop = min(start + rows, self.stop)
             ahead = self.ahead + start - self.start
             hidden = 0 if self.window is None else max(0, ahead - self.window + 1)
             last = min(self.last, self.first + ahead + stop - start)
-            yield Tile(start, stop, self.first + hidden, last, ahead - hidden, self.window, self.own)
+            yield ScoreTile(start, stop, self.first + hidden, last, ahead - hidden, self.window, self.own)
 
     def bias_qk(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """0 where a query sees a key, minus infinity elsewhere."""
@@ -98,16 +98,16 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Tree:
+class TreeLayout:
     """All runs of a packed row, in order; together they are the whole row."""
 
     runs: tuple[Run, ...]
-    _tiles: dict[int | None, list[Tile]] = field(default_factory=dict, repr=False)
-    _biases: dict[tuple[Tile, torch.dtype], Tensor] = field(default_factory=dict, repr=False)
-    _blocks: dict[tuple[int | None, torch.device], Blocks] = field(default_factory=dict, repr=False)
+    _tiles: dict[int | None, list[ScoreTile]] = field(default_factory=dict, repr=False)
+    _biases: dict[tuple[ScoreTile, torch.dtype], Tensor] = field(default_factory=dict, repr=False)
+    _blocks: dict[tuple[int | None, torch.device], FlexBlocks] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def build(cls, ranges: Sequence[tuple[int, int]], parents: Sequence[int | None]) -> Tree:
+    def build(cls, ranges: Sequence[tuple[int, int]], parents: Sequence[int | None]) -> TreeLayout:
         """Lay out segments that stand in ``ranges`` of the row, end to end, each continuing ``parents[i]``."""
         runs: list[Run] = []
         run_of: list[int] = []  # of each segment
@@ -136,7 +136,7 @@ class Tree:
         """Tokens of the longest path."""
         return max(run.depth + run.stop - run.start for run in self.runs)
 
-    def tiles(self, window: int | None) -> list[Tile]:
+    def tiles(self, window: int | None) -> list[ScoreTile]:
         """All rectangles; first each run by itself, then what branches see of the run that they branch from."""
         window = self._hiding(window)
         if window not in self._tiles:
@@ -150,13 +150,13 @@ class Tree:
             ]
         return self._tiles[window]
 
-    def bias_qk(self, tile: Tile, dtype: torch.dtype) -> Tensor:
-        """:meth:`Tile.bias_qk` on a CPU, made once for all layers."""
+    def bias_qk(self, tile: ScoreTile, dtype: torch.dtype) -> Tensor:
+        """:meth:`ScoreTile.bias_qk` on a CPU, made once for all layers."""
         if (tile, dtype) not in self._biases:
             self._biases[tile, dtype] = tile.bias_qk(dtype, torch.device("cpu"))
         return self._biases[tile, dtype]
 
-    def blocks(self, window: int | None, device: torch.device) -> Blocks:
+    def blocks(self, window: int | None, device: torch.device) -> FlexBlocks:
         """What FlexAttention has to compute, made once for all layers."""
         window = self._hiding(window)
         if (window, device) not in self._blocks:
@@ -166,7 +166,9 @@ class Tree:
                 end_T[run.start : run.stop] = run.end
             for start, _, run, cut in self._branches():
                 end_T[cut : run.stop] = end_T[cut : run.stop].clamp(max=start)
-            self._blocks[window, device] = Blocks.build(Sight.build(end_T.to(device), depth_T.to(device), window))
+            self._blocks[window, device] = FlexBlocks.build(
+                TokenVisibility.build(end_T.to(device), depth_T.to(device), window)
+            )
         return self._blocks[window, device]
 
     def _hiding(self, window: int | None) -> int | None:
@@ -183,16 +185,16 @@ class Tree:
         for (parent, cut), (start, stop) in found.items():
             yield start, stop, self.runs[parent], cut
 
-    def _within(self, run: Run, window: int | None) -> Iterator[Tile]:
-        whole = Tile(run.start, run.stop, run.start, run.stop, 0, None, own=True)
+    def _within(self, run: Run, window: int | None) -> Iterator[ScoreTile]:
+        whole = ScoreTile(run.start, run.stop, run.start, run.stop, 0, None, own=True)
         if window is None or run.stop - run.start <= window:
             yield whole
         else:
             yield from replace(whole, window=window).strips(max(window, LEAST_STRIP))
 
-    def _across(self, start: int, stop: int, above: Run, cut: int, window: int | None) -> Iterator[Tile]:
+    def _across(self, start: int, stop: int, above: Run, cut: int, window: int | None) -> Iterator[ScoreTile]:
         if window is None:
-            yield Tile(start, stop, above.start, cut, cut - above.start, None)
+            yield ScoreTile(start, stop, above.start, cut, cut - above.start, None)
             return
         # With a window what is seen depends on the depth, which along each run is that of a rectangle's band.
         last_depth = above.depth + cut - above.start - 1
@@ -203,4 +205,4 @@ class Tree:
                 ahead = run.depth - above.depth - (first - above.start)
                 if queries > 0:
                     hides = queries - 1 + ahead >= window
-                    yield Tile(run.start, run.start + queries, first, cut, ahead, window if hides else None)
+                    yield ScoreTile(run.start, run.start + queries, first, cut, ahead, window if hides else None)

@@ -17,30 +17,30 @@ import torch
 from torch import Tensor
 
 from attnrl.fci.attention import CPU_PANEL_BYTES, LayerAttention, accumulating, grouped_scores, with_sinks
-from attnrl.fci.tree import Tile, Tree
+from attnrl.fci.tree import ScoreTile, TreeLayout
 from attnrl.fci.tree_blocks import attend_padded, compiled_flex
 
 
-def attend_tree(layer: LayerAttention, tree: Tree) -> tuple[Tensor, Tensor]:
+def attend_tree(layer: LayerAttention, tree: TreeLayout) -> tuple[Tensor, Tensor]:
     """Attention of each token of the one row of ``layer`` to its ancestors and itself.
 
     Returns:
-        output_BHTV in the type of the values, with gradient, and the logsumexp lse_BHT of each row's scores
+        output_BHTE in the type of the values, with gradient, and the logsumexp lse_BHT of each row's scores
         (nats, sinks included, no gradient), at least fp32.
     """
     if layer.query_BHTD.is_cuda and layer.query_BHTD.dtype != torch.float64:
         return attend_blocks(layer, tree, compiled_flex())
-    tensors = (layer.query_BHTD, layer.key_BGTD, layer.value_BGTV, layer.sinks_H)
-    settings = _Settings(tree, layer.window, layer.scaling, layer.softcap)
-    attended: tuple[Tensor, Tensor] = _ByTiles.apply(*tensors, settings)  # type: ignore[no-untyped-call]
+    tensors = (layer.query_BHTD, layer.key_BGTD, layer.value_BGTE, layer.sinks_H)
+    settings = _TreeAttentionSettings(tree, layer.window, layer.scaling, layer.softcap)
+    attended: tuple[Tensor, Tensor] = _TiledAttention.apply(*tensors, settings)  # type: ignore[no-untyped-call]
     return attended
 
 
 @dataclass(frozen=True)
-class _Settings:
+class _TreeAttentionSettings:
     """What a layer's attention is beside its tensors, which autograd keeps and frees."""
 
-    tree: Tree
+    tree: TreeLayout
     window: int | None
     scaling: float
     softcap: float | None
@@ -49,7 +49,7 @@ class _Settings:
         """Whether the operator that sdpa calls on a CPU computes such attention."""
         return query.device.type == "cpu" and self.softcap is None and value.shape[3] == query.shape[3]
 
-    def tiles(self, query: Tensor, value: Tensor) -> Iterator[Tile]:
+    def tiles(self, query: Tensor, value: Tensor) -> Iterator[ScoreTile]:
         """Those of the tree; in strips where all scores of a tile are made."""
         for tile in self.tree.tiles(self.window):
             if self.is_fused(query, value):
@@ -59,7 +59,7 @@ class _Settings:
                 yield from tile.strips(max(1, CPU_PANEL_BYTES // per_query))
 
 
-class _ByTiles(torch.autograd.Function):
+class _TiledAttention(torch.autograd.Function):
     """Attention of one tile after another.
 
     With the normaliser of the whole row, the gradient of a tile is that of the whole row's attention in that tile:
@@ -68,124 +68,126 @@ class _ByTiles(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None, settings: _Settings
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None, settings: _TreeAttentionSettings
     ) -> tuple[Tensor, Tensor]:
         B, H, T, _ = query.shape
-        output_BHTV = torch.empty(B, T, H, value.shape[3], dtype=accumulating(value), device=value.device)
-        output_BHTV = output_BHTV.transpose(1, 2)
+        output_BHTE = torch.empty(B, T, H, value.shape[3], dtype=accumulating(value), device=value.device)
+        output_BHTE = output_BHTE.transpose(1, 2)
         lse_BHT = torch.empty(B, H, T, dtype=accumulating(query), device=query.device)
         attend = _fused if settings.is_fused(query, value) else _plain
         for tile in settings.tiles(query, value):
-            its = slice(tile.start, tile.stop)
-            output_BHqV, lse_BHq = attend(_Part.of(query, key, value, settings, tile))
+            queries = slice(tile.start, tile.stop)
+            output_BHqE, lse_BHq = attend(_TileInputs.of(query, key, value, settings, tile))
             if tile.own:
-                output_BHTV[:, :, its], lse_BHT[:, :, its] = output_BHqV, lse_BHq
+                output_BHTE[:, :, queries], lse_BHT[:, :, queries] = output_BHqE, lse_BHq
             else:
-                share_BHq1 = torch.sigmoid(lse_BHq - lse_BHT[:, :, its])[..., None]
-                output_BHTV[:, :, its].lerp_(output_BHqV.to(output_BHTV.dtype), share_BHq1)
-                lse_BHT[:, :, its] = torch.logaddexp(lse_BHT[:, :, its], lse_BHq)
-        output_BHTV, lse_BHT = with_sinks(sinks, output_BHTV, lse_BHT)
-        output_BHTV = output_BHTV.to(value.dtype)
-        ctx.save_for_backward(query, key, value, sinks, output_BHTV, lse_BHT)
+                share_BHq1 = torch.sigmoid(lse_BHq - lse_BHT[:, :, queries])[..., None]
+                output_BHTE[:, :, queries].lerp_(output_BHqE.to(output_BHTE.dtype), share_BHq1)
+                lse_BHT[:, :, queries] = torch.logaddexp(lse_BHT[:, :, queries], lse_BHq)
+        output_BHTE, lse_BHT = with_sinks(sinks, output_BHTE, lse_BHT)
+        output_BHTE = output_BHTE.to(value.dtype)
+        ctx.save_for_backward(query, key, value, sinks, output_BHTE, lse_BHT)
         ctx.settings = settings
         ctx.mark_non_differentiable(lse_BHT)
-        return output_BHTV, lse_BHT
+        return output_BHTE, lse_BHT
 
     @staticmethod
-    def backward(ctx: Any, grad_BHTV: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        query, key, value, sinks, output_BHTV, lse_BHT = ctx.saved_tensors
-        settings: _Settings = ctx.settings
+    def backward(ctx: Any, grad_BHTE: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        query, key, value, sinks, output_BHTE, lse_BHT = ctx.saved_tensors
+        settings: _TreeAttentionSettings = ctx.settings
         grads = [torch.zeros_like(tensor, dtype=accumulating(tensor)) for tensor in (query, key, value)]
-        back = _fused_backward if settings.is_fused(query, value) else _plain_backward
+        backward = _fused_backward if settings.is_fused(query, value) else _plain_backward
         for tile in settings.tiles(query, value):
-            its, keys = slice(tile.start, tile.stop), slice(tile.first, tile.last)
-            part = _Part.of(query, key, value, settings, tile)
-            its_grads = back(part, grad_BHTV[:, :, its], output_BHTV[:, :, its], lse_BHT[:, :, its])
-            for whole, tokens, its_grad in zip(grads, (its, keys, keys), its_grads, strict=True):
-                whole[:, :, tokens] += its_grad
+            queries, keys = slice(tile.start, tile.stop), slice(tile.first, tile.last)
+            part = _TileInputs.of(query, key, value, settings, tile)
+            part_grads = backward(part, grad_BHTE[:, :, queries], output_BHTE[:, :, queries], lse_BHT[:, :, queries])
+            for whole, tokens, part_grad in zip(grads, (queries, keys, keys), part_grads, strict=True):
+                whole[:, :, tokens] += part_grad
         grad_sinks = None
         if sinks is not None:  # a key of its own, with no value
-            along_BHT = (grad_BHTV * output_BHTV).sum(-1, dtype=lse_BHT.dtype)
+            along_BHT = (grad_BHTE * output_BHTE).sum(-1, dtype=lse_BHT.dtype)
             grad_sinks = -((sinks[:, None] - lse_BHT).exp() * along_BHT).sum((0, 2)).to(sinks.dtype)
         grads = [grad.to(tensor.dtype) for grad, tensor in zip(grads, (query, key, value), strict=True)]
         return *grads, grad_sinks, None
 
 
 @dataclass(frozen=True)
-class _Part:
+class _TileInputs:
     """What one tile of a layer's attention is computed from."""
 
     query_BHqD: Tensor
     key_BGkD: Tensor
-    value_BGkV: Tensor
-    settings: _Settings
-    tile: Tile
+    value_BGkE: Tensor
+    settings: _TreeAttentionSettings
+    tile: ScoreTile
 
     @classmethod
-    def of(cls, query: Tensor, key: Tensor, value: Tensor, settings: _Settings, tile: Tile) -> _Part:
-        its, keys = slice(tile.start, tile.stop), slice(tile.first, tile.last)
-        return cls(query[:, :, its], key[:, :, keys], value[:, :, keys], settings, tile)
+    def of(
+        cls, query: Tensor, key: Tensor, value: Tensor, settings: _TreeAttentionSettings, tile: ScoreTile
+    ) -> _TileInputs:
+        queries, keys = slice(tile.start, tile.stop), slice(tile.first, tile.last)
+        return cls(query[:, :, queries], key[:, :, keys], value[:, :, keys], settings, tile)
 
     def bias_qk(self, dtype: torch.dtype) -> Tensor:
         return self.tile.bias_qk(dtype, self.query_BHqD.device)
 
 
-def _fused(part: _Part) -> tuple[Tensor, Tensor]:
+def _fused(part: _TileInputs) -> tuple[Tensor, Tensor]:
     attended: tuple[Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        part.query_BHqD, part.key_BGkD, part.value_BGkV, **_fused_arguments(part)
+        part.query_BHqD, part.key_BGkD, part.value_BGkE, **_fused_arguments(part)
     )
     return attended
 
 
-def _fused_backward(part: _Part, grad_BHqV: Tensor, output_BHqV: Tensor, lse_BHq: Tensor) -> tuple[Tensor, ...]:
-    operands = (grad_BHqV, part.query_BHqD, part.key_BGkD, part.value_BGkV, output_BHqV, lse_BHq)
+def _fused_backward(part: _TileInputs, grad_BHqE: Tensor, output_BHqE: Tensor, lse_BHq: Tensor) -> tuple[Tensor, ...]:
+    operands = (grad_BHqE, part.query_BHqD, part.key_BGkD, part.value_BGkE, output_BHqE, lse_BHq)
     grads: tuple[Tensor, ...] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
         *operands, **_fused_arguments(part)
     )
     return grads
 
 
-def _fused_arguments(part: _Part) -> dict[str, Any]:
+def _fused_arguments(part: _TileInputs) -> dict[str, Any]:
     arguments: dict[str, Any] = {"dropout_p": 0.0, "is_causal": part.tile.causal, "scale": part.settings.scaling}
     if part.tile.window is not None:
         arguments["attn_mask"] = part.settings.tree.bias_qk(part.tile, part.query_BHqD.dtype)[None, None]
     return arguments
 
 
-def _plain(part: _Part) -> tuple[Tensor, Tensor]:
+def _plain(part: _TileInputs) -> tuple[Tensor, Tensor]:
     """The equations, for layers that no fused operator computes with its logsumexp; makes all scores of the tile."""
     scores_BHqk = _scores(part, part.query_BHqD, part.key_BGkD)
-    return _by_keys(scores_BHqk.softmax(-1), part.value_BGkV.to(scores_BHqk.dtype)), scores_BHqk.logsumexp(-1)
+    return _by_keys(scores_BHqk.softmax(-1), part.value_BGkE.to(scores_BHqk.dtype)), scores_BHqk.logsumexp(-1)
 
 
-def _plain_backward(part: _Part, grad_BHqV: Tensor, output_BHqV: Tensor, lse_BHq: Tensor) -> tuple[Tensor, ...]:
+def _plain_backward(part: _TileInputs, grad_BHqE: Tensor, output_BHqE: Tensor, lse_BHq: Tensor) -> tuple[Tensor, ...]:
     B, H, q, _ = part.query_BHqD.shape
-    G, k, V = part.value_BGkV.shape[1:]
+    G, k, E = part.value_BGkE.shape[1:]
     with torch.enable_grad():
         query, key = (tensor.detach().requires_grad_() for tensor in (part.query_BHqD, part.key_BGkD))
         scores_BHqk = _scores(part, query, key)
     dtype = scores_BHqk.dtype
-    grad_BHqV, output_BHqV = grad_BHqV.to(dtype), output_BHqV.to(dtype)
+    grad_BHqE, output_BHqE = grad_BHqE.to(dtype), output_BHqE.to(dtype)
     probs_BHqk = (scores_BHqk.detach() - lse_BHq[..., None]).exp()
-    grad_probs_BHqk = (grad_BHqV.reshape(B, G, -1, V) @ part.value_BGkV.to(dtype).mT).view(B, H, q, k)
-    grad_scores_BHqk = probs_BHqk * (grad_probs_BHqk - (grad_BHqV * output_BHqV).sum(-1, keepdim=True))
-    grad_value_BGkV = probs_BHqk.view(B, G, -1, k).mT @ grad_BHqV.reshape(B, G, -1, V)
-    return *torch.autograd.grad(scores_BHqk, (query, key), grad_scores_BHqk), grad_value_BGkV
+    grad_probs_BHqk = (grad_BHqE.reshape(B, G, -1, E) @ part.value_BGkE.to(dtype).mT).view(B, H, q, k)
+    grad_scores_BHqk = probs_BHqk * (grad_probs_BHqk - (grad_BHqE * output_BHqE).sum(-1, keepdim=True))
+    grad_value_BGkE = probs_BHqk.view(B, G, -1, k).mT @ grad_BHqE.reshape(B, G, -1, E)
+    return *torch.autograd.grad(scores_BHqk, (query, key), grad_scores_BHqk), grad_value_BGkE
 
 
-def _scores(part: _Part, query_BHqD: Tensor, key_BGkD: Tensor) -> Tensor:
+def _scores(part: _TileInputs, query_BHqD: Tensor, key_BGkD: Tensor) -> Tensor:
     scores_BHqk = grouped_scores(query_BHqD, key_BGkD, part.settings.scaling, part.settings.softcap)
     return scores_BHqk if part.tile.full else scores_BHqk + part.bias_qk(scores_BHqk.dtype)
 
 
-def _by_keys(probs_BHqk: Tensor, value_BGkV: Tensor) -> Tensor:
+def _by_keys(probs_BHqk: Tensor, value_BGkE: Tensor) -> Tensor:
     B, H, q, k = probs_BHqk.shape
-    G, V = value_BGkV.shape[1], value_BGkV.shape[3]
-    return (probs_BHqk.view(B, G, -1, k) @ value_BGkV).view(B, H, q, V)
+    G, E = value_BGkE.shape[1], value_BGkE.shape[3]
+    return (probs_BHqk.view(B, G, -1, k) @ value_BGkE).view(B, H, q, E)
 
 
 def attend_blocks(
-    layer: LayerAttention, tree: Tree, attend: Callable[..., tuple[Tensor, Tensor]]
+    layer: LayerAttention, tree: TreeLayout, attend: Callable[..., tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
     """:func:`attend_tree` by FlexAttention, which skips the blocks of scores that no path touches.
 
@@ -195,7 +197,7 @@ def attend_blocks(
         attend: :func:`~attnrl.fci.tree_blocks.flex`, or the same compiled.
     """
     blocks = tree.blocks(layer.window, layer.query_BHTD.device)
-    tensors = (layer.query_BHTD, layer.key_BGTD, layer.value_BGTV)
-    output_BHTV, lse_BHT = attend_padded(*tensors, blocks, layer.scaling, layer.softcap, attend)
-    output_BHTV, lse_BHT = with_sinks(layer.sinks_H, output_BHTV, lse_BHT)
-    return output_BHTV, lse_BHT.detach()
+    tensors = (layer.query_BHTD, layer.key_BGTD, layer.value_BGTE)
+    output_BHTE, lse_BHT = attend_padded(*tensors, blocks, layer.scaling, layer.softcap, attend)
+    output_BHTE, lse_BHT = with_sinks(layer.sinks_H, output_BHTE, lse_BHT)
+    return output_BHTE, lse_BHT.detach()

@@ -28,7 +28,7 @@ MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Sight:
+class TokenVisibility:
     """Which token of a padded row sees which: three int32 numbers a token.
 
     Attributes:
@@ -42,7 +42,7 @@ class Sight:
     reach_T: Tensor
 
     @classmethod
-    def build(cls, end_T: Tensor, depth_T: Tensor, window: int | None) -> Sight:
+    def build(cls, end_T: Tensor, depth_T: Tensor, window: int | None) -> TokenVisibility:
         """Return the sight of a row under ``window``, padded by tokens that see only themselves."""
         tokens = len(end_T)
         padding = -tokens % MULTIPLE
@@ -65,55 +65,55 @@ class Sight:
         T, device, sees = len(self.end_T), self.end_T.device, self.mask_mod()
         blocks = T // BLOCK
         place_T = torch.arange(T, dtype=torch.int32, device=device)
-        seen_qk = torch.zeros(blocks, blocks, dtype=torch.int32, device=device)
+        seen_ij = torch.zeros(blocks, blocks, dtype=torch.int32, device=device)
         rows = max(1, PAIRS // (BLOCK * T))
         for first in range(0, blocks, rows):
             last = min(first + rows, blocks)
             queries, keys = place_T[first * BLOCK : last * BLOCK, None], place_T[: last * BLOCK]
-            seen_QK = sees(place_T, place_T, queries, keys).view(last - first, BLOCK, last, BLOCK)
-            seen_qk[first:last, :last] = seen_QK.sum((1, 3), dtype=torch.int32)
-        full_qk = seen_qk == BLOCK * BLOCK
-        lists = (*_listed((seen_qk > 0) & ~full_qk), *_listed(full_qk))
+            seen_iqjk = sees(place_T, place_T, queries, keys).view(last - first, BLOCK, last, BLOCK)
+            seen_ij[first:last, :last] = seen_iqjk.sum((1, 3), dtype=torch.int32)
+        full_ij = seen_ij == BLOCK * BLOCK
+        lists = (*_listed((seen_ij > 0) & ~full_ij), *_listed(full_ij))
         return BlockMask.from_kv_blocks(*lists, BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(T, T))
 
 
-def _listed(blocks_qk: Tensor) -> tuple[Tensor, Tensor]:
+def _listed(blocks_ij: Tensor) -> tuple[Tensor, Tensor]:
     """Return for each row of blocks how many are set, and the indices with those of the set blocks first."""
-    order_qk = blocks_qk.int().argsort(dim=-1, descending=True, stable=True)
-    return blocks_qk.sum(-1, dtype=torch.int32)[None, None], order_qk.int()[None, None]
+    order_ij = blocks_ij.int().argsort(dim=-1, descending=True, stable=True)
+    return blocks_ij.sum(-1, dtype=torch.int32)[None, None], order_ij.int()[None, None]
 
 
 @dataclass(frozen=True)
-class Blocks:
+class FlexBlocks:
     """Tensors that FlexAttention reads beside a layer's own; the length of the row is a dynamic size in each.
 
     Attributes:
-        sight: end_T, depth_T and reach_T of :class:`Sight`.
+        sight: end_T, depth_T and reach_T of :class:`TokenVisibility`.
         lists: the eight tensors of a block mask, in the order of its constructor.
     """
 
-    sight: tuple[Tensor, Tensor, Tensor]
+    visibility: tuple[Tensor, Tensor, Tensor]
     lists: tuple[Tensor, ...]
 
     @classmethod
-    def build(cls, sight: Sight) -> Blocks:
+    def build(cls, visibility: TokenVisibility) -> FlexBlocks:
         """Return the tensors for rows of that sight."""
-        mask = sight.block_mask()
+        mask = visibility.block_mask()
         by_query = (mask.kv_num_blocks, mask.kv_indices, mask.full_kv_num_blocks, mask.full_kv_indices)
         by_key = (mask.q_num_blocks, mask.q_indices, mask.full_q_num_blocks, mask.full_q_indices)
         lists = tuple(tensor for tensor in (*by_query, *by_key) if tensor is not None)
         for tensor in lists:
             _mark_dynamic(tensor, *range(2, tensor.dim()))
-        for tensor in (sight.end_T, sight.depth_T, sight.reach_T):
+        for tensor in (visibility.end_T, visibility.depth_T, visibility.reach_T):
             _mark_dynamic(tensor, 0)
-        return cls((sight.end_T, sight.depth_T, sight.reach_T), lists)
+        return cls((visibility.end_T, visibility.depth_T, visibility.reach_T), lists)
 
 
 def attend_padded(
     query_BHTD: Tensor,
     key_BGTD: Tensor,
-    value_BGTV: Tensor,
-    blocks: Blocks,
+    value_BGTE: Tensor,
+    blocks: FlexBlocks,
     scaling: float,
     softcap: float | None,
     attend: Callable[..., tuple[Tensor, Tensor]],
@@ -121,13 +121,13 @@ def attend_padded(
     """Pad a row, call ``attend`` (:func:`flex` or :func:`compiled_flex`), and cut the padding off again.
 
     Returns:
-        output_BHTV and lse_BHT (nats) of the tokens that were given; both with gradient.
+        output_BHTE and lse_BHT (nats) of the tokens that were given; both with gradient.
     """
-    tokens, padding = query_BHTD.shape[2], len(blocks.sight[0]) - query_BHTD.shape[2]
-    padded = [_padded(tensor, padding) for tensor in (query_BHTD, key_BGTD, value_BGTV)]
+    tokens, padding = query_BHTD.shape[2], len(blocks.visibility[0]) - query_BHTD.shape[2]
+    padded = [_padded(tensor, padding) for tensor in (query_BHTD, key_BGTD, value_BGTE)]
     with torch._dynamo.config.patch(recompile_limit=GRAPHS, specialize_float=True):
-        output_BHTV, lse_BHT = attend(*padded, blocks.sight, blocks.lists, scaling, softcap)
-    return output_BHTV[:, :, :tokens], lse_BHT[:, :, :tokens]
+        output_BHTE, lse_BHT = attend(*padded, blocks.visibility, blocks.lists, scaling, softcap)
+    return output_BHTE[:, :, :tokens], lse_BHT[:, :, :tokens]
 
 
 def _padded(tensor_BHTD: Tensor, padding: int) -> Tensor:
@@ -146,13 +146,13 @@ def _mark_dynamic(tensor: Tensor, *dims: int) -> Tensor:
 def flex(
     query_BHTD: Tensor,
     key_BGTD: Tensor,
-    value_BGTV: Tensor,
-    sight: tuple[Tensor, Tensor, Tensor],
+    value_BGTE: Tensor,
+    visibility: tuple[Tensor, Tensor, Tensor],
     lists: tuple[Tensor, ...],
     scaling: float,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return output_BHTV and lse_BHT of FlexAttention. The block mask is put together here, inside a compiled graph.
+    """Return output_BHTE and lse_BHT of FlexAttention. The block mask is put together here, inside a compiled graph.
 
     A mask that is made outside is an argument, of which each new length and each new ``mask_mod`` needs a graph.
     """
@@ -164,10 +164,10 @@ def flex(
     T = query_BHTD.shape[2]
     kv_num_blocks, kv_indices, full_kv_num_blocks, full_kv_indices, *by_key = lists
     q_num_blocks, q_indices, full_q_num_blocks, full_q_indices = by_key
-    output_BHTV, beside = flex_attention(
+    output_BHTE, aux = flex_attention(
         query_BHTD,
         key_BGTD,
-        value_BGTV,
+        value_BGTE,
         score_mod=None if softcap is None else capped,
         block_mask=BlockMask(
             (T, T),
@@ -180,14 +180,14 @@ def flex(
             full_q_num_blocks=full_q_num_blocks,
             full_q_indices=full_q_indices,
             BLOCK_SIZE=(BLOCK, BLOCK),
-            mask_mod=Sight(*sight).mask_mod(),
+            mask_mod=TokenVisibility(*visibility).mask_mod(),
         ),
         scale=scaling,
         enable_gqa=key_BGTD.shape[1] != query_BHTD.shape[1],
         return_aux=AuxRequest(lse=True),
     )
-    assert beside.lse is not None
-    return output_BHTV, beside.lse
+    assert aux.lse is not None
+    return output_BHTE, aux.lse
 
 
 def _flex_in_graph(*arguments: Any) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ from torch import Tensor
 _LOG2E = math.log2(math.e)
 
 
-class Tile(NamedTuple):
+class KernelTile(NamedTuple):
     """How the work is cut, and Triton's launch options.
 
     Attributes:
@@ -44,7 +44,7 @@ class Tile(NamedTuple):
     stages: int
 
 
-def tile(head_dim: int, dtype: torch.dtype) -> Tile:
+def kernel_tile(head_dim: int, dtype: torch.dtype) -> KernelTile:
     """The tile for a head dimension.
 
     Chosen by what the compiler reports, not yet by timings: no register spills on sm_80 and sm_90, two or more
@@ -53,10 +53,10 @@ def tile(head_dim: int, dtype: torch.dtype) -> Tile:
     memory. Fewer than 128 keys would ask the L2 cache for more queries than it can deliver.
     """
     if dtype == torch.float32:  # no tensor core multiplies exactly, and the products are unrolled whole
-        return Tile(32, 32, 8, 2)
+        return KernelTile(32, 32, 8, 2)
     if head_dim <= 128:
-        return Tile(128, 64, 4, 3)
-    return Tile(128, 32, 8, 3)
+        return KernelTile(128, 64, 4, 3)
+    return KernelTile(128, 32, 8, 3)
 
 
 def head_parts(head_dim: int) -> tuple[int, int]:
@@ -81,11 +81,11 @@ def _load(ptr: tl.tensor, UPCAST: tl.constexpr) -> tl.tensor:
 
 @triton.jit
 def _add_queries(
-    sum_N: tl.tensor,
-    key_Nx: tl.tensor,
-    key_Ny: tl.tensor,
-    lo_N: tl.tensor,
-    hi_N: tl.tensor,
+    sum_k: tl.tensor,
+    key_kx: tl.tensor,
+    key_ky: tl.tensor,
+    lo_k: tl.tensor,
+    hi_k: tl.tensor,
     query_ptr: tl.tensor,
     bias_ptr: tl.tensor,
     stride_qt: tl.tensor,
@@ -96,38 +96,38 @@ def _add_queries(
     cap: tl.tensor,
     X: tl.constexpr,
     Y: tl.constexpr,
-    M: tl.constexpr,
+    QUERIES: tl.constexpr,
     MASKED: tl.constexpr,
     SOFTCAP: tl.constexpr,
     UPCAST: tl.constexpr,
 ) -> tl.tensor:
     """Add the queries from start on, in blocks of M up to at least end, to the sums of the held keys."""
-    offset_M = tl.arange(0, M)
+    offset_q = tl.arange(0, QUERIES)
     offset_x = tl.arange(0, X)
-    for first in range(start, end, M):
-        query_M = offset_M
+    for first in range(start, end, QUERIES):
+        query_q = offset_q
         if MASKED:  # past the last query, the last one again: it stays within the tensors and counts for no key
-            query_M = tl.minimum(offset_M, tokens - 1 - first)
-        bias_M = tl.load(bias_ptr + first + query_M)  # ahead of the product, so as not to wait for it after
+            query_q = tl.minimum(offset_q, tokens - 1 - first)
+        bias_q = tl.load(bias_ptr + first + query_q)  # ahead of the product, so as not to wait for it after
         # 64 bits for the block's start only: within a block the offsets are small.
-        block_ptr = query_ptr + tl.cast(first, tl.int64) * stride_qt + query_M[None, :] * stride_qt
-        score_NM = tl.dot(key_Nx, _load(block_ptr + offset_x[:, None], UPCAST), input_precision="ieee")
+        block_ptr = query_ptr + tl.cast(first, tl.int64) * stride_qt + query_q[None, :] * stride_qt
+        score_kq = tl.dot(key_kx, _load(block_ptr + offset_x[:, None], UPCAST), input_precision="ieee")
         if Y > 0:
             offset_y = X + tl.arange(0, Y)
-            query_yM = _load(block_ptr + offset_y[:, None], UPCAST)
-            score_NM = tl.dot(key_Ny, query_yM, score_NM, input_precision="ieee")
+            query_yq = _load(block_ptr + offset_y[:, None], UPCAST)
+            score_kq = tl.dot(key_ky, query_yq, score_kq, input_precision="ieee")
 
         if SOFTCAP:  # tanh(z) = 1 - 2 / (1 + exp(2 z)), which is right where exp is 0 or inf too
-            score_NM = cap - 2 * cap / (1 + tl.exp2(score_NM * scale))
-            exponent_NM = score_NM + bias_M[None, :]
+            score_kq = cap - 2 * cap / (1 + tl.exp2(score_kq * scale))
+            exponent_kq = score_kq + bias_q[None, :]
         else:
-            exponent_NM = tl.fma(score_NM, scale, bias_M[None, :])
+            exponent_kq = tl.fma(score_kq, scale, bias_q[None, :])
         if MASKED:  # before the exponential: what does not count may have any bias, inf and nan among them
-            token_M = first + offset_M
-            counts_NM = (token_M[None, :] >= lo_N[:, None]) & (token_M[None, :] < hi_N[:, None])
-            exponent_NM = tl.where(counts_NM, exponent_NM, float("-inf"))
-        sum_N += tl.sum(tl.exp2(exponent_NM), 1)
-    return sum_N
+            token_q = first + offset_q
+            counts_kq = (token_q[None, :] >= lo_k[:, None]) & (token_q[None, :] < hi_k[:, None])
+            exponent_kq = tl.where(counts_kq, exponent_kq, float("-inf"))
+        sum_k += tl.sum(tl.exp2(exponent_kq), 1)
+    return sum_k
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -151,8 +151,8 @@ def _kernel(
     cap: tl.tensor,
     X: tl.constexpr,
     Y: tl.constexpr,
-    N: tl.constexpr,
-    M: tl.constexpr,
+    KEYS: tl.constexpr,
+    QUERIES: tl.constexpr,
     SOFTCAP: tl.constexpr,
     UPCAST: tl.constexpr,
 ) -> None:
@@ -163,54 +163,54 @@ def _kernel(
     """
     # Blocks of one head run side by side and so share its queries in the L2 cache; a causal head's first
     # block has the most queries, so that the blocks left for the end are short.
-    blocks = tl.cdiv(tokens, N)
-    first_key = tl.program_id(0) % blocks * N
+    blocks = tl.cdiv(tokens, KEYS)
+    first_key = tl.program_id(0) % blocks * KEYS
     head_row = tl.program_id(0) // blocks
     row = tl.cast(head_row // heads, tl.int64)
     head = tl.cast(head_row % heads, tl.int64)
-    token_N = first_key + tl.arange(0, N)
-    exists_N = token_N < tokens
+    token_k = first_key + tl.arange(0, KEYS)
+    exists_k = token_k < tokens
 
-    lo_N = tl.maximum(tl.load(lo_ptr + row * tokens + token_N, mask=exists_N, other=0), 0)
-    hi_N = tl.minimum(tl.load(hi_ptr + row * tokens + token_N, mask=exists_N, other=0), tokens)
-    live_N = lo_N < hi_N
-    first_lo = tl.min(tl.where(live_N, lo_N, tokens))
-    last_lo = tl.max(tl.where(live_N, lo_N, 0))
-    first_hi = tl.min(tl.where(live_N, hi_N, tokens))
-    last_hi = tl.max(tl.where(live_N, hi_N, 0))
-    out_ptrs = out_ptr + tl.cast(head_row, tl.int64) * tokens + token_N
+    lo_k = tl.maximum(tl.load(lo_ptr + row * tokens + token_k, mask=exists_k, other=0), 0)
+    hi_k = tl.minimum(tl.load(hi_ptr + row * tokens + token_k, mask=exists_k, other=0), tokens)
+    live_k = lo_k < hi_k
+    first_lo = tl.min(tl.where(live_k, lo_k, tokens))
+    last_lo = tl.max(tl.where(live_k, lo_k, 0))
+    first_hi = tl.min(tl.where(live_k, hi_k, tokens))
+    last_hi = tl.max(tl.where(live_k, hi_k, 0))
+    out_ptrs = out_ptr + tl.cast(head_row, tl.int64) * tokens + token_k
     if last_hi == 0:  # every key is dead
-        tl.store(out_ptrs, tl.zeros([N], tl.float32), mask=exists_N)
+        tl.store(out_ptrs, tl.zeros([KEYS], tl.float32), mask=exists_k)
         return
 
     query_ptr += row * stride_qb + head * stride_qh
     bias_ptr += tl.cast(head_row, tl.int64) * tokens
-    within_N = tl.minimum(tl.arange(0, N), tokens - 1 - first_key)
+    within_k = tl.minimum(tl.arange(0, KEYS), tokens - 1 - first_key)
     key_ptr += row * stride_kb + head // shared * stride_kg + tl.cast(first_key, tl.int64) * stride_kt
-    key_ptrs = key_ptr + within_N[:, None] * stride_kt
-    key_Nx = _load(key_ptrs + tl.arange(0, X)[None, :], UPCAST)
-    key_Ny = key_Nx
+    key_ptrs = key_ptr + within_k[:, None] * stride_kt
+    key_kx = _load(key_ptrs + tl.arange(0, X)[None, :], UPCAST)
+    key_ky = key_kx
     if Y > 0:
-        key_Ny = _load(key_ptrs + (X + tl.arange(0, Y))[None, :], UPCAST)
+        key_ky = _load(key_ptrs + (X + tl.arange(0, Y))[None, :], UPCAST)
 
     # Queries in [last_lo, first_hi) count for every live key. Whole blocks of them go without a mask, which
     # also adds them to dead keys; those are cleared in the end.
-    inner = first_lo + tl.cdiv(last_lo - first_lo, M) * M
-    inner_end = inner + tl.maximum(first_hi - inner, 0) // M * M
-    sum_N = tl.zeros([N], tl.float32)
-    sum_N = _add_queries(
-        sum_N, key_Nx, key_Ny, lo_N, hi_N, query_ptr, bias_ptr, stride_qt,
-        first_lo, tl.minimum(inner, last_hi), tokens, scale, cap, X, Y, M, True, SOFTCAP, UPCAST,
+    inner = first_lo + tl.cdiv(last_lo - first_lo, QUERIES) * QUERIES
+    inner_end = inner + tl.maximum(first_hi - inner, 0) // QUERIES * QUERIES
+    sum_k = tl.zeros([KEYS], tl.float32)
+    sum_k = _add_queries(
+        sum_k, key_kx, key_ky, lo_k, hi_k, query_ptr, bias_ptr, stride_qt,
+        first_lo, tl.minimum(inner, last_hi), tokens, scale, cap, X, Y, QUERIES, True, SOFTCAP, UPCAST,
     )  # fmt: skip
-    sum_N = _add_queries(
-        sum_N, key_Nx, key_Ny, lo_N, hi_N, query_ptr, bias_ptr, stride_qt,
-        inner, inner_end, tokens, scale, cap, X, Y, M, False, SOFTCAP, UPCAST,
+    sum_k = _add_queries(
+        sum_k, key_kx, key_ky, lo_k, hi_k, query_ptr, bias_ptr, stride_qt,
+        inner, inner_end, tokens, scale, cap, X, Y, QUERIES, False, SOFTCAP, UPCAST,
     )  # fmt: skip
-    sum_N = _add_queries(
-        sum_N, key_Nx, key_Ny, lo_N, hi_N, query_ptr, bias_ptr, stride_qt,
-        inner_end, last_hi, tokens, scale, cap, X, Y, M, True, SOFTCAP, UPCAST,
+    sum_k = _add_queries(
+        sum_k, key_kx, key_ky, lo_k, hi_k, query_ptr, bias_ptr, stride_qt,
+        inner_end, last_hi, tokens, scale, cap, X, Y, QUERIES, True, SOFTCAP, UPCAST,
     )  # fmt: skip
-    tl.store(out_ptrs, tl.where(live_N, sum_N, 0.0), mask=exists_N)
+    tl.store(out_ptrs, tl.where(live_k, sum_k, 0.0), mask=exists_k)
 
 
 _INTERPRETED = not isinstance(_kernel, triton.JITFunction)
@@ -273,7 +273,7 @@ def column_sums(
     if sums_BHT.numel() == 0:
         return sums_BHT
 
-    cut, (first_part, second_part) = tile(D, query_BHTD.dtype), head_parts(D)
+    cut, (first_part, second_part) = kernel_tile(D, query_BHTD.dtype), head_parts(D)
     if padding := first_part + second_part - D:
         query_BHTD, key_BGTD = (torch.nn.functional.pad(tensor, (0, padding)) for tensor in (query_BHTD, key_BGTD))
     if query_BHTD.stride(-1) != 1:
@@ -304,8 +304,8 @@ def column_sums(
             cap,
             X=first_part,
             Y=second_part,
-            N=cut.keys,
-            M=cut.queries,
+            KEYS=cut.keys,
+            QUERIES=cut.queries,
             SOFTCAP=softcap is not None,
             UPCAST=_INTERPRETED,
             num_warps=cut.warps,

@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from attnrl.config.schema import TrainConfig
 from attnrl.errors import UserError, one_line
-from attnrl.fci import FciUnsupportedError, check
+from attnrl.fci import FciUnsupportedError, check_attention
 from attnrl.local.logprobs import TreesUnsupportedError, check_trees
 from attnrl.local.model_files import TRUST, check_model_files
 from attnrl.local.policy import LocalPolicy
@@ -142,7 +142,7 @@ def require_influence(model: PreTrainedModel) -> dict[int, str]:
         UserError: it cannot.
     """
     try:
-        return check(model)
+        return check_attention(model)
     except FciUnsupportedError as error:
         raise UserError(f"model: {one_line(error)}") from None
 

@@ -64,7 +64,7 @@ def _no_attention(reason: str) -> dict[str, Json]:
 def _maps(checkpoint: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, Json]]:
     import torch
 
-    from attnrl.fci import step_attention
+    from attnrl.fci import step_attention_by_head
     from attnrl.local.loading import choose_device, load_model, load_tokenizer
 
     tokenizer = load_tokenizer(checkpoint)
@@ -84,7 +84,7 @@ def _maps(checkpoint: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, Js
         ids = torch.tensor([*prompt, *response[: ends[kept - 1]]])
         if int(ids.max()) >= model.get_input_embeddings().num_embeddings or int(ids.min()) < 0:
             raise ValueError("a token id outside of the checkpoint's vocabulary")
-        alpha = step_attention(model, ids, [len(prompt) + start for start in starts[:kept]])
+        alpha = step_attention_by_head(model, ids, [len(prompt) + start for start in starts[:kept]])
         labels = split_text(text)
         maps.append(
             {
