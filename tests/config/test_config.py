@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from attnrl.config.load import apply_overrides, dump_config, load_config, recipe_names, validate_config
 from attnrl.config.schema import DataConfig, LossConfig, MethodConfig, TrainConfig
@@ -123,10 +124,36 @@ def test_an_unknown_key_is_named_with_the_known_ones_beside_it(override: str, na
     assert ("steps" in listed) == ("." not in named)  # the keys beside it, not those at the top
 
 
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("stpes=3", {"steps"}),
+        ("method.branching.critrion=fci", {"method.branching.criterion"}),
+        ("critrion=fci", {"method.branching.criterion"}),
+        ("criterion=fci", {"method.branching.criterion"}),
+        ("method.rho=0.1", {"method.branching.rho"}),
+        ("branching.rho=0.1", {"method.branching"}),
+        ("temperature=1", {"sampling.temperature", "eval.temperature"}),
+        ("nonsense=1", set()),
+    ],
+)
+def test_a_near_miss_suggests_the_known_setting(override: str, meant: set[str]) -> None:
+    beginning, asked, rest = complaint(override).partition("did you mean ")
+    assert set(rest.partition("?")[0].split(" or ")) - {""} == meant
+    assert bool(asked) == bool(meant) and override.partition("=")[0].split(".")[0] in beginning
+
+
+def test_thousands_of_faults_end_in_a_short_message() -> None:
+    settings = {f"steps{number}": 1 for number in range(5_000)}
+    with pytest.raises(UserError) as caught:
+        validate_config(TrainConfig, settings, source="here")
+    assert len(str(caught.value)) < 20_000 and "steps0" in str(caught.value)
+
+
 def test_an_unknown_key_of_a_list_entry_is_named_with_the_known_ones_of_an_entry() -> None:
     stage = "[{task: ledger, steps: 1, learning_rate: [1e-3, 1e-4], rate: 3}]"
     message = complaint(f"stages={stage}", kind=SftConfig, recipe="sft_ledger")
-    assert message.endswith("unknown key stages.0.rate (known here: learning_rate, save, steps, task)")
+    assert "stages.0.rate" in message and "learning_rate, save, steps, task" in message
 
 
 @pytest.mark.parametrize(
@@ -178,19 +205,19 @@ def test_all_faults_are_told_at_once() -> None:
 
 
 def test_a_key_that_is_missing_is_named() -> None:
-    assert complaint("optimizer.betas=[0.9]") == "recipe attnrl: optimizer.betas.1 is required"
-    with pytest.raises(UserError, match="here: model is required; output_dir is required"):
+    assert "optimizer.betas.1" in complaint("optimizer.betas=[0.9]")
+    with pytest.raises(UserError, match=r"here: model .*; output_dir "):
         validate_config(TrainConfig, {"task": "ledger", "steps": 1}, source="here")
 
 
 @pytest.mark.parametrize("override", ["seed", "=3", "a..b=3", ".seed=3", "seed.=3", ""])
 def test_an_override_of_another_form_is_quoted(override: str) -> None:
-    assert complaint(override) == f"override {override!r}: expected key.path=value"
+    assert f"override {override!r}" in complaint(override)
 
 
 def test_an_override_through_a_value_is_quoted() -> None:
-    assert "'steps.deep=3': steps is a value" in complaint("steps.deep=3")
-    assert "stages is a value" in complaint("stages.0.steps=3", kind=SftConfig, recipe="sft_ledger")
+    assert "'steps.deep=3': steps " in complaint("steps.deep=3")
+    assert "'stages.0.steps=3': stages " in complaint("stages.0.steps=3", kind=SftConfig, recipe="sft_ledger")
 
 
 def test_an_override_whose_value_is_not_yaml_is_quoted() -> None:
@@ -198,16 +225,15 @@ def test_an_override_whose_value_is_not_yaml_is_quoted() -> None:
 
 
 def test_importance_sampling_needs_the_policys_logprobs():
-    message = (
-        "recipe attnrl: loss.tis compares the sampler's log-probs with the policy's: sampling.score_continuations=true"
-    )
-    assert complaint("loss.tis=2.0") == message
+    message = complaint("loss.tis=2.0")
+    assert "loss.tis" in message and "sampling.score_continuations=true" in message
     assert load("loss.tis=2.0", "sampling.score_continuations=true").loss.tis == 2.0
 
 
 @pytest.mark.parametrize("sources", [("data.train=x.jsonl",), ("task=null",)])
 def test_problems_come_from_a_task_or_from_a_file_and_not_from_both_or_neither(sources: tuple[str, ...]) -> None:
-    assert complaint(*sources) == "recipe attnrl: give either task or data.train (task=null drops a recipe's task)"
+    message = complaint(*sources)
+    assert "task" in message and "data.train" in message
 
 
 def test_a_file_instead_of_the_task() -> None:
@@ -218,7 +244,7 @@ def test_a_file_instead_of_the_task() -> None:
 def test_data_may_be_several_files_or_a_path() -> None:
     assert load("task=null", "data.train=[a.jsonl, 'b/c:main[train]']").data.train == ("a.jsonl", "b/c:main[train]")
     assert DataConfig(train=Path("x.csv"), eval=[Path("y.csv")]).model_dump()["eval"] == ("y.csv",)  # type: ignore
-    assert "data.train: names no file" in complaint("task=null", "data.train=[]")
+    assert "data.train" in complaint("task=null", "data.train=[]")
 
 
 @pytest.mark.parametrize("advantage", ["grpo", "grpo_no_std"])
@@ -229,14 +255,14 @@ def test_advantages_of_whole_responses_refuse_branches(advantage: str) -> None:
 
 
 def test_sft_needs_a_stage() -> None:
-    assert "stages: at least one stage" in complaint("stages=[]", kind=SftConfig, recipe="sft_ledger")
+    assert "stages" in complaint("stages=[]", kind=SftConfig, recipe="sft_ledger")
 
 
 def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
     message = complaint(recipe="atnrl")
     assert "'atnrl'" in message and all(name in message for name in recipe_names())
     missing = str(tmp_path / "mine.yaml")
-    assert complaint(recipe=missing) == f"recipe {missing}: no such file"
+    assert complaint(recipe=missing).startswith(f"recipe {missing}: ")
 
 
 @pytest.mark.parametrize(
@@ -287,5 +313,5 @@ def test_a_dumped_sft_config_loads_as_the_same_config(tmp_path: Path) -> None:
 
 
 def test_a_config_does_not_change() -> None:
-    with pytest.raises(ValueError, match="frozen"):
+    with pytest.raises(ValidationError):
         load().steps = 3  # type: ignore[misc]

@@ -5,7 +5,8 @@ Every fault ends in one :class:`~attnrl.errors.UserError` that names the recipe 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -16,16 +17,19 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from attnrl.config.base import Strict
+from attnrl.config.reference import setting_groups
 from attnrl.errors import CREDENTIALS, UserError
 from attnrl.utils.yaml import load_yaml
 
 MAX_SHOWN = 200  # characters of a faulty value or key in a message
+MAX_FAULTS = 20  # faults in a message
+NEAR_MISS = 0.8  # similarity of a misplaced key to a known key, above difflib's 0.6: fewer candidates are meant
 
 ConfigT = TypeVar("ConfigT", bound=Strict)
 
 
 def shipped_names(package: str) -> list[str]:
-    """Names of the YAML files in a package of ours; one in a folder of the package is called ``FOLDER/NAME``."""
+    """Return the names of the YAML files in ``package``; a file in a folder is called ``FOLDER/NAME``."""
     return sorted(_yaml_names(resources.files(package)))
 
 
@@ -38,29 +42,29 @@ def _yaml_names(folder: Traversable, prefix: str = "") -> Iterator[str]:
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that the package ships."""
+    """Return the names of the shipped recipes."""
     return shipped_names("attnrl.recipes")
 
 
 def read_recipe(recipe: str) -> dict[str, Any]:
-    """Read a YAML recipe: a path, or the name of one that the package ships.
+    """Read a YAML recipe: a path, or the name of a shipped recipe.
 
     Raises:
-        UserError: there is no such recipe, or it is not a YAML mapping.
+        UserError: the recipe does not exist or is not a YAML mapping.
     """
     return read_settings_file(recipe, kind="recipe", package="attnrl.recipes")
 
 
 def read_settings_file(name: str, *, kind: str, package: str) -> dict[str, Any]:
-    """Read a YAML file of settings: a path, or the name of one in a package of ours.
+    """Read a YAML file of settings: a path, or the name of a file in ``package``.
 
     Args:
-        name: the path or name.
-        kind: what to call it in errors.
-        package: where the named ones are.
+        name: a path that ends in ``.yaml`` or ``.yml``, or a shipped name.
+        kind: the word for the file in messages, such as ``recipe``.
+        package: the package of the shipped files.
 
     Raises:
-        UserError: there is none, or it is not a YAML mapping.
+        UserError: the file does not exist, cannot be read, or is not a YAML mapping.
     """
     path = Path(name)
     if path.suffix in {".yaml", ".yml"}:
@@ -75,7 +79,8 @@ def read_settings_file(name: str, *, kind: str, package: str) -> dict[str, Any]:
     elif name in shipped_names(package):
         text = resources.files(package).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     else:
-        raise UserError(f"{kind} {name!r} is neither a .yaml file nor one of: {', '.join(shipped_names(package))}")
+        known = shipped_names(package)
+        raise UserError(f"{kind} {name!r} is neither a .yaml file nor one of: {', '.join(known)}")
     try:
         settings = load_yaml(text)
     except ValueError as error:
@@ -86,10 +91,10 @@ def read_settings_file(name: str, *, kind: str, package: str) -> dict[str, Any]:
 
 
 def apply_overrides(settings: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return ``settings`` with each ``key.path=value`` set; values are read as YAML.
+    """Return a copy of ``settings`` with each override ``key.path=value`` set; values are parsed as YAML.
 
     Raises:
-        UserError: an override is not of that form, or its path runs through a value that has no keys.
+        UserError: an override has another form, or its path leads through a value that is not a group of settings.
     """
     merged = deepcopy(settings)
     for override in overrides:
@@ -112,7 +117,7 @@ def apply_overrides(settings: dict[str, Any], overrides: Sequence[str]) -> dict[
 def _parse_value(value: str) -> Any:
     parsed = load_yaml(value)
     if isinstance(parsed, str):
-        # YAML 1.1 reads 3e-4 as text; everyone who types it means a number.
+        # YAML 1.1 reads 3e-4 as text; a user means the number.
         try:
             return float(parsed)
         except ValueError:
@@ -124,33 +129,37 @@ def load_config(kind: type[ConfigT], recipe: str, overrides: Sequence[str] = ())
     """Read a recipe, apply overrides, validate.
 
     Raises:
-        UserError: naming the recipe and the first faulty key.
+        UserError: the recipe cannot be read or a setting is faulty; the message names the recipe and all faulty keys.
     """
     return validate_config(kind, apply_overrides(read_recipe(recipe), overrides), source=f"recipe {recipe}")
 
 
 def validate_config(kind: type[ConfigT], settings: Mapping[str, Any], source: str) -> ConfigT:
-    """Validate settings; a fault ends in a :class:`UserError` that names ``source`` and every faulty key.
+    """Validate ``settings`` as ``kind``.
 
-    Settings that hold credentials are such a fault: they would be written to ``config.yaml`` and to trackers.
+    Settings that contain credentials are refused: ``config.yaml`` and trackers would store the credentials.
+
+    Raises:
+        UserError: a setting is faulty; the message names ``source`` and all faulty keys.
     """
     for path, text in _texts(settings, ""):
         if CREDENTIALS.search(text):
             raise UserError(
-                f"{source}: {path}: holds credentials, which would be written down: leave them to the environment "
-                "(HF_TOKEN, WANDB_API_KEY) or to the tool that they are for"
+                f"{source}: {path}: contains credentials, which would be written to files: leave credentials to the "
+                "environment (HF_TOKEN, WANDB_API_KEY) or to the tool that uses them"
             )
         if "\0" in text:
-            raise UserError(f"{source}: {path}: holds a NUL character, which is in no name of a file")
+            raise UserError(f"{source}: {path}: contains a NUL character, which no file name can contain")
     try:
         return kind.model_validate(settings)
     except ValidationError as error:
-        faults = [_describe(fault, kind) for fault in error.errors()]
-        raise UserError(f"{source}: {'; '.join(faults)}") from None
+        faults = [_describe(fault, kind) for fault in error.errors()[:MAX_FAULTS]]
+        more = error.error_count() - len(faults)
+        raise UserError(f"{source}: {'; '.join([*faults, *([f'and {more:,} more'] if more else [])])}") from None
 
 
 def _texts(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    """The settings that are text, or have some, with their dotted names."""
+    """Yield the dotted name and the text of every text in the settings."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _texts(inner, f"{path}.{key}" if path else str(key))
@@ -162,10 +171,13 @@ def _texts(value: Any, path: str) -> Iterator[tuple[str, str]]:
 
 
 def _describe(fault: Mapping[str, Any], kind: type[BaseModel]) -> str:
+    """Return one clause about a fault that pydantic found; the clause names the key."""
     path = _shown(".".join(str(part) for part in fault["loc"]))
     if fault["type"] == "extra_forbidden":
-        known = ", ".join(_keys_beside(kind, fault["loc"]))
-        return f"unknown key {path} (known here: {known})"
+        known = _keys_beside(kind, fault["loc"])
+        near = _near_miss(kind, [str(part) for part in fault["loc"]], known)
+        suggestion = f"did you mean {' or '.join(near)}? " if near else ""
+        return f"unknown key {path} ({suggestion}known here: {', '.join(known)})"
     if fault["type"] == "missing":
         return f"{path} is required"
     message = str(fault["msg"]).removeprefix("Value error, ")
@@ -176,22 +188,39 @@ def _describe(fault: Mapping[str, Any], kind: type[BaseModel]) -> str:
 
 
 def _shown(text: str) -> str:
-    """What a file says, fit for one line of a message."""
+    """Return ``text`` from a file, escaped and cut so that the text fits into one line of a message."""
     text = text if text.isprintable() else repr(text)
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _keys_beside(kind: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+    """Return the known keys of the group that ``location`` points into, sorted."""
     here: type[BaseModel] = kind
     for part in location[:-1]:
-        if part in here.model_fields:  # else a place in a list or mapping, whose entries are found with it
+        if part in here.model_fields:  # else an index of a list or a key of a mapping; entries follow the container
             declared = here.model_fields[str(part)].annotation
             inside = (declared, *get_args(declared))
             models = (found for found in inside if isinstance(found, type) and issubclass(found, BaseModel))
-            here = next(models, here)  # else it is an entry's name that is also the name of a field
+            here = next(models, here)  # else a key of a mapping that equals the name of a field
     return sorted(here.model_fields)
 
 
+def _near_miss(kind: type[BaseModel], location: Sequence[str], known: Iterable[str]) -> list[str]:
+    """Return the dotted names that an unknown key may stand for: a misspelt neighbour, else settings elsewhere."""
+    *group, key = location
+    key = key[:MAX_SHOWN]  # similarity takes quadratic time
+    elsewhere: dict[str, list[str]] = {}
+    for settings in setting_groups(kind):
+        for name in (settings.name, *(setting.name for setting in settings.settings)):
+            if name:
+                elsewhere.setdefault(name.rpartition(".")[2], []).append(name)
+    neighbours = difflib.get_close_matches(key, known, n=1)
+    if neighbours and key not in elsewhere:
+        return [".".join([*group, neighbours[0]])]
+    near = difflib.get_close_matches(key, elsewhere, n=1, cutoff=NEAR_MISS)
+    return elsewhere[near[0]] if near else []
+
+
 def dump_config(config: Strict) -> str:
-    """The resolved config as YAML, every default spelled out."""
+    """Return the resolved config as YAML, with every default written out."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -22,67 +22,96 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class BranchingConfig(Strict):
-    """Where to branch, and how often (attention-based tree branching and its rivals)."""
+    """Branch points: number, criterion, and the influence measure that the criterion ``fci`` ranks steps by."""
 
     criterion: Literal["fci", "entropy", "random", "oracle"] = Field(
-        "fci", description="what says where; oracle: the task's true dependency graph, to compare with"
+        "fci",
+        description="signal that ranks branch points. fci: influence of steps (paper); entropy: token entropy "
+        "(TreeRL); random: uniform over steps; oracle: the task's true dependency graph (an upper bound)",
     )
-    points: NonNegativeInt = Field(2, description="branch points on each expanded trunk (N); 0 = no branching")
-    samples: PositiveInt = Field(2, description="continuations from each branch point (T)")
-    rho: float = Field(0.2, gt=0, le=1, description="share of steps with the highest FCI that are candidates")
-    delta: NonNegativeInt = Field(4, description="steps between a step and the later steps that count for its FCI")
-    spacing: NonNegativeInt = Field(0, description="least number of tokens between branch points")
+    points: NonNegativeInt = Field(2, description="branch points on each expanded trunk (N); 0: no branching")
+    samples: PositiveInt = Field(2, description="continuations sampled at each branch point (T)")
+    rho: float = Field(
+        0.2, gt=0, le=1, description="share of a response's steps, those of highest influence, that are candidates"
+    )
+    delta: NonNegativeInt = Field(
+        4, description="distance in steps: the influence of step k counts attention from step k + delta on"
+    )
+    spacing: NonNegativeInt = Field(
+        0, description="smallest distance between branch points, in tokens; ignored if too few points remain"
+    )
     influence: Literal["fci", "lookups"] = Field(
         "fci",
-        description="of a step. fci: attention of later steps (eq. 5-6); lookups: in how many heads and later steps a "
-        "token gives it over half of its attention",
+        description="influence of a step. fci: attention received from later steps (eq. 5-6); lookups: number of "
+        "(head, later step) pairs in which a single token gives the step over half of the attention",
     )
-    reduction: Literal["max", "zscore_max"] = Field("max", description="of fci, over layers and heads")
+    reduction: Literal["max", "zscore_max"] = Field(
+        "max",
+        description="reduction of FCI over layers and heads. max: the largest value (eq. 6); zscore_max: z-scores "
+        "over the steps within each head, then the largest",
+    )
 
 
 class CreditConfig(Strict):
-    """Which steps the advantages act on (ours; the paper's act on all alike)."""
+    """Per-step weights of the advantages; the paper weighs all steps alike."""
 
-    top_share: float = Field(0.2, gt=0, le=1, description="share of steps of highest influence that count in full")
-    rest_weight: float = Field(1.0, gt=0, le=1, description="weight of the advantages of all others; 1: all alike")
+    top_share: float = Field(
+        0.2, gt=0, le=1, description="share of a response's steps, those of highest influence, with weight 1"
+    )
+    rest_weight: float = Field(1.0, gt=0, le=1, description="weight of the advantages of all other steps; 1: off")
 
 
 class AdaptiveConfig(Strict):
-    """What to spend samples on (adaptive sampling)."""
+    """Adaptive sampling (eq. 8-10): filtering of problems, expansion of trunks, prompts per step."""
 
-    filter: bool = Field(True, description="drop all-correct problems whose mean FCI is below the running mean")
-    expansion: Literal["ceil", "round", "all"] = Field("ceil", description="trunks expanded: exp(-accuracy) * n")
-    batch_size: bool = Field(True, description="adapt prompts per step to keep the training batch full")
-    smoothing: float = Field(0.9, ge=0, lt=1, description="lambda of the batch size controller")
-    max_growth: float = Field(4.0, ge=1, description="bounds of the controller: prompts / this .. prompts * this")
+    filter: bool = Field(
+        True, description="drop an all-correct problem whose mean influence is below the running mean (eq. 8)"
+    )
+    expansion: Literal["ceil", "round", "all"] = Field(
+        "ceil",
+        description="number of trunks to expand (eq. 9). ceil: exp(-accuracy) * n rounded up (released code); round: "
+        "rounded to nearest (paper); all: every trunk",
+    )
+    batch_size: bool = Field(
+        True, description="adapt the number of problems per step to keep the training batch full (eq. 10)"
+    )
+    smoothing: float = Field(0.9, ge=0, lt=1, description="weight of the previous batch size (lambda in eq. 10)")
+    max_growth: float = Field(
+        4.0, ge=1, description="bound on the batch size: between prompts / max_growth and prompts * max_growth"
+    )
 
 
 class MethodConfig(Strict):
-    """AttnRL, TreeRL, GRPO and everything between, as settings."""
+    """The algorithm: AttnRL, TreeRL, GRPO, and mixtures of the three."""
 
     pipeline: Literal["one_step", "two_phase"] = Field(
         "one_step",
-        description="one_step: one generation a step, one-step off-policy; two_phase: two generations",
+        description="one_step: one generation per training step, one-step off-policy (paper); two_phase: two "
+        "generations per training step, initial responses and then continuations",
     )
     trunks: PositiveInt = Field(6, description="initial responses per problem (n)")
-    advantage: Literal["tree", "grpo", "grpo_no_std"] = "tree"
+    advantage: Literal["tree", "grpo", "grpo_no_std"] = Field(
+        "tree",
+        description="advantage estimator. tree: of each segment, from leaf values (eq. 3); grpo: of each response, "
+        "normalised by the mean and standard deviation of the group; grpo_no_std: by the mean only",
+    )
     branching: BranchingConfig = BranchingConfig()
     credit: CreditConfig = CreditConfig()
     adaptive: AdaptiveConfig = AdaptiveConfig()
 
     @property
     def leaves(self) -> int:
-        """Leaves of a fully expanded problem: n * (1 + N * T)."""
+        """Number of leaves of a fully expanded problem: n * (1 + N * T)."""
         return self.trunks * (1 + self.branching.points * self.branching.samples)
 
     @property
     def weighs_steps(self) -> bool:
-        """Whether advantages count more in some steps than in others."""
+        """True if advantages have per-step weights other than 1."""
         return self.credit.rest_weight < 1
 
     @property
     def needs_fci(self) -> bool:
-        """Whether anything looks at the influence of steps."""
+        """True if the influence of steps is used anywhere."""
         branches = self.branching.points > 0 and self.branching.criterion == "fci"
         return self.adaptive.filter or branches or self.weighs_steps
 
@@ -94,85 +123,115 @@ class MethodConfig(Strict):
 
 
 class LossConfig(Strict):
-    """The clipped policy loss."""
+    """The clipped policy loss with a KL penalty (eq. 1)."""
 
-    clip_low: float = Field(0.2, gt=0, lt=1)
-    clip_high: PositiveFloat = 0.28
-    dual_clip: float | None = Field(None, gt=1, description="lower bound on the loss of negative advantages")
-    kl: NonNegativeFloat = Field(0.001, description="weight of the KL to the frozen starting model")
+    clip_low: float = Field(0.2, gt=0, lt=1, description="the probability ratio is clipped below 1 - clip_low")
+    clip_high: PositiveFloat = Field(0.28, description="the probability ratio is clipped above 1 + clip_high")
+    dual_clip: float | None = Field(
+        None,
+        gt=1,
+        description="dual clip: bounds the loss of tokens of negative advantage A by -dual_clip * A; null: off",
+    )
+    kl: NonNegativeFloat = Field(
+        0.001, description="weight of the KL penalty (k3 estimate) to the reference model, the frozen starting model"
+    )
     tis: float | None = Field(
         None,
         gt=0,
-        description="truncated importance sampling: weigh tokens by exp(policy's - sampler's log-prob), at most this",
+        description="truncated importance sampling: token losses are weighed by the probability ratio of policy to "
+        "sampler, capped at this value; null: off",
     )
 
 
 class OptimizerConfig(Strict):
-    """AdamW and how a training batch is cut."""
+    """AdamW, and the mini-batches and micro-batches of a training batch."""
 
-    learning_rate: PositiveFloat = 1e-6
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
-    weight_decay: NonNegativeFloat = 0.0
-    warmup_steps: NonNegativeInt = 0
-    max_grad_norm: PositiveFloat = 1.0
+    learning_rate: PositiveFloat = Field(1e-6, description="learning rate of AdamW, constant after the warm-up")
+    betas: tuple[Decay, Decay] = Field(
+        (0.9, 0.999), description="decay rates of AdamW's first and second moments, per optimizer step"
+    )
+    weight_decay: NonNegativeFloat = Field(0.0, description="decoupled weight decay of AdamW")
+    warmup_steps: NonNegativeInt = Field(0, description="linear warm-up of the learning rate, in optimizer steps")
+    max_grad_norm: PositiveFloat = Field(1.0, description="gradient clipping: largest global gradient norm")
     mini_batches: PositiveInt = Field(2, description="optimizer steps per training step, of equal token counts")
     max_nonfinite_steps: PositiveInt = Field(
-        3, description="stop when so many steps in a row had numbers that are not finite; until then they are skipped"
+        3,
+        description="consecutive training steps with NaN or infinite values after which the run ends with an error; "
+        "mini-batches with such values are skipped",
     )
     micro_batch_tokens: PositiveInt = Field(
         8192,
-        description="tokens per forward and backward pass, shared ones once, padding included; halved where memory "
-        "runs out",
+        description="tokens per forward and backward pass, padding included, shared prefixes counted once; halved when "
+        "memory runs out",
     )
     packing: Literal["tree", "none"] = Field(
-        "tree", description="tree: what responses have in common is scored and trained once; none: for each of them"
+        "tree",
+        description="tree: a prefix shared by several responses is scored and trained once; none: once per response",
     )
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass: less memory, more time"
+    )
 
 
 class SamplingConfig(Strict):
-    """How responses are drawn."""
+    """Sampling of training responses."""
 
-    temperature: PositiveFloat = 1.0
-    top_p: float = Field(1.0, gt=0, le=1)
-    max_new_tokens: PositiveInt = 8192
-    max_prompt_tokens: PositiveInt = 1024
-    max_batch: PositiveInt = Field(256, description="sequences decoded at once")
+    temperature: PositiveFloat = Field(1.0, description="sampling temperature")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling: probability mass kept; 1: off")
+    max_new_tokens: PositiveInt = Field(8192, description="longest response, in tokens")
+    max_prompt_tokens: PositiveInt = Field(
+        1024, description="longest prompt, in tokens; longer problems of a data file are left out"
+    )
+    max_batch: PositiveInt = Field(256, description="sequences decoded at the same time")
     score_continuations: bool = Field(
         True,
-        description="score continuations with the policy; false: take the sampler's log-probs for the policy's, which "
-        "saves a forward",
+        description="true: score continuations with the policy; false: use the sampler's log-probs as the policy's, "
+        "which saves a forward pass",
     )
     carry_over: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="share of problems whose initial responses may be left unfinished when all else of a generation "
-        "is done, rounded down; they go on in the next step's",
+        description="share of problems (rounded down) whose initial responses may stay unfinished when the rest of a "
+        "generation is done; sampling of the unfinished responses continues in the next step",
     )
     stall_seconds: PositiveFloat | None = Field(
-        1800.0, description="a sampler of which nothing is heard for so long has stalled; none: wait for ever"
+        1800.0,
+        description="watchdog: seconds without a heartbeat after which the sampler counts as stalled; null: no limit",
     )
-    retries: NonNegativeInt = Field(1, description="how often a step is begun again whose sampler failed or stalled")
+    retries: NonNegativeInt = Field(1, description="retries of a training step after a sampler error or stall")
 
 
 class DataConfig(Strict):
     """Problems from files and Hugging Face data sets (docs/data.md); a procedural ``task`` needs none."""
 
     train: str | tuple[str, ...] | None = Field(
-        None, description="a parquet, jsonl, json or csv file, a data set (name:config@revision[split]), or several"
+        None,
+        description="training problems: a parquet, jsonl, json or csv file, a data set name:config@revision[split], "
+        "or a list of several",
     )
-    eval: str | tuple[str, ...] | None = Field(None, description="as train")
+    eval: str | tuple[str, ...] | None = Field(
+        None, description="evaluation problems, in the same forms as data.train; null: no evaluation"
+    )
     prompt_suffix: str = Field(
-        PROMPT_SUFFIX, description="appended to the last user message of every problem that has not got it"
+        PROMPT_SUFFIX, description="appended to the last user message of every problem that lacks the suffix"
     )
     chat_template: Literal["auto", "never"] = Field(
         "auto",
-        description="auto: a text prompt is a user message where the model has a chat template; never: it is not",
+        description="auto: a text prompt becomes a user message if the model has a chat template; never: a text prompt "
+        "stays plain text",
     )
-    deduplicate: bool = Field(True, description="leave out training problems that repeat another with its answers")
-    overlap: Literal["drop", "warn"] = Field("drop", description="what to do with training problems evaluated on")
-    allow_changed: bool = Field(False, description="go on with a run whose problems are not those it began with")
+    deduplicate: bool = Field(
+        True, description="leave out training problems that repeat another problem with the same answers"
+    )
+    overlap: Literal["drop", "warn"] = Field(
+        "drop",
+        description="training problems that are evaluation problems too. drop: left out of training; warn: kept, with "
+        "a warning",
+    )
+    allow_changed: bool = Field(
+        False, description="resume a run although its problems differ from the problems at the start of the run"
+    )
 
     @field_validator("train", "eval", mode="before")
     @classmethod
@@ -187,62 +246,78 @@ class DataConfig(Strict):
 class EvalConfig(Strict):
     """Held-out evaluation during training."""
 
-    every: NonNegativeInt = Field(10, description="training steps between evaluations; 0 = none at all")
-    problems: PositiveInt = 100
+    every: NonNegativeInt = Field(10, description="training steps between evaluations; 0: no evaluation")
+    problems: PositiveInt = Field(100, description="number of held-out problems, at most")
     samples: PositiveInt = Field(8, description="responses per problem (k of avg@k)")
-    temperature: NonNegativeFloat = 1.0
-    top_p: float = Field(1.0, gt=0, le=1)
+    temperature: NonNegativeFloat = Field(1.0, description="sampling temperature; 0: greedy")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling: probability mass kept; 1: off")
 
 
 class CheckpointConfig(Strict):
-    """When to save, and how many checkpoints to keep."""
+    """Checkpoint interval and retention."""
 
-    every: NonNegativeInt = Field(50, description="training steps between checkpoints; the last step always saves")
-    keep_last: PositiveInt = 2
+    every: NonNegativeInt = Field(
+        50, description="training steps between checkpoints; 0: only the last step, which always saves"
+    )
+    keep_last: PositiveInt = Field(2, description="newest checkpoints to keep")
     keep_best: NonNegativeInt = Field(
         0,
-        description="keep so many of the highest held-out accuracy too; one that an evaluation finds is saved",
+        description="checkpoints of highest held-out accuracy to keep as well; a new best evaluation saves a "
+        "checkpoint at once",
     )
 
 
 class LogConfig(Strict):
-    """What a run writes besides its metrics."""
+    """Outputs of a run besides the metrics."""
 
-    trees_every: NonNegativeInt = Field(10, description="steps between forests written to trees.jsonl; 0 = never")
+    trees_every: NonNegativeInt = Field(10, description="training steps between forests in trees.jsonl; 0: never")
     samples: NonNegativeInt = Field(4, description="responses per evaluation written to samples.jsonl")
-    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    project: PlainName = "attnrl"
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
+        (), description="experiment trackers that receive the metrics as well"
+    )
+    project: PlainName = Field("attnrl", description="project name in the trackers")
 
 
 class TrainConfig(Strict):
     """A training run (``attnrl train``)."""
 
     model: str = Field(description="a Hugging Face checkpoint directory, or the name of a shipped model")
-    trust_remote_code: bool = Field(False, description="run the code that the model's directory brings (auto_map)")
-    output_dir: Path
+    trust_remote_code: bool = Field(False, description="run Python code from the model's directory (auto_map)")
+    output_dir: Path = Field(description="run directory; all output of the run is written there")
     task: str | None = Field(
-        None, description="a procedural task, or reasoning_gym:NAME?KEY=VALUE&... of reasoning-gym; or give data.train"
+        None,
+        description="a procedural task, or reasoning_gym:NAME?KEY=VALUE&... of reasoning-gym; null: data.train is used",
     )
     data: DataConfig = DataConfig()
     grader: str | None = Field(
-        None, description="rules, math or module:object; none: the task's own, math for data files"
+        None,
+        description="rules: rule-based comparison; math: symbolic comparison (math-verify); or module:object; null: "
+        "the task's own grader, math for data files",
     )
-    flexible_answers: bool = Field(False, description="grade the last number of a response that boxes nothing")
+    flexible_answers: bool = Field(
+        False, description="grade the last number of a response that contains no boxed answer"
+    )
     engine: Literal["local", "verl"] = Field(
-        "local", description="local: this process, one device; verl: a Ray cluster of many GPUs"
+        "local", description="local: this process, one device; verl: a Ray cluster of many GPUs (docs/verl.md)"
     )
-    steps: PositiveInt
+    steps: PositiveInt = Field(description="training steps")
     tokens: PositiveInt | None = Field(
-        None, description="end the run earlier, with the step in which so many tokens have been sampled in all"
+        None, description="budget of sampled tokens: the run ends with the step that reaches the budget; null: no limit"
     )
-    prompts: PositiveInt = Field(64, description="problems per step, before the batch size adapts")
-    seed: Seed = 0
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    prompts: PositiveInt = Field(64, description="problems per training step, before the batch size adapts")
+    seed: Seed = Field(0, description="seed of all random choices")
+    device: str = Field("auto", description="auto (CUDA if available), cpu, cuda or cuda:N")
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of weights and forwards; bfloat16 weights are updated through fp32 copies"
+        "float32",
+        description="precision of weights and forward passes. float32: full precision; bfloat16: half the memory, the "
+        "optimizer updates fp32 master weights",
     )
-    threads: Threads = Field(0, description="CPU threads of torch; 0 = as torch chooses")
-    resume: str = Field("auto", description="auto: continue the newest checkpoint of output_dir; never; or a path")
+    threads: Threads = Field(0, description="CPU threads of torch; 0: torch's default")
+    resume: str = Field(
+        "auto",
+        description="auto: continue from the newest checkpoint in output_dir, if any; never: start anew, in an empty "
+        "output_dir; or a checkpoint directory to continue from",
+    )
     method: MethodConfig = MethodConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -259,7 +334,7 @@ class TrainConfig(Strict):
     log: LogConfig = LogConfig()
 
     def is_over(self, step: int, sampled_tokens: float) -> bool:
-        """Whether a run that has done ``step`` steps and sampled so many tokens has come to its end."""
+        """Return True if ``step`` done steps or ``sampled_tokens`` sampled tokens reach the limits of the run."""
         return step >= self.steps or (self.tokens is not None and sampled_tokens >= self.tokens)
 
     @model_validator(mode="after")
@@ -269,17 +344,17 @@ class TrainConfig(Strict):
         return self
 
     @model_validator(mode="after")
-    def _verl_can_do_it(self) -> TrainConfig:
+    def _verl_supports_the_settings(self) -> TrainConfig:
         if self.engine == "verl":
             if self.verl.sequence_parallel > 1 and self.method.needs_fci:
                 raise ValueError(
-                    f"verl.sequence_parallel={self.verl.sequence_parallel} spreads a sequence over GPUs, and FCI needs "
-                    "it whole on one: set it to 1, or use a method that does not look at FCI"
+                    f"verl.sequence_parallel={self.verl.sequence_parallel} splits a sequence over GPUs, and FCI needs "
+                    "whole sequences: set verl.sequence_parallel=1, or use a method without FCI"
                 )
             if self.verl.rollout != "transformers" and not self.sampling.score_continuations:
                 raise ValueError(
-                    f"sampling.score_continuations=false takes the log-probs of {self.verl.rollout} for the policy's, "
-                    "which they are not: set it to true"
+                    "sampling.score_continuations=false uses the sampler's log-probs as the policy's, but log-probs of "
+                    f"{self.verl.rollout} differ from the policy's: set sampling.score_continuations=true"
                 )
             if self.sampling.carry_over:
                 raise ValueError("sampling.carry_over: the verl engine waits for all responses; set it to 0")

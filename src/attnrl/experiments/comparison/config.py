@@ -28,22 +28,22 @@ COMPARISONS = "attnrl.comparisons"
 class Arm(Strict):
     """One arm of a comparison: a recipe with overrides (``key.path=value``)."""
 
-    recipe: str
-    settings: tuple[str, ...] = ()
+    recipe: str = Field(description="a .yaml file, or the name of a shipped recipe")
+    settings: tuple[str, ...] = Field((), description="settings that the arm changes, as key.path=value")
 
 
 class Comparison(Strict):
     """Arms trained with all seeds at equal budgets of sampled tokens (``attnrl compare``)."""
 
-    output_dir: Path
+    output_dir: Path = Field(description="directory of the results; run directories are in runs/")
     arms: dict[str, Arm] = Field(description="arms by display name; the other arms are tested against the first arm")
-    settings: tuple[str, ...] = Field((), description="overrides of all arms, as key.path=value")
+    settings: tuple[str, ...] = Field((), description="settings that all arms change, as key.path=value")
     tokens: PositiveInt = Field(description="budget of each run: tokens sampled in training")
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = Field((0, 1, 2), description="seeds; each arm is trained once per seed")
     target: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.8, description="accuracy; the tokens needed to reach the target are reported"
+        0.8, description="held-out accuracy for the table of tokens needed to reach the target"
     )
-    workers: PositiveInt = Field(2, description="number of concurrent runs, one thread per run")
+    workers: PositiveInt = Field(2, description="runs at the same time, one thread each")
 
     @field_validator("arms")
     @classmethod
