@@ -279,7 +279,7 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
         ["'aime26'", "rows.jsonl", "aime24, aime25", "--data-dir ."],
     ),
     "eval of a benchmark from nowhere": ([*EVAL, "--benchmark", "x=no.jsonl"], ["no.jsonl"]),
-    "eval of one model twice": (["eval", "tiny", *EVAL[1:], "--task", "ledger"], ["tiny"]),
+    "eval of one model twice": (["eval", "tiny", *EVAL[1:], "--task", "ledger"], ["model"]),
     "eval with an unknown grader": ([*EVAL, "--task", "ledger", "--grader", "exact"], ["exact", "module:function"]),
     "eval with both": ([*EVAL, "--task", "ledger", "--data", "rows.jsonl"], ["--task", "--data"]),
     "eval of no model": (["eval", "nowhere", "--task", "ledger"], ["model nowhere"]),
@@ -571,7 +571,7 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     "compare of nothing": (["compare", ""], ["comparison"]),
     "compare without a run": (
         ["compare", "grpo", "tokens=9", "output_dir=bare", "--no-train"],
-        ["bare"],
+        ["seed"],
     ),
     "compare below a file": (["compare", "grpo", "tokens=9", "output_dir=file/out"], ["output_dir file/out"]),
     "compare after other results": (

@@ -301,7 +301,7 @@ def test_eval_of_two_models_on_the_papers_benchmarks(folder: Path, attnrl: Attnr
     outcome = attnrl(*command, "--samples", "1", "--prompt-suffix", "", "--grader", "rules")
     assert outcome.code == 0, outcome.err
     assert re.search(r"aime24: 6 problems.*\b30\b", outcome.out)
-    assert re.search(r"math500: prompts too long.*\b1\b", outcome.out)
+    assert re.search(r"math500: .*\b1\b", outcome.out)
     assert re.search(r"\b512\b", outcome.out)  # positions, fewer than the paper's 32,768 tokens
     for part in ["AIME24", "MATH-500", "average", "second", "1 skipped", "1.5B + AttnRL (paper)", "39.7", "64.8"]:
         assert part in outcome.out  # 64.8: the mean of the two columns shown
