@@ -280,7 +280,7 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     ),
     "eval of a benchmark from nowhere": ([*EVAL, "--benchmark", "x=no.jsonl"], ["no.jsonl"]),
     "eval of one model twice": (["eval", "tiny", *EVAL[1:], "--task", "ledger"], ["model"]),
-    "eval with an unknown grader": ([*EVAL, "--task", "ledger", "--grader", "exact"], ["exact", "module:function"]),
+    "eval with an unknown grader": ([*EVAL, "--task", "ledger", "--grader", "exact"], ["exact", "module:object"]),
     "eval with both": ([*EVAL, "--task", "ledger", "--data", "rows.jsonl"], ["--task", "--data"]),
     "eval of no model": (["eval", "nowhere", "--task", "ledger"], ["model nowhere"]),
     "eval of an unknown task": ([*EVAL, "--task", "leger"], ["task 'leger'", "ledger_long"]),
@@ -457,7 +457,7 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     "weights of another shape": (train("model=misshapen"), ["model misshapen"]),
     "run whose settings are lost": (train("output_dir=run_lost"), ["run_lost/config.yaml"]),
     # --- Graders ---
-    "grader without a function": (train("grader='graders:'"), ["grader graders:", "module:function"]),
+    "grader without a function": (train("grader='graders:'"), ["grader graders:", "module:object"]),
     "grader that is not there": (train("grader=graders:nothing"), ["grader graders:nothing"]),
     "grader of a module that is not there": (train("grader=nowhere:f"), ["grader nowhere:f"]),
     "grader that is not Python": (train("grader=unparsable:f"), ["grader unparsable:f", "SyntaxError", "line 1"]),
