@@ -1,1 +1,1 @@
-"""Comparisons that the package ships, one YAML file each (``attnrl compare``)."""
+"""Shipped comparisons of recipes, as YAML files (``attnrl compare``)."""

@@ -108,7 +108,7 @@ class EvalDirectory:
         os.replace(aside, self.root / RESULTS)
 
     def close(self) -> None:
-        """Release the lock."""
+        """Release the lock on ``samples.jsonl``."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None

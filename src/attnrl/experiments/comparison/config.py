@@ -83,7 +83,7 @@ class PlannedRun:
 
     @property
     def directory(self) -> Path:
-        """Return the run directory."""
+        """Return the output directory of the run."""
         return self.config.output_dir
 
     @property
