@@ -114,14 +114,14 @@ def missing_record_warnings(run: RunDirectory, checkpoint: Checkpoint | None) ->
     return []
 
 
-def without_stale_samples(
+def resumed_state(
     state: TrainerState,
     source: ProblemSource,
     tokenizer: PreTrainedTokenizerBase,
     max_prompt_tokens: int,
     say: Callable[[str], None],
 ) -> TrainerState:
-    """Drop samples in flight whose problem is no longer at the same position of ``source``; report the number dropped.
+    """Return ``state`` without samples in flight of changed problems (:func:`drop_stale_samples`); report the number.
 
     Args:
         state: trainer state of a checkpoint.

@@ -125,7 +125,7 @@ class Display:
             parts.append(f"{metrics['time/generated_tokens_per_second']:,.0f} tokens/s")
         if evaluated:
             parts.append(f"held-out accuracy {metrics['eval/accuracy']:.1%}")
-        self.console.print("  ".join(parts), highlight=False, soft_wrap=True)
+        print_line(self.console, "  ".join(parts))
 
     def _render(self) -> Group:
         return Group(self._bar, self._status(), self._numbers())

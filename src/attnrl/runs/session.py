@@ -28,7 +28,7 @@ from attnrl.local.checkpoint import (
 from attnrl.local.loading import build_policy, load_model
 from attnrl.rl.evaluation import Evaluation
 from attnrl.rl.trainer import StepResult, Trainer, TrainerState
-from attnrl.runs.compatibility import without_stale_samples
+from attnrl.runs.compatibility import resumed_state
 from attnrl.runs.directory import METRICS, RunDirectory
 from attnrl.runs.display import Display
 from attnrl.runs.evaluation import evaluate_held_out, is_evaluation_due
@@ -118,7 +118,7 @@ class TrainingSession:
         state = load_checkpoint(checkpoint, self.policy)
         limit = self.config.sampling.max_prompt_tokens
         source, tokenizer = self.prepared.data.source, self.prepared.tokenizer
-        return without_stale_samples(state, source, tokenizer, limit, self.display.say)
+        return resumed_state(state, source, tokenizer, limit, self.display.say)
 
     def run(self) -> list[Metrics]:
         """Train until the run is over or interrupted; return the rows of ``metrics.jsonl``.

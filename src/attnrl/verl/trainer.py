@@ -22,7 +22,7 @@ from attnrl.data.run_data import grader_for, load_task
 from attnrl.errors import UserError, one_line
 from attnrl.rl.state import state_from_json, state_to_json
 from attnrl.rl.trainer import Trainer, TrainerState
-from attnrl.runs.compatibility import without_stale_samples
+from attnrl.runs.compatibility import resumed_state
 from attnrl.runs.evaluation import evaluate_held_out, is_evaluation_due
 from attnrl.runs.recording import Metrics, RunRecorder
 from attnrl.runs.watchdog import WatchedSampler, retry_on_sampler_error
@@ -174,7 +174,7 @@ class AttnRLTrainer(PPOTrainer):  # type: ignore[misc]
         with open_dict(self.config):
             self.config.trainer.val_before_train = False  # the last session evaluated this step, if due
         limit = self.recipe.sampling.max_prompt_tokens
-        self.state = without_stale_samples(state, self.data.source, self.tokenizer, limit, print)
+        self.state = resumed_state(state, self.data.source, self.tokenizer, limit, print)
 
     def _compute_metrics(
         self, batch: KVBatchMeta, metrics: dict[str, Any], timing_raw: dict[str, float], global_steps: int, epoch: int
