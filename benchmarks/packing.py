@@ -136,7 +136,7 @@ def gradient(policy: LocalPolicy, rows: Sequence[TrainingRow]) -> Tensor:
     """The gradient of the whole batch, all parameters end to end."""
     policy.optimizer.zero_grad()
     policy._accumulate(rows, sum(len(row.response) for row in rows))
-    flat = torch.cat([parameter.grad.flatten().double() for parameter in policy.masters.values()])
+    flat = torch.cat([parameter.grad.flatten().double() for parameter in policy.optimizer.masters.values()])
     policy.optimizer.zero_grad()
     return flat
 

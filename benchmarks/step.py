@@ -40,6 +40,7 @@ from attnrl.config.schema import TrainConfig
 from attnrl.data.run_data import grader_for, load_task
 from attnrl.inference.sampler import build_sampler
 from attnrl.local.loading import build_policy, choose_device, load_model, load_tokenizer, model_directory
+from attnrl.local.policy import LocalPolicy
 from attnrl.rl.rollout import RolloutTree
 from attnrl.rl.trainer import StepResult, Trainer, TrainerState
 from attnrl.tokenization import end_of_sequence_ids
@@ -135,8 +136,8 @@ class Bench:
             if step in steps:
                 policy = side.policy
                 weights = {name: tensor.clone() for name, tensor in policy.model.state_dict().items()}
-                moments = copy.deepcopy(policy.optimizer.state_dict())
-                starts.append(Start(trainer.state, weights, moments, policy.updates))
+                moments = copy.deepcopy(adamw(policy).state_dict())
+                starts.append(Start(trainer.state, weights, moments, counter(policy).updates))
             if step < max(steps):
                 trainer.step()
         return starts
@@ -144,8 +145,8 @@ class Bench:
     def restore(self, side: Side, start: Start) -> Side:
         """Bring a side to the beginning of a step."""
         side.policy.model.load_state_dict(start.weights)
-        side.policy.optimizer.load_state_dict(copy.deepcopy(start.optimizer))
-        side.policy.updates = start.updates
+        adamw(side.policy).load_state_dict(copy.deepcopy(start.optimizer))
+        counter(side.policy).updates = start.updates
         side.sampler.sync()
         return side
 
@@ -212,6 +213,15 @@ def compare(policies: Sequence[Policy], problems: Sequence[RolloutTree], config:
     return {**differences, "gradient": difference(*gradients), "weights": difference(*weights)}
 
 
+def adamw(policy: Any) -> torch.optim.Optimizer:
+    return policy.optimizer.adamw if isinstance(policy, LocalPolicy) else policy.optimizer
+
+
+def counter(policy: Any) -> Any:
+    """Return the object that counts optimizer steps as ``updates``."""
+    return policy.optimizer if isinstance(policy, LocalPolicy) else policy
+
+
 def updated(policy: Any, rows: Sequence[Any]) -> tuple[Tensor, Tensor]:
     """The clipped gradient of the first optimizer step, and the weights after all of them."""
     gradients: list[Tensor] = []
@@ -219,7 +229,7 @@ def updated(policy: Any, rows: Sequence[Any]) -> tuple[Tensor, Tensor]:
     def keep(optimizer: Any, *_: Any) -> None:
         gradients.append(flat(p.grad for group in optimizer.param_groups for p in group["params"]))
 
-    hook = policy.optimizer.register_step_pre_hook(keep)
+    hook = adamw(policy).register_step_pre_hook(keep)
     policy.update(rows)
     hook.remove()
     return gradients[0], flat(policy.model.parameters())

@@ -139,13 +139,13 @@ def step(
     model: PreTrainedModel, batch: Batch, *, reference: PreTrainedModel | None = None, **optimizer: object
 ) -> Step:
     policy = build_policy(model, reference, **optimizer)
-    before = flat(policy.masters.values())
+    before = flat(policy.optimizer.masters.values())
     again = build_policy(model, reference, **optimizer)
     again._accumulate(batch.rows, float(batch.tokens))
-    gradient = flat(weight.grad for weight in again.masters.values())
+    gradient = flat(weight.grad for weight in again.optimizer.masters.values())
     metrics = dict(policy.update(batch.rows))
-    after = flat(policy.masters.values())
-    return Step(metrics, gradient, after - before, after, policy.updates)
+    after = flat(policy.optimizer.masters.values())
+    return Step(metrics, gradient, after - before, after, policy.optimizer.updates)
 
 
 def scores(model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -198,8 +198,8 @@ def test_loss_gradients_and_moments_of_a_bf16_model_are_fp32(batch: Batch, monke
     policy.update(batch.rows)
     assert seen and set(seen) == {torch.float32}
     assert {weight.dtype for weight in policy.model.parameters()} == {torch.bfloat16}
-    for master in policy.masters.values():
-        its = policy.optimizer.state[master]
+    for master in policy.optimizer.masters.values():
+        its = policy.optimizer.adamw.state[master]
         assert {tensor.dtype for tensor in (master, its["exp_avg"], its["exp_avg_sq"])} == {torch.float32}
 
 

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfi
 
 from attnrl.config.schema import BranchingConfig, LossConfig, OptimizerConfig
 from attnrl.fci import forward_context_influence
-from attnrl.local.policy import LocalPolicy, optimizer_tensors
+from attnrl.local.optimizer import MasterOptimizer
+from attnrl.local.policy import LocalPolicy
 from attnrl.method.influence import lookups
 from attnrl.method.steps import Steps
 from attnrl.types import TrainingRow
@@ -264,7 +265,7 @@ def test_update_is_the_ppo_step_on_paper(model, reference, rows, budget, mini_ba
     assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
     pairs = zip(policy.model.parameters(), model.parameters(), strict=True)
     assert max(float((a - b).detach().abs().max()) for a, b in pairs) > 5e-5
-    assert policy.updates == len(MINI_BATCHES[mini_batches])
+    assert policy.optimizer.updates == len(MINI_BATCHES[mini_batches])
 
 
 @pytest.mark.parametrize("budget", UPDATE_BUDGETS)
@@ -284,7 +285,7 @@ def test_every_token_weighs_the_same_whatever_batch_it_falls_into(model, rows, b
     policy = build_policy(
         model, learning_rate=rate, mini_batches=mini_batches, micro_batch_tokens=budget, max_grad_norm=1e9
     )
-    policy.optimizer = torch.optim.SGD(policy.model.parameters(), lr=rate)
+    policy.optimizer.adamw = torch.optim.SGD(policy.model.parameters(), lr=rate)
     metrics = policy.update(rows)
     assert metrics["loss/policy"] == pytest.approx(mean.item(), abs=1e-5)
     steps = len(MINI_BATCHES[mini_batches])
@@ -390,8 +391,8 @@ def test_updates_too_small_for_16_bit_weights_add_up(model, rows):
     assert changed() > 0.5
     for name, weight in policy.model.named_parameters():
         assert weight.dtype == torch.bfloat16
-        assert policy.masters[name].dtype == torch.float32
-        assert torch.equal(weight, policy.masters[name].bfloat16())
+        assert policy.optimizer.masters[name].dtype == torch.float32
+        assert torch.equal(weight, policy.optimizer.masters[name].bfloat16())
 
 
 def test_gradients_of_micro_batches_are_added_in_fp32(model, rows):
@@ -401,11 +402,12 @@ def test_gradients_of_micro_batches_are_added_in_fp32(model, rows):
     policy._accumulate(rows, 28.0)
     for name, weight in policy.model.named_parameters():
         assert weight.grad is None
-        assert policy.masters[name].grad.dtype == torch.float32
+        assert policy.optimizer.masters[name].grad.dtype == torch.float32
     exact = build_policy(copy.deepcopy(start).double(), micro_batch_tokens=1)
     exact._accumulate(rows, 28.0)
     found, expected = (
-        torch.cat([its.masters[name].grad.double().flatten() for name in its.masters]) for its in (policy, exact)
+        torch.cat([its.optimizer.masters[name].grad.double().flatten() for name in its.optimizer.masters])
+        for its in (policy, exact)
     )
     assert float((found - expected).norm() / expected.norm()) < 0.05
 
@@ -431,13 +433,13 @@ def test_without_warm_up_the_first_step_has_the_full_rate(model, rows):
 def test_moments_made_before_the_first_step_are_those_that_adamw_makes(model, rows, dtype, monkeypatch):
     start = copy.deepcopy(model).to(dtype)
     early, late = (build_policy(start, learning_rate=1e-3, mini_batches=2) for _ in range(2))
-    early.allocate_moments()
-    assert optimizer_tensors(early).keys() == optimizer_tensors(late).keys()  # no moments before an update
+    early.optimizer.allocate_moments()
+    assert early.optimizer.tensors().keys() == late.optimizer.tensors().keys()  # no moments before an update
     metrics = [early.update(rows) for _ in range(2)]
     with monkeypatch.context() as patch:
-        patch.setattr(LocalPolicy, "allocate_moments", lambda policy: None)
+        patch.setattr(MasterOptimizer, "allocate_moments", lambda optimizer: None)
         assert [late.update(rows) for _ in range(2)] == metrics
-    ours, theirs = optimizer_tensors(early), optimizer_tensors(late)
+    ours, theirs = early.optimizer.tensors(), late.optimizer.tensors()
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         assert torch.equal(tensor, theirs[name]) and tensor.dtype == theirs[name].dtype, name

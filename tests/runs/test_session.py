@@ -152,7 +152,7 @@ def test_a_mini_batch_that_is_not_finite_moves_no_weight(tiny_checkpoint, tmp_pa
             return loss * float("nan"), values
         policy = arguments[0]
         values = real(*arguments, **named)
-        next(iter(policy.masters.values())).grad[0] = float("inf")
+        next(iter(policy.optimizer.masters.values())).grad[0] = float("inf")
         return values
 
     interfere(monkeypatch, LocalPolicy, "_loss" if where == "loss" else "_accumulate", set(range(1000)), spoil)

@@ -1,1 +1,1 @@
-"""The local engine: one process, one device, a Hugging Face transformers model."""
+"""The local engine: policy, optimizer and checkpoints of a transformers model in one process, on one device."""

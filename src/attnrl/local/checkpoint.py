@@ -1,8 +1,9 @@
-"""Checkpoints: a Hugging Face model directory with the optimizer and the loop's state beside it.
+"""Checkpoints: a Hugging Face model directory with the optimizer's and the trainer's state.
 
-``checkpoints/step-000050/`` loads with ``AutoModelForCausalLM.from_pretrained``. It is written aside, put on the disk
-with a manifest of sizes and hashes, and only then renamed, so a directory of that name is whole, and damage that comes
-later is found before anything is resumed from it. Nothing in it is pickled: tensors are safetensors, the rest is JSON.
+``checkpoints/step-000050/`` loads with ``AutoModelForCausalLM.from_pretrained``. Writes are atomic: files go to a
+staging directory with a manifest of sizes and hashes, are fsynced, and the staging directory is then renamed. A
+directory named ``step-*`` is therefore complete, and the manifest reveals later damage before a run resumes. No file
+is pickled: tensors are safetensors, all else is JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from attnrl.errors import UserError, one_line
 from attnrl.local.model_files import refuse_pickles
-from attnrl.local.policy import LocalPolicy, load_optimizer_tensors, optimizer_tensors
+from attnrl.local.policy import LocalPolicy
 from attnrl.rl.rollout import Group, PartialGroup
 from attnrl.rl.state import count, state_from_json, state_to_json
 from attnrl.rl.trainer import TrainerState
@@ -35,7 +36,7 @@ PREFIX = "step-"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint directory and the training step after which it was written."""
+    """A checkpoint directory and its training step."""
 
     directory: Path
     step: int
@@ -43,7 +44,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class RetentionPolicy:
-    """Which checkpoints stay: the ``last`` newest ones, and the ``best`` ones by held-out accuracy."""
+    """Number of checkpoints to keep: the ``last`` newest, and the ``best`` by held-out accuracy."""
 
     last: int
     best: int = 0
@@ -59,30 +60,35 @@ def save_checkpoint(
     data: Mapping[str, str] | None = None,
     accuracy: float | None = None,
 ) -> Path:
-    """Write the checkpoint of ``state.step`` below ``root``, and remove those that are not to be kept beside it.
+    """Write the checkpoint of ``state.step`` below ``root``, then remove checkpoints by the retention policy.
 
-    Later ones belong to a course that the run has left, when it was resumed from before them.
+    Checkpoints of later steps are removed too: the run was resumed from an earlier step and has abandoned those steps.
 
     Args:
         root: directory of the run's checkpoints.
-        state: of the loop.
-        policy: its weights and optimizer.
-        tokenizer: saved with them.
-        keep: which checkpoints stay.
-        data: a fingerprint of each data set that the run draws problems from.
-        accuracy: held-out accuracy of these weights, where it was measured.
+        state: state of the trainer.
+        policy: the policy, for the weights and the optimizer's state.
+        tokenizer: saved with the weights.
+        keep: the retention policy.
+        data: fingerprint of each data set, by setting.
+        accuracy: held-out accuracy of the weights; None if not measured.
 
     Raises:
-        OSError, SafetensorError: it could not be written; nothing of it is left, and those before it are as they were.
+        OSError, SafetensorError: a file could not be written. The partial checkpoint is removed; earlier checkpoints
+            are unchanged.
     """
     directory = root / f"{PREFIX}{state.step:06d}"
-    # An earlier run of the same step is replaced, when this one was resumed from before it.
+    # A run resumed from an earlier step replaces the checkpoint of the same step.
     with staged_directory(directory, {"step": state.step, "accuracy": accuracy}, replace=True) as aside:
         policy.model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
-        save_file(optimizer_tensors(policy), aside / OPTIMIZER_FILE)
+        save_file(policy.optimizer.tensors(), aside / OPTIMIZER_FILE)
         write_state(
-            aside, state, updates=policy.updates, micro_batch_tokens=policy.micro_batch_tokens, data=dict(data or {})
+            aside,
+            state,
+            updates=policy.optimizer.updates,
+            micro_batch_tokens=policy.micro_batch_tokens,
+            data=dict(data or {}),
         )
     _remove_others(root, state.step, keep)
     return directory
@@ -90,15 +96,16 @@ def save_checkpoint(
 
 @contextmanager
 def staged_directory(directory: Path, notes: dict[str, Any], *, replace: bool) -> Iterator[Path]:
-    """A directory to write what is to be in ``directory``: sealed, and renamed to that when all of it is there.
+    """Write a directory atomically: give a staging directory, then write the manifest, fsync and rename on exit.
 
     Args:
-        directory: to be made.
-        notes: for its manifest.
-        replace: whether it may be there already.
+        directory: final name.
+        notes: further entries of the manifest.
+        replace: True to replace an existing directory.
 
     Raises:
-        OSError: it could not be written, or is there and must not be; nothing of it is left.
+        OSError: a file could not be written, or ``directory`` exists and ``replace`` is False. The staging directory is
+            removed.
     """
     root = directory.parent
     aside, replaced = (root / f".{directory.name}.{what}" for what in ("partial", "replaced"))
@@ -112,20 +119,20 @@ def staged_directory(directory: Path, notes: dict[str, Any], *, replace: bool) -
             os.rename(directory, replaced)
         os.rename(aside, directory)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)  # a full disk should have the room again
+        shutil.rmtree(aside, ignore_errors=True)  # free the space of a full disk
         raise
     fsync_path(root)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
 def write_state(directory: Path, state: TrainerState, **others: Any) -> None:
-    """Write :data:`STATE_FILE`: the loop's state, and others (of the policy, and of the data)."""
+    """Write :data:`STATE_FILE`: the trainer's state, and ``others`` (of the policy and of the data)."""
     document = {**others, "trainer": state_to_json(state)}
     (directory / STATE_FILE).write_text(json.dumps(document), encoding="utf-8")
 
 
 def _remove_others(root: Path, step: int, keep: RetentionPolicy) -> None:
-    """Remove all but the checkpoints to keep when that of ``step`` has just been written."""
+    """Remove checkpoints by the retention policy, after the checkpoint of ``step`` was written."""
     checkpoints = list_checkpoints(root)
     course = [checkpoint for checkpoint in checkpoints if checkpoint.step <= step]
     kept = [*course[-keep.last :], *best_checkpoints(course, keep.best)]
@@ -135,7 +142,10 @@ def _remove_others(root: Path, step: int, keep: RetentionPolicy) -> None:
 
 
 def best_checkpoints(checkpoints: Sequence[Checkpoint], count: int) -> list[Checkpoint]:
-    """The ``count`` checkpoints of highest held-out accuracy, the newer of equal ones; those without one are none."""
+    """Return the ``count`` checkpoints with the highest held-out accuracy, best first; ties go to the newer.
+
+    Checkpoints without a measured accuracy are left out.
+    """
     measured = []
     for checkpoint in checkpoints:
         accuracy = accuracy_of(checkpoint)
@@ -145,7 +155,7 @@ def best_checkpoints(checkpoints: Sequence[Checkpoint], count: int) -> list[Chec
 
 
 def accuracy_of(checkpoint: Checkpoint) -> float | None:
-    """The held-out accuracy that a checkpoint's manifest has; None where there is none, or no manifest."""
+    """Return the held-out accuracy in the checkpoint's manifest; None without an accuracy or a manifest."""
     try:
         accuracy = read_manifest(checkpoint.directory).get("accuracy")
     except ValueError:
@@ -154,7 +164,7 @@ def accuracy_of(checkpoint: Checkpoint) -> float | None:
 
 
 def list_checkpoints(root: Path) -> list[Checkpoint]:
-    """The checkpoints below ``root``, oldest first, whether they are undamaged or not."""
+    """Return the checkpoints below ``root``, oldest first, damaged checkpoints included."""
     found = []
     for directory in root.glob(f"{PREFIX}*"):
         number = directory.name.removeprefix(PREFIX)
@@ -165,11 +175,11 @@ def list_checkpoints(root: Path) -> list[Checkpoint]:
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """What there is to resume from.
+    """Checkpoint to resume from.
 
     Attributes:
-        checkpoint: the newest that is undamaged; None to start from the beginning.
-        skipped: a line for each newer one that is damaged.
+        checkpoint: the newest undamaged checkpoint; None for a new run.
+        skipped: a message for each newer, damaged checkpoint.
     """
 
     checkpoint: Checkpoint | None
@@ -177,11 +187,15 @@ class ResumePoint:
 
 
 def find_checkpoint(resume: str, root: Path) -> ResumePoint:
-    """What ``resume`` means: ``auto`` (the newest undamaged one below ``root``, if any), ``never``, or a directory.
+    """Return the checkpoint that the setting ``resume`` selects.
+
+    Args:
+        resume: ``auto`` (the newest undamaged checkpoint below ``root``), ``never``, or a checkpoint directory.
+        root: directory of the run's checkpoints.
 
     Raises:
-        UserError: the directory named is no checkpoint of a run, or damaged; or all that ``auto`` finds are; or one
-            holds a pickled file.
+        UserError: the named directory is not a checkpoint or is damaged, all checkpoints of ``auto`` are damaged, or a
+            checkpoint contains a pickled file.
     """
     if resume == "never":
         return ResumePoint(None)
@@ -202,12 +216,12 @@ def find_checkpoint(resume: str, root: Path) -> ResumePoint:
             return ResumePoint(checkpoint, tuple(skipped))
         skipped.append(f"checkpoint {checkpoint.directory}: skipped, damaged ({damage})")
     if skipped:
-        raise UserError(f"{'; '.join(skipped)}; none is left to resume from: repair one or choose another output_dir")
+        raise UserError(f"{'; '.join(skipped)}; no checkpoint is left: repair one or choose another output_dir")
     return ResumePoint(None)
 
 
 def _damage(directory: Path) -> str | None:
-    """What is wrong with a checkpoint directory."""
+    """Return what the manifest reveals as damaged; None for an undamaged checkpoint."""
     try:
         verify_manifest(directory)
     except (OSError, ValueError) as error:
@@ -216,24 +230,24 @@ def _damage(directory: Path) -> str | None:
 
 
 def data_of(checkpoint: Checkpoint) -> dict[str, str]:
-    """The fingerprints of data sets that a checkpoint was saved with.
+    """Return the fingerprints of the data sets in a checkpoint, by setting.
 
     Raises:
-        UserError: its state is not readable.
+        UserError: the checkpoint's state is not readable.
     """
     return dict(_read_state(checkpoint.directory)["data"])
 
 
 def load_checkpoint(checkpoint: Checkpoint, policy: LocalPolicy) -> TrainerState:
-    """Put the optimizer's state back into ``policy`` (its weights were loaded with the model).
+    """Load the optimizer's state into ``policy`` and return the trainer's state; the model was loaded before.
 
     Raises:
-        UserError: the state is missing or damaged; the file is named.
+        UserError: a file is missing or damaged; the message names the file.
     """
     document = _read_state(checkpoint.directory)
-    exported = "micro_batch_tokens" not in document  # another engine has none
+    exported = "micro_batch_tokens" not in document  # exported from another engine, without micro-batch sizes
     try:
-        policy.updates = count(document, "updates")
+        updates = count(document, "updates")
         if not exported:
             policy.micro_batch_tokens = min(policy.micro_batch_tokens, count(document, "micro_batch_tokens", 1))
         state = state_from_json(document["trainer"])
@@ -243,7 +257,7 @@ def load_checkpoint(checkpoint: Checkpoint, policy: LocalPolicy) -> TrainerState
         raise UserError(f"checkpoint file {checkpoint.directory / STATE_FILE}: damaged ({one_line(error)})") from None
     path = checkpoint.directory / OPTIMIZER_FILE
     try:
-        load_optimizer_tensors(policy, load_file(path), exported=exported)
+        policy.optimizer.load_tensors(load_file(path), updates=updates, exported=exported)
     except (OSError, SafetensorError) as error:
         raise UserError(f"checkpoint file {path}: not readable ({one_line(error)})") from None
     except ValueError as error:
@@ -252,41 +266,43 @@ def load_checkpoint(checkpoint: Checkpoint, policy: LocalPolicy) -> TrainerState
 
 
 def _check_step(checkpoint: Checkpoint, step: int) -> None:
-    """Make sure that a state is of the step that the directory and the manifest are of, which say so beside it."""
+    """Raise ValueError unless the state, the directory's name and the manifest give the same step."""
     number = checkpoint.directory.name.removeprefix(PREFIX)
     named = int(number) if checkpoint.directory.name != number and number.isdecimal() else step
     if named != step:
-        raise ValueError(f"it is of step {step}, and the directory's name of step {named}")
+        raise ValueError(f"the state is of step {step}, and the directory's name of step {named}")
     noted = read_manifest(checkpoint.directory).get("step")
     if noted != step:
-        raise ValueError(f"it is of step {step}, and {MANIFEST} of step {noted}")
+        raise ValueError(f"the state is of step {step}, and {MANIFEST} of step {noted}")
 
 
 def _check_vocabulary(policy: LocalPolicy, state: TrainerState) -> None:
-    """Make sure that the model knows the tokens that are to be trained on or continued."""
+    """Raise ValueError if a sampled response has a token id outside the model's vocabulary."""
     known = policy.model.get_input_embeddings().num_embeddings
     groups: tuple[Group | PartialGroup, ...] = (*state.pending, *state.carried)
     for group in groups:
         largest = max(max(tokens, default=0) for tokens in (group.prompt, *(trunk.tokens for trunk in group.trunks)))
         if largest >= known:
-            raise ValueError(f"position {group.position} has the token {largest}, and the model knows {known}")
+            raise ValueError(
+                f"position {group.position} has token {largest}, and the model's vocabulary {known} tokens"
+            )
 
 
 def _read_state(directory: Path) -> dict[str, Any]:
-    """What :func:`write_state` has written, of which the step and the fingerprints have been checked.
+    """Return the contents of :data:`STATE_FILE`, with the step and the fingerprints checked.
 
     Raises:
-        UserError: it has not.
+        UserError: the file is missing or malformed.
     """
     path = directory / STATE_FILE
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(document, dict) or not isinstance(document.get("trainer"), dict):
-            raise TypeError("a mapping expected, with one called trainer in it")
+            raise TypeError("a mapping with the mapping trainer expected")
         count(document["trainer"], "step")
         data = document.setdefault("data", {})
         if not isinstance(data, dict) or not all(isinstance(fingerprint, str) for fingerprint in data.values()):
-            raise TypeError("data: fingerprints by setting expected")
+            raise TypeError("data: a mapping of settings to fingerprints expected")
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"checkpoint file {path}: not readable ({one_line(error)})") from None
     return document

@@ -1,4 +1,4 @@
-"""Puts the local engine together: model, tokenizer, sampler and policy of one process."""
+"""Load the model, its configuration and its tokenizer; choose the device; build the policy."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ SHIPPED = resources.files("attnrl") / "models"
 
 
 def shipped_models() -> list[str]:
-    """Names of the models that come with the package."""
+    """Return the names of the models shipped with the package."""
     return sorted(entry.name for entry in SHIPPED.iterdir() if (entry / "config.json").is_file())
 
 
 def model_directory(model: str) -> Path:
-    """The directory of a shipped model, or the given directory itself.
+    """Return the directory of a shipped model, or ``model`` itself as a directory.
 
     Raises:
-        UserError: it is neither the name of a shipped model nor a checkpoint directory.
+        UserError: ``model`` is neither a shipped model nor a checkpoint directory.
     """
     if model in shipped_models():
         return Path(str(SHIPPED / model))
@@ -49,10 +49,10 @@ def model_directory(model: str) -> Path:
 
 
 def choose_device(device: str) -> torch.device:
-    """``auto`` is the first CUDA device, or the CPU.
+    """Return the device; ``auto`` selects the first CUDA device, or the CPU without CUDA.
 
     Raises:
-        UserError: not a device of this machine.
+        UserError: the machine has no such device.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -63,7 +63,7 @@ def choose_device(device: str) -> torch.device:
     if chosen.type not in {"cpu", "cuda"}:
         raise UserError(f"device: {device} is not supported (auto, cpu, cuda or cuda:N)")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device: {device} is not here ({torch.cuda.device_count()} CUDA devices)")
+        raise UserError(f"device: {device} not found ({torch.cuda.device_count()} CUDA devices)")
     return chosen
 
 
@@ -72,27 +72,29 @@ LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError, Runtime
 
 
 def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a checkpoint directory; code in the directory runs only if it is trusted.
+    """Load the tokenizer of a checkpoint directory; code in the directory runs only with ``trust_remote_code``.
 
     Raises:
-        UserError: there is none, or it cannot be read.
+        UserError: the tokenizer is missing, cannot be read or has no end-of-sequence token.
     """
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             directory, trust_remote_code=trust_remote_code
         )
     except LOADING_ERRORS as error:
-        raise _not_loaded(directory, "its tokenizer cannot be loaded", error) from None
+        raise _not_loaded(directory, "the tokenizer cannot be loaded", error) from None
     if tokenizer.eos_token_id is None:
-        raise UserError(f"model {directory}: its tokenizer has no end-of-sequence token")
+        raise UserError(f"model {directory}: the tokenizer has no end-of-sequence token")
     return tokenizer
 
 
 def load_model_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
-    """Load the transformers config of a checkpoint directory; code in the directory runs only if it is trusted.
+    """Load the transformers config of a checkpoint directory.
+
+    Code in the directory runs only with ``trust_remote_code``.
 
     Raises:
-        UserError: it cannot be read, or transformers does not know the kind of model.
+        UserError: the config cannot be read, or transformers does not know the architecture.
     """
     try:
         return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
@@ -103,12 +105,12 @@ def load_model_config(directory: Path, *, trust_remote_code: bool = False) -> An
 def load_model(
     directory: Path, *, device: torch.device, dtype: str, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """Load the weights of a checkpoint directory, from safetensors only.
+    """Load the model of a checkpoint directory, in evaluation mode; weights are read from safetensors only.
 
-    Code in the directory runs only if it is trusted; see :mod:`attnrl.local.model_files` for what is refused.
+    Code in the directory runs only with ``trust_remote_code``; :mod:`attnrl.local.model_files` checks the files.
 
     Raises:
-        UserError: they cannot be read, or are not a causal language model that transformers knows.
+        UserError: the weights cannot be read, or transformers knows no causal language model of the architecture.
     """
     transformers_logging.disable_progress_bar()
     check_model_files(directory, trust_remote_code=trust_remote_code)
@@ -130,16 +132,19 @@ def load_model(
 
 
 def _not_loaded(directory: Path, problem: str, error: Exception) -> UserError:
-    if "trust_remote_code" in str(error):  # transformers' way to say that there is code that it was not to run
-        return UserError(f"model {directory}: brings code of its own (auto_map), which runs only with {TRUST}")
+    if "trust_remote_code" in str(error):  # raised by transformers for code in the directory
+        return UserError(f"model {directory}: contains custom code (auto_map), which runs only with {TRUST}")
     return UserError(f"model {directory}: {problem} ({one_line(error)})")
 
 
 def require_influence(model: PreTrainedModel) -> dict[int, str]:
-    """Make sure that FCI can be taken from the model; returns the kinds of the layers that have none, by index.
+    """Check that FCI can be computed from the model's attention.
+
+    Returns:
+        The kind of each layer without softmax attention, by layer index; FCI leaves these layers out.
 
     Raises:
-        UserError: it cannot.
+        UserError: FCI cannot be computed.
     """
     try:
         return check_attention(model)
@@ -148,10 +153,10 @@ def require_influence(model: PreTrainedModel) -> dict[int, str]:
 
 
 def require_trees(model: PreTrainedModel) -> None:
-    """Make sure that the model can be scored and trained on packed trees.
+    """Check that the model can be scored and trained on packed trees.
 
     Raises:
-        UserError: it cannot; without packing it may.
+        UserError: packed trees change the model's log-probs; the message suggests ``optimizer.packing=none``.
     """
     try:
         check_trees(model)
@@ -160,10 +165,15 @@ def require_trees(model: PreTrainedModel) -> None:
 
 
 def build_policy(config: TrainConfig, model: PreTrainedModel, reference: PreTrainedModel | None) -> LocalPolicy:
-    """The policy to train, with the frozen starting model of its KL if that is weighed.
+    """Return the policy to train.
+
+    Args:
+        config: the run's.
+        model: the model to train.
+        reference: the frozen initial model of the KL penalty; None without a KL penalty.
 
     Raises:
-        RunError: memory does not suffice for the optimizer's moments.
+        RunError: not enough memory for the optimizer's moments.
     """
     policy = LocalPolicy(
         model,
@@ -173,5 +183,5 @@ def build_policy(config: TrainConfig, model: PreTrainedModel, reference: PreTrai
         branching=config.method.branching,
         temperature=config.sampling.temperature,
     )
-    policy.allocate_moments()
+    policy.optimizer.allocate_moments()
     return policy

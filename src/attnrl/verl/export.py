@@ -26,7 +26,7 @@ from attnrl.errors import RunError, UserError, one_line
 from attnrl.local.checkpoint import OPTIMIZER_FILE, staged_directory, write_state
 from attnrl.local.loading import LOADING_ERRORS, load_model_config, load_tokenizer
 from attnrl.local.model_files import check_model_files
-from attnrl.local.policy import MASTER
+from attnrl.local.optimizer import MASTER
 from attnrl.rl.state import state_from_json
 from attnrl.rl.trainer import TrainerState
 from attnrl.utils.files import require_writable
