@@ -37,7 +37,7 @@ SUITE = Suite("sums", "Sums", "nowhere", tuple(Problem(f"s:{i}", f"A={i}?", (str
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerBase) -> helpers.FakeSampler:
-    """Responses of several steps, which a random model does not write."""
+    """Sampler with responses of several steps (a random model writes single steps)."""
     sampler = helpers.FakeSampler(tokenizer)
     monkeypatch.setattr(disruption, "build_sampler", lambda *args, **settings: sampler)
     return sampler

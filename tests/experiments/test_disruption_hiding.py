@@ -50,7 +50,7 @@ def decode(model: PreTrainedModel, requests: list[HiddenRequest], **settings: An
 
 
 def full_logits(model: PreTrainedModel, ids: tuple[int, ...], hidden: tuple[int, int], unseen_from: int) -> Tensor:
-    """Logits [T, V] of one forward, by a mask that says for each query which keys it sees."""
+    """Return logits [T, V] of one forward with an explicit attention mask [T, T]."""
     T = len(ids)
     query, key = torch.arange(T)[:, None], torch.arange(T)
     seen = key <= query

@@ -1,4 +1,4 @@
-"""The report in a real browser: it draws any run, and nothing that a model wrote runs, loads or leaves."""
+"""The report in a real browser: every run is drawn, and no model output is executed or causes a request."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Opened = Callable[[Path], str]
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
-    """Opens a page in a Chromium and gives the document that it comes to, as HTML."""
+    """Return a function that opens a page in Chromium and returns the resulting document as HTML."""
     browser = os.environ.get("CHROME") or next((path for name in NAMES if (path := shutil.which(name))), None)
     if browser is None:
         pytest.skip(
@@ -58,7 +58,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
 
 @pytest.fixture
 def requests() -> Iterator[tuple[str, list[str]]]:
-    """The address of a server of this machine, and the paths that it was asked for."""
+    """Start a local HTTP server; return the address and the list of requested paths."""
     asked: list[str] = []
 
     class Listener(BaseHTTPRequestHandler):
@@ -95,7 +95,7 @@ def test_a_browser_draws_any_run_and_runs_nothing_a_model_wrote(tmp_path: Path, 
 
 
 def test_what_a_click_shows_is_text_too(tmp_path: Path, opened: Opened) -> None:
-    """The texts of a forest's leaves and the tips; the page's own script is given a visitor at its end."""
+    """Click and hover every element by code appended to the page's script; details and tooltips must be text."""
     write_report([hostile_run(tmp_path / "run")], tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     script = text.rpartition("<script>")[2].partition("</script>")[0]
@@ -121,7 +121,7 @@ def test_a_run_whose_directory_is_an_attack(tmp_path: Path, opened: Opened) -> N
 def test_the_policy_stops_what_would_get_into_the_page(
     tmp_path: Path, opened: Opened, requests: tuple[str, list[str]]
 ) -> None:
-    """The second line of defence: here the attack is in the page, as HTML, and asks a server for things."""
+    """Second line of defence: an attack inserted into the page as HTML is stopped by the content security policy."""
     address, asked = requests
     tags = f'<img src="{address}/image"><link rel="stylesheet" href="{address}/style"><script src="{address}/script">'
     write_report([run(tmp_path / "run", *STATES["no trees"])], tmp_path / "report.html")

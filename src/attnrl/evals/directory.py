@@ -17,13 +17,20 @@ from pathlib import Path
 from typing import Any
 
 from attnrl.errors import UserError, one_line
-from attnrl.utils.files import require_writable
+from attnrl.utils.files import require_writable, write_atomic
 
 SAMPLES, RESULTS = "samples.jsonl", "results.json"
-KEY = ("model", "benchmark", "problem", "sample")
-TEXTS = ("model", "benchmark", "problem", "prompt", "verdict", "finish_reason")
-SAMPLE: dict[str, tuple[type, ...]] = {name: (str,) for name in TEXTS}
-SAMPLE |= {"sample": (int,), "answers": (list,), "seed": (int,), "reward": (int, float), "tokens": (int,)}
+KEY_FIELDS = ("model", "benchmark", "problem", "sample")
+_TEXT_FIELDS = ("model", "benchmark", "problem", "prompt", "verdict", "finish_reason")
+#: Required fields of a row of ``samples.jsonl``, with the accepted types.
+SAMPLE_FIELDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(_TEXT_FIELDS, (str,)),
+    "sample": (int,),
+    "answers": (list,),
+    "seed": (int,),
+    "reward": (int, float),
+    "tokens": (int,),
+}
 
 
 class EvalDirectory:
@@ -32,7 +39,7 @@ class EvalDirectory:
     def __init__(self, root: Path) -> None:
         """``root`` is created by :meth:`open`."""
         self.root = root
-        self._lock: Any = None
+        self._file: Any = None
 
     def read_results(self) -> dict[str, Any] | None:
         """Return the contents of ``results.json``, or None for a new directory. Nothing is written.
@@ -72,9 +79,9 @@ class EvalDirectory:
                     return
                 try:
                     row = json.loads(line)
-                    if not all(isinstance(row[name], kind) for name, kind in SAMPLE.items()):
+                    if not all(isinstance(row[name], kind) for name, kind in SAMPLE_FIELDS.items()):
                         raise TypeError
-                    key = tuple(row[name] for name in KEY)
+                    key = tuple(row[name] for name in KEY_FIELDS)
                 except (ValueError, TypeError, KeyError, RecursionError):
                     raise UserError(f"{path}, line {number}: not a sample") from None
                 if key not in seen:
@@ -89,29 +96,27 @@ class EvalDirectory:
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.root / SAMPLES).open("a+b")
+            self._file = (self.root / SAMPLES).open("a+b")
         except OSError as error:
             raise UserError(f"--output {self.root}: cannot be written ({error.strerror})") from None
-        _lock(self._lock, self.root)
-        self._lock.truncate(_end_of_last_line(self._lock))
+        _lock_file(self._file, self.root)
+        self._file.truncate(_end_of_last_line(self._file))
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append one line per row to ``samples.jsonl``, and fsync."""
-        self._lock.write("".join(json.dumps(row) + "\n" for row in rows).encode())
-        self._lock.flush()
-        os.fsync(self._lock.fileno())
+        self._file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
     def write_results(self, results: Mapping[str, Any]) -> None:
-        """Replace ``results.json`` by an atomic rename."""
-        aside = self.root / f".{RESULTS}.partial"
-        aside.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(aside, self.root / RESULTS)
+        """Write ``results.json`` atomically."""
+        write_atomic(self.root / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
         """Release the lock on ``samples.jsonl``."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 def _are_results(document: Any) -> bool:
@@ -130,7 +135,7 @@ def _are_results(document: Any) -> bool:
     )
 
 
-def _lock(file: Any, root: Path) -> None:
+def _lock_file(file: Any, root: Path) -> None:
     try:
         import fcntl
     except ImportError:  # no file locks on this platform: the user must not start two evaluations at once
