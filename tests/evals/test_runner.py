@@ -301,7 +301,7 @@ def test_exactly_one_source_of_problems() -> None:
 def test_killed_half_way_and_started_again(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SIGKILL a real process with a real model, and resume: no sample is repeated, the files equal an uninterrupted run."""
+    """After SIGKILL of a real process and resume, no sample is repeated and the files equal an uninterrupted run."""
     (tmp_path / "few.jsonl").write_text(
         "".join(json.dumps({"prompt": f"A={i}; B+1?", "answer": str(i)}) + "\n" for i in range(4))
     )
