@@ -457,11 +457,11 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     "weights of another shape": (train("model=misshapen"), ["model misshapen"]),
     "run whose settings are lost": (train("output_dir=run_lost"), ["run_lost/config.yaml"]),
     # --- Graders ---
-    "grader without a function": (train("grader='graders:'"), ["grader graders:", "module:object"]),
-    "grader that is not there": (train("grader=graders:nothing"), ["grader graders:nothing"]),
-    "grader of a module that is not there": (train("grader=nowhere:f"), ["grader nowhere:f"]),
-    "grader that is not Python": (train("grader=unparsable:f"), ["grader unparsable:f", "SyntaxError", "line 1"]),
-    "grader that is a script": (train("grader=script:f"), ["grader script:f", "SystemExit"]),
+    "grader without a function": (train("grader='graders:'"), ["grader", "graders:", "module:object"]),
+    "grader that is not there": (train("grader=graders:nothing"), ["grader", "graders", "nothing"]),
+    "grader of a module that is not there": (train("grader=nowhere:f"), ["grader", "nowhere"]),
+    "grader that is not Python": (train("grader=unparsable:f"), ["grader", "unparsable", "SyntaxError", "line 1"]),
+    "grader that is a script": (train("grader=script:f"), ["grader", "script", "SystemExit"]),
     "grade with a grader that fails": (
         ["grade", "responses.jsonl", "-o", "new/graded.jsonl", "--grader", "graders:fails"],
         ["grader: graders:fails", "ZeroDivisionError: division by zero", "graders.py, line 3"],
@@ -476,11 +476,11 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     ),
     "grade with a grader of words": (
         ["grade", "responses.jsonl", "-o", "graded.jsonl", "--grader", "graders:words"],
-        ["grader graders:words", "reward 0", "str"],
+        ["grader", "graders:words", "reward 0", "str"],
     ),
     "grade with a grader of one number": (
         ["grade", "responses.jsonl", "-o", "graded.jsonl", "--grader", "graders:scalar"],
-        ["grader graders:scalar"],
+        ["grader", "graders:scalar"],
     ),
     "eval with a grader that fails": (
         evaluate("--grader", "graders:fails", "--samples", "1", "--problems", "1"),
