@@ -109,7 +109,7 @@ class EvalDirectory:
         os.fsync(self._file.fileno())
 
     def write_results(self, results: Mapping[str, Any]) -> None:
-        """Write ``results.json`` atomically."""
+        """Write ``results`` to ``results.json`` atomically."""
         write_atomic(self.root / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
