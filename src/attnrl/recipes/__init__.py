@@ -1,1 +1,1 @@
-"""The recipes that the package ships: YAML files, read by :func:`attnrl.config.load.read_recipe`."""
+"""Shipped recipes: YAML files, read by :func:`attnrl.config.load.read_recipe`."""
