@@ -181,7 +181,7 @@ class DecodeCache(Cache):  # type: ignore[misc]
             layer.rebuild(pair, new_rows=rows, pad=max(0, columns - layer.columns))
 
     def grow(self) -> None:
-        """Allocate more columns."""
+        """Allocate wider buffers and copy all rows."""
         for layer in self.layers:
             layer.rebuild((layer.keys, layer.values))
 

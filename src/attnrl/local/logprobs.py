@@ -1,7 +1,7 @@
 """Log-probabilities and entropies of tokens, from one forward of a pack.
 
-Shape letters: N tokens whose log-probs are wanted, P different places whose logits predict them, V vocabulary;
-B and T are those of :mod:`attnrl.local.packing`.
+Shape letters: B rows and T tokens of a row of the pack, N predicted tokens, P distinct positions whose logits predict a
+token, Q positions of a slice of P, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from attnrl.fci import FciUnsupportedError, evaluating
 from attnrl.local.packing import Pack, pack_rows, pack_trees
 
-LOGIT_BYTES = 256 * 2**20  # bound on the fp32 logits that are turned into log-probs at one time
+LOGIT_BYTES = 256 * 2**20  # largest fp32 logits converted to log-probs at one time
 
 
 def token_logprobs(
@@ -29,21 +29,21 @@ def token_logprobs(
     *,
     with_entropy: bool = False,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """One forward: log-probs of the tokens behind each sequence's prompt, and the entropy each was drawn with.
+    """Return the log-prob of each response token and the entropy of the token's distribution, from one forward.
 
-    Tokens that follow the same token (the first tokens of branches from it) are predicted by the same logits,
-    which are made once, and only for places that predict something.
+    Tokens that follow the same token (the first tokens of branches) are predicted by the same logits. Logits are
+    computed once per position, and only for positions that predict a token.
 
     Args:
-        model: to be called in ``pack.attending(model)``, as must the backward pass.
+        model: the model; call this function and the backward pass inside ``pack.attending(model)``.
         pack: the sequences.
-        prompt_lengths: tokens of each sequence of the pack that are given, not predicted; at least 1.
+        prompt_lengths: prompt tokens of each sequence of the pack (not predicted); at least 1.
         temperature: divides the logits.
-        with_entropy: without it the second result is empty.
+        with_entropy: False leaves the second list empty.
 
     Returns:
-        For each sequence of the pack an fp32 tensor of the length of its response; log-probs in nats with gradient,
-        entropies without.
+        Log-probs and entropies in nats: for each sequence of the pack an fp32 tensor of the response's length.
+        Log-probs have a gradient, entropies have none.
     """
     device = model.device
     counts = [length - prompt for length, prompt in zip(pack.lengths, prompt_lengths, strict=True)]
@@ -57,26 +57,29 @@ def token_logprobs(
     place_P, slot_N = torch.unique(predicting_N, return_inverse=True)
     logits_PV = _logits(model, pack, place_P)
 
-    order_N = slot_N.argsort(stable=True)  # so that slices of logits have slices of tokens
+    order_N = slot_N.argsort(stable=True)  # a slice of logits then predicts a slice of tokens
     size = max(1, LOGIT_BYTES // (4 * logits_PV.shape[1]))
     cuts = torch.searchsorted(slot_N[order_N], torch.arange(0, len(place_P) + size, size)).tolist()
     logprobs, entropies = [], []
-    for part, some_SV in enumerate(torch.split(logits_PV, size)):
+    for part, logits_QV in enumerate(torch.split(logits_PV, size)):
         tokens = order_N[cuts[part] : cuts[part + 1]]
-        args = (some_SV, (slot_N[tokens] - part * size).to(device), target_N[tokens].to(device), temperature)
-        # Kept for the backward pass, the fp32 logits would take the memory that the slices save.
+        args = (logits_QV, (slot_N[tokens] - part * size).to(device), target_N[tokens].to(device), temperature)
+        # Checkpointed: keeping fp32 logits for the backward pass would use the memory that slicing saves.
         logprobs.append(
             checkpoint(_logprobs_of, *args, use_reentrant=False) if torch.is_grad_enabled() else _logprobs_of(*args)
         )
         if with_entropy:
-            entropies.append(_entropy_of(some_SV, temperature))
+            entropies.append(_entropy_of(logits_QV, temperature))
     logprob_N = torch.cat(logprobs)[order_N.argsort().to(device)]
     entropy = torch.split(torch.cat(entropies)[slot_N.to(device)], counts) if with_entropy else ()
     return list(torch.split(logprob_N, counts)), list(entropy)
 
 
 def _logits(model: PreTrainedModel, pack: Pack, place_P: Tensor) -> Tensor:
-    """Logits [P, V] of the places, given as indices of the flattened pack; the others are not made if possible."""
+    """Return the logits [P, V] at ``place_P``, indices of the flattened pack.
+
+    If the model has ``logits_to_keep``, the other positions' logits are not computed.
+    """
     device, width = model.device, pack.input_ids_BT.shape[1]
     inputs: dict[str, Any] = {"input_ids": pack.input_ids_BT.to(device), "use_cache": False}
     skipped = 0
@@ -92,30 +95,30 @@ def _logits(model: PreTrainedModel, pack: Pack, place_P: Tensor) -> Tensor:
     return logits_BTV[(place_P // width).to(device), (place_P % width - skipped).to(device)]  # type: ignore[no-any-return]
 
 
-def _logprobs_of(logits_SV: Tensor, slot_N: Tensor, target_N: Tensor, temperature: float) -> Tensor:
-    scaled_SV = logits_SV.float() / temperature
-    return scaled_SV[slot_N, target_N] - scaled_SV.logsumexp(-1)[slot_N]
+def _logprobs_of(logits_QV: Tensor, slot_N: Tensor, target_N: Tensor, temperature: float) -> Tensor:
+    scaled_QV = logits_QV.float() / temperature
+    return scaled_QV[slot_N, target_N] - scaled_QV.logsumexp(-1)[slot_N]
 
 
 @torch.no_grad()
-def _entropy_of(logits_SV: Tensor, temperature: float) -> Tensor:
-    logprobs_SV = (logits_SV.float() / temperature).log_softmax(-1)
-    return -(logprobs_SV.exp() * logprobs_SV).sum(-1)
+def _entropy_of(logits_QV: Tensor, temperature: float) -> Tensor:
+    logprobs_QV = (logits_QV.float() / temperature).log_softmax(-1)
+    return -(logprobs_QV.exp() * logprobs_QV).sum(-1)
 
 
 class TreesUnsupportedError(RuntimeError):
-    """A model that computes something else for trees than for their paths. The message says why."""
+    """The model computes other log-probs for packed trees than for single paths; the message gives the reason."""
 
 
 @torch.no_grad()
 def check_trees(model: PreTrainedModel) -> None:
-    """Make sure, by forwards of a few tokens, that packed trees give the log-probs of their paths.
+    """Check, with forwards of a few tokens, that a packed tree gives the log-probs of the tree's paths.
 
     Raises:
-        TreesUnsupportedError: they do not, as with layers that carry a state along the row.
+        TreesUnsupportedError: the log-probs differ, as with layers that carry a state along the row.
     """
     paths, prompts = [(0, 1, 2, 3, 1), (0, 1, 2, 2, 3, 1), (0, 1, 1, 3)], [1, 1, 1]
-    # A small difference may be a small state, so layers that do not only attend are looked for by their kind, too.
+    # A layer with a small state may change log-probs very little, so the capture also checks the layers' kinds.
     tree, rows = next(pack_trees(paths, 100, [5, 6, 1])), next(pack_rows(paths, 100))
     try:
         with evaluating(model):
@@ -129,6 +132,6 @@ def check_trees(model: PreTrainedModel) -> None:
     difference = max(float((packed[path] - alone[path]).abs().max()) for path in packed)
     if not difference <= (1e-3 if model.dtype == torch.float32 else 0.25):
         raise TreesUnsupportedError(
-            f"{type(model).__name__} gives tokens of a packed tree other log-probs than those of their path (by "
-            f"{difference:.2g}): a layer that does not only attend carries something from one branch into the next"
+            f"{type(model).__name__} gives tokens of a packed tree other log-probs than tokens of a single path (by "
+            f"{difference:.2g}): a layer that does not only attend carries a state from one branch into the next"
         )

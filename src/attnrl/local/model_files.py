@@ -1,8 +1,8 @@
-"""What may be in a model's directory: nothing pickled is opened, and nothing there runs unless that is asked for.
+"""Checks of a model directory: no pickled file is opened, and no code runs without ``trust_remote_code``.
 
-Unpickling a file can run anything that its author wrote. Weights are safetensors here, the rest is JSON, and
-transformers is not let near the ways in which a directory can send it elsewhere: an index of shards that names a
-pickle, an adapter with weights of its own, an attention whose code comes from a hub.
+Unpickling a file can run arbitrary code. Weights are therefore read from safetensors and all else from JSON. A
+directory that would make transformers load other files is refused: an index of shards that names a pickle, an adapter with
+separate weights, an attention implementation from a hub.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from attnrl.errors import UserError
 
 PICKLED = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill"})
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
-# Only directories that we wrote have both (Hugging Face's Trainer writes a trainer_state.json too, beside its pickles).
+# Only checkpoints of attnrl have both files (Hugging Face's Trainer writes trainer_state.json too, next to pickles).
 OWN_FILES = ("trainer_state.json", "optimizer.safetensors")
 TRUST = "trust_remote_code=true (--trust-remote-code)"
 
 
 def is_pickled(path: Path) -> bool:
-    """Whether a file is a pickle by its name, or by how it begins (a zip is how torch.save packs one)."""
+    """Return True for a pickled file, by suffix or by magic number (torch.save writes a zip archive of pickles)."""
     if path.suffix.lower() in PICKLED:
         return True
-    if path.suffix == ".safetensors":  # its first bytes are a length, which can be any; only safetensors reads it
+    if path.suffix == ".safetensors":  # starts with an arbitrary length, and is read by safetensors only
         return False
     with path.open("rb") as file:
         head = file.read(4)
@@ -33,15 +33,15 @@ def is_pickled(path: Path) -> bool:
 
 
 def pickles(directory: Path) -> Iterator[Path]:
-    """The pickled files of a directory and of all below it, in the order of their names."""
+    """Yield the pickled files in a directory and its subdirectories, sorted by path."""
     return (path for path in sorted(directory.rglob("*")) if path.is_file() and is_pickled(path))
 
 
 def refuse_pickles(directory: Path) -> None:
-    """Refuse a checkpoint with a pickled file in it, wherever: a run writes none, so somebody else has.
+    """Refuse a checkpoint with a pickled file: attnrl writes no pickles, so the file has another origin.
 
     Raises:
-        UserError: naming the first one.
+        UserError: the checkpoint contains a pickled file; the message names the first.
     """
     try:
         found = next(pickles(directory), None)
@@ -55,20 +55,20 @@ def refuse_pickles(directory: Path) -> None:
 
 
 def check_model_files(directory: Path, *, trust_remote_code: bool = False) -> None:
-    """Refuse a model's directory that would have something pickled loaded, or foreign code run unasked.
+    """Refuse a model directory that would load a pickled file, or run code without ``trust_remote_code``.
 
-    Pickles beside safetensors (``training_args.bin``, ``optimizer.pt``, ``pytorch_model.bin``) are common in the wild
-    and are left alone, since nothing opens them; in a checkpoint of ours there are none.
+    Pickles next to safetensors (``training_args.bin``, ``optimizer.pt``, ``pytorch_model.bin``) are common and are
+    ignored, because no code opens the pickles. A checkpoint of attnrl must not contain any.
 
     Raises:
-        UserError: naming the file and what is the matter with it.
+        UserError: naming the file and the reason.
     """
     config = _read_object(directory / "config.json")
     if all((directory / name).is_file() for name in OWN_FILES):
         refuse_pickles(directory)
     if (directory / "adapter_config.json").is_file():
         raise UserError(
-            f"model {directory}: holds an adapter (adapter_config.json), which is not loaded: merge it into its model"
+            f"model {directory}: contains an adapter (adapter_config.json), not supported: merge adapter and model"
         )
     _check_weights(directory, config)
     if not trust_remote_code:
@@ -79,9 +79,11 @@ def check_model_files(directory: Path, *, trust_remote_code: bool = False) -> No
 
 
 def _check_weights(directory: Path, config: dict[str, Any]) -> None:
-    chosen = config.get("transformers_weights")  # transformers takes this file, whatever else there is
+    chosen = config.get("transformers_weights")  # transformers prefers this file to all others
     if chosen is not None and not _is_safe(chosen, (".safetensors", ".safetensors.index.json")):
-        raise UserError(f"model {directory}: config.json names weights that are no safetensors in it ({chosen!r})")
+        raise UserError(
+            f"model {directory}: config.json names weights other than safetensors in the directory ({chosen!r})"
+        )
     if chosen is None and not any((directory / name).is_file() for name in (WEIGHTS, WEIGHTS_INDEX)):
         found = next((path for path in pickles(directory) if path.parent == directory), None)
         if found is not None:
@@ -94,12 +96,12 @@ def _check_weights(directory: Path, config: dict[str, Any]) -> None:
         for shard in shards.values() if isinstance(shards, dict) else ():
             if not _is_safe(shard, (".safetensors",)):
                 raise UserError(
-                    f"model {directory}: {path.name} names weights that are no safetensors in it ({shard!r})"
+                    f"model {directory}: {path.name} names weights other than safetensors in the directory ({shard!r})"
                 )
 
 
 def _is_safe(name: object, endings: tuple[str, ...]) -> bool:
-    """Whether ``name`` is that of a file with one of the endings, in the directory or below it."""
+    """Return True for a relative file name with one of the endings and without ``..``."""
     if not isinstance(name, str) or not name.endswith(endings):
         return False
     path = PurePosixPath(name.replace("\\", "/"))
@@ -107,7 +109,7 @@ def _is_safe(name: object, endings: tuple[str, ...]) -> bool:
 
 
 def _implementations(config: object) -> Iterator[tuple[str, str]]:
-    """Settings of the config, and of those in it, that name code on a hub: ``OWNER/KERNEL`` for its attention."""
+    """Yield ``(key, value)`` of nested settings that name code on a hub, such as the attention ``OWNER/KERNEL``."""
     if isinstance(config, dict):
         for key, value in config.items():
             if str(key).endswith("_implementation"):
@@ -118,7 +120,7 @@ def _implementations(config: object) -> Iterator[tuple[str, str]]:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; nothing where there is none, which whoever reads the file for its content says better."""
+    """Return the JSON object in the file, or an empty dict if the file is unreadable; the loader reports such files."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,9 +1,8 @@
-"""How sequences are laid out for the forwards of scoring and training: as trees, or one to a row.
+"""Packing of sequences for the forwards of scoring and training: as trees of shared prefixes, or one sequence per row.
 
-Responses to one prompt share it, and branches share what they keep of their trunk. :func:`pack_trees` finds the
-common beginnings by the tokens themselves, so that each common token is computed once, whatever the sequences
-are: trees of any depth, groups of GRPO, continuations of one trunk. :func:`pack_rows` is the layout without
-sharing, for models that cannot attend along trees.
+Responses share their prompt, and branches share a prefix of the trunk. :func:`pack_trees` finds shared prefixes by
+comparing tokens, so each shared token is computed once, for any sequences: trees of any depth, GRPO groups,
+continuations of one trunk. :func:`pack_rows` shares nothing, for models that cannot attend along trees.
 
 Shape letters: B rows of the forward, T tokens of a row.
 """
@@ -25,19 +24,18 @@ from attnrl.inference.prefixes import common_length
 
 @dataclass(frozen=True)
 class Pack:
-    """Some sequences, laid out for one forward.
+    """Sequences laid out for one forward.
 
     Attributes:
-        sequences: which of the whole batch these are.
-        lengths: tokens of each.
-        input_ids_BT: token ids. Where a row is padded, on the right, any id stands; attention is causal, so no
-            token sees the padding behind its sequence, and no mask is needed.
-        position_ids_BT: depth of each token in its sequence.
-        paths: for each sequence the ranges ``[start, stop)`` of the flattened ids (row * T + column) that it
-            consists of.
-        segments: of trees, for each range of the row that the same sequences go through, its length and the index
-            of the segment that it continues; empty for rows.
-        last: for each sequence the index of the segment it ends in; its row for rows.
+        sequences: index of each sequence in the whole batch.
+        lengths: tokens of each sequence.
+        input_ids_BT: token ids. Rows are padded on the right with arbitrary ids; attention is causal, so no token
+            attends to the padding, and no mask is needed.
+        position_ids_BT: position of each token in the token's sequence.
+        paths: for each sequence the ranges ``[start, stop)`` of the flattened ids (row * T + column), in order.
+        segments: for trees, ``(length, parent)`` of each segment, a range of the row shared by the same sequences;
+            ``parent`` is the index of the preceding segment. Empty for rows.
+        last: for each sequence the index of the last segment; for rows the row.
     """
 
     sequences: tuple[int, ...]
@@ -50,7 +48,7 @@ class Pack:
 
     @property
     def is_tree(self) -> bool:
-        """Whether it is laid out as trees."""
+        """True for a pack of trees, False for a pack of rows."""
         return bool(self.segments)
 
     @property
@@ -59,7 +57,7 @@ class Pack:
         return self.input_ids_BT.numel()
 
     def places(self, index: int) -> Tensor:
-        """Places in the flattened ids of the tokens of the ``index``-th sequence of the pack."""
+        """Return the positions in the flattened ids of the tokens of the pack's ``index``-th sequence."""
         return torch.cat([torch.arange(start, stop) for start, stop in self.paths[index]])
 
     def attending(
@@ -70,18 +68,18 @@ class Pack:
         *,
         lookups: bool = False,
     ) -> AbstractContextManager[Capture | None]:
-        """What a forward of this pack, and its backward pass, must run in.
+        """Return the context manager in which forward and backward passes of the pack must run.
 
         Args:
-            model: whose forward it is.
-            step_starts: where the influence of steps is wanted: for a sequence's index in the pack the offset of
-                each step in it. The sequence must share no token behind the first of them.
+            model: the model of the forward.
+            step_starts: offsets of the steps whose influence is computed, by the sequence's index in the pack. Tokens
+                from the first step on must not be shared with other sequences.
             delta: Delta of eq. 5.
-            lookups: whether lookups are wanted too.
+            lookups: True to count lookups too.
 
         Returns:
-            A context that gives the capture, in which the influence of a sequence is that of :attr:`last`; None
-            where neither trees nor influence are asked for.
+            A context manager that gives the capture, with the influence of a sequence at index :attr:`last`; None
+            for rows without ``step_starts``.
         """
         steps = step_starts or {}
         if not self.is_tree:
@@ -92,7 +90,7 @@ class Pack:
         starts: list[list[int]] = [[] for _ in self.segments]
         for index, its_steps in steps.items():
             start, stop = self.paths[index][-1]
-            depth = self.lengths[index] - (stop - start)  # tokens before its last segment
+            depth = self.lengths[index] - (stop - start)  # tokens before the last segment
             starts[self.last[index]] = [step - depth for step in its_steps]
         lengths = [length for length, _ in self.segments]
         parents = [parent for _, parent in self.segments]
@@ -100,7 +98,7 @@ class Pack:
 
 
 def pack_rows(sequences: Sequence[Sequence[int]], budget: int) -> Iterator[Pack]:
-    """One sequence to a row, padded on the right; longest first, rows times longest row within ``budget`` tokens.
+    """Yield packs of one sequence per row, longest first, of at most ``budget`` tokens, padding included.
 
     A sequence longer than the budget is a pack of its own.
     """
@@ -135,21 +133,22 @@ def _rows(chosen: Sequence[int], sequences: Sequence[Sequence[int]]) -> Pack:
 def pack_trees(
     sequences: Sequence[Sequence[int]], budget: int, shareable: Sequence[int] | None = None
 ) -> Iterator[Pack]:
-    """Trees of all sequences, end to end in one row, within ``budget`` distinct tokens.
+    """Yield packs of trees, concatenated in one row, of at most ``budget`` distinct tokens.
 
-    A sequence longer than the budget is a pack of its own; a tree that does not fit is cut, and what its parts
-    share is computed in each.
+    A sequence longer than the budget is a pack of its own. A tree larger than the budget is cut into several packs, and
+    shared tokens are computed in each pack.
 
     Args:
-        sequences: token ids, each of at least one token.
+        sequences: token ids, at least one token each.
         budget: tokens of a pack.
-        shareable: for each sequence how many of its first tokens it may have in common with others; all by default.
+        shareable: for each sequence the length of the prefix that may be shared; by default the whole sequence.
     """
     limits = [len(sequence) for sequence in sequences] if shareable is None else shareable
-    # Sorted, sequences that begin alike are neighbours, and what a run of them shares is the least two neighbours do.
+    # Sorting puts sequences with a shared prefix next to each other. The prefix shared by a run of sequences is the
+    # shortest prefix shared by two neighbours of the run.
     order = sorted(range(len(sequences)), key=lambda index: tuple(sequences[index]))
     chosen: list[int] = []
-    shared: list[int] = []  # by each with the one before
+    shared: list[int] = []  # tokens shared by each sequence with the previous sequence
     tokens = 0
     for index in order:
         common = 0
@@ -172,8 +171,8 @@ def _tree(chosen: Sequence[int], shared: Sequence[int], sequences: Sequence[Sequ
     positions: list[int] = []
     segment_paths: list[list[int]] = [[] for _ in chosen]
 
-    # What is left to lay out, the next at the end: ``chosen[first:end]`` are alike up to ``depth``, where ``parent``
-    # ends. At first the trees themselves: sequences that share nothing with those before.
+    # A stack of work: ``chosen[first:end]`` share ``depth`` tokens, and ``parent`` is the segment that ends there. The
+    # first entries are whole trees: a root shares nothing with the previous sequence.
     roots = [index for index in range(len(chosen)) if shared[index] == 0]
     left: list[tuple[int, int, int, int | None]] = [
         (first, end, 0, None) for first, end in reversed(list(pairwise([*roots, len(chosen)])))

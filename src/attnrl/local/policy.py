@@ -74,7 +74,7 @@ class LocalPolicy:
 
     @property
     def device(self) -> torch.device:
-        """Device of the model."""
+        """Device of the model's weights."""
         device: torch.device = self.model.device
         return device
 
