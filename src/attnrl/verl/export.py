@@ -133,7 +133,7 @@ def newest_checkpoint(given: Path) -> Path:
             if not step.isdecimal() or not (newest / "actor").is_dir():
                 raise UserError(f"checkpoint {root}: {NEWEST} names {step[:20]!r}, but this checkpoint is missing")
             return newest
-    raise UserError(f"checkpoint {given}: not a checkpoint of verl (no actor directory in it, and no {NEWEST})")
+    raise UserError(f"checkpoint {given}: not a checkpoint of verl (no actor directory, no {NEWEST})")
 
 
 def _world_size(actor: Path) -> int:

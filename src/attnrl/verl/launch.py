@@ -125,7 +125,7 @@ def _validate(composed: Any) -> None:
         raise UserError(f"verl.set: verl rejects the settings ({one_line(error)})") from None
 
 
-def check(config: TrainConfig) -> Any:
+def prepare(config: TrainConfig) -> Any:
     """Check every setting, file and model before Ray starts; return verl's configuration.
 
     Raises:
@@ -186,10 +186,10 @@ def train(config: TrainConfig) -> list[dict[str, float]]:
     """Train to the end of the run; return the rows of ``metrics.jsonl``.
 
     Raises:
-        UserError: as :func:`check`; or another process is training in the same directory.
+        UserError: as :func:`prepare`; or another process is training in the same directory.
         RunError: the run failed; verl's log has the cause.
     """
-    composed = check(config)
+    composed = prepare(config)
     from ray.exceptions import RayError, RayTaskError
     from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
 
