@@ -14,7 +14,7 @@ from torch import nn
 from transformers.masking_utils import create_causal_mask
 
 from attnrl.fci import ATTENTION, Capture, CaptureSpec, FciUnsupportedError, capture, check_attention, columns
-from attnrl.fci.interface import CaptureMask, _explains, captured_attention
+from attnrl.fci.interface import CaptureMask, _mask_matches, captured_attention
 from attnrl.fci.layout import StepLayout
 
 LENGTHS = [96, 40, 61, 17, 5]
@@ -677,5 +677,5 @@ def test_the_check_sees_every_difference_of_masks_as_transformers_makes_them(dra
         expected &= q - k < window
     layout = StepLayout.build(spec.spans, 1, tokens, 4)
     same = bool((seen == expected)[inside].all())  # padding may see what it likes
-    found = _explains(layout.unbroken, tokens, seen.device, window, lambda rows, queries, keys: seen[queries, keys])
+    found = _mask_matches(layout.unbroken, tokens, seen.device, window, lambda rows, queries, keys: seen[queries, keys])
     assert found == same

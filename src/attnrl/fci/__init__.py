@@ -1,14 +1,14 @@
 """Forward context influence (FCI): how much later reasoning attends back to each step of a response.
 
-Works on its own, on any transformers decoder with causal softmax attention::
+The package works with any transformers decoder with causal softmax attention::
 
     from attnrl.fci import forward_context_influence
     fci_S = forward_context_influence(model, input_ids, step_starts)
 
-:func:`capture` takes it from a forward that also serves another purpose (a policy's scoring), padded or packed.
-Reading order: :mod:`attnrl.fci.columns` is the arithmetic of one layer, :mod:`attnrl.fci.attention` where its
-normalisers come from, :mod:`attnrl.fci.layout` which queries count, :mod:`attnrl.fci.interface` the seam to
-transformers.
+:func:`capture` computes FCI within a forward pass that also serves another purpose (log-probs, a training step), on
+padded or packed batches. Reading order: :mod:`attnrl.fci.columns` has the arithmetic of one layer,
+:mod:`attnrl.fci.attention` the logsumexp of each attention row, :mod:`attnrl.fci.layout` the interval of queries that
+count for each key, :mod:`attnrl.fci.interface` the registration in transformers.
 """
 
 from __future__ import annotations
@@ -51,31 +51,31 @@ def forward_context_influence(
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
 ) -> Tensor:
-    """Raw FCI of each step of one response (eq. 5-6), before any masking rule.
+    """Return the raw FCI of each step of one response (eq. 5-6), before any masking rule.
 
-    ``y[l, h, k] = sum_{j >= k + delta} alpha[l, h, j, k]``, reduced over layers l and heads h; alpha is the
-    mean attention probability from the tokens of step j to those of step k. The model is left as it was
-    found: attention implementation, training mode, gradients.
+    ``y[l, h, k] = sum_{j >= k + delta} alpha[l, h, j, k]``, reduced over layers l and heads h; alpha is the mean
+    attention probability from the tokens of step j to the tokens of step k (eq. 4). The attention implementation, the
+    training mode and the gradients of the model stay unchanged.
 
     Args:
         model: a transformers causal language model.
         input_ids: token ids of prompt and response, [T] or [1, T].
         step_starts: absolute token offset of each step of the response, ascending; the last step ends with
-            the sequence, and tokens before the first (the prompt) belong to no step.
-        delta: how many steps ahead attention must come from to count.
+            the sequence, and tokens before the first step (the prompt) belong to no step.
+        delta: smallest distance in steps between a later step and the step that receives attention.
         reduction: a key of :data:`attnrl.method.influence.REDUCTIONS`.
-        layers: indices of the layers to look at; None for all.
-        heads: indices of the query heads to look at, in each layer; None for all.
+        layers: indices of the layers to capture; None for all.
+        heads: indices of the query heads to capture in each layer; None for all.
 
     Returns:
-        fp32 [steps] on the model's device; with ``max`` in units of attention probability per key token, and
-        then zero for the last ``delta`` steps.
+        fp32 [S] on the model's device. With ``max`` the unit is attention probability per key token, and the last
+        ``delta`` steps have 0.
 
     Raises:
         StepStartsError: no starts, unsorted starts, or a start outside the sequence.
         FciUnsupportedError: the attention of the model cannot be captured.
-        ValueError: another shape of ``input_ids``, a negative ``delta``, an unknown ``reduction``, or a layer or
-            head that the model has not.
+        ValueError: another shape of ``input_ids``, a negative ``delta``, an unknown ``reduction``, or an index of a
+            layer or head out of range.
     """
     if reduction not in REDUCTIONS:
         raise ValueError(f"unknown reduction {reduction!r}; known: {', '.join(sorted(REDUCTIONS))}")
@@ -93,10 +93,9 @@ def influence_by_head(
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
 ) -> Tensor:
-    """FCI of each layer and head (eq. 5): fp32 [layers, heads, steps], in ascending order of the layers.
+    """Return the FCI of each layer and head (eq. 5): fp32 [L, H, S], layers in ascending order.
 
-    Layers without softmax attention are left out. Arguments and errors are those of
-    :func:`forward_context_influence`.
+    Layers without softmax attention are left out. Arguments and errors are as in :func:`forward_context_influence`.
     """
     return _captured(model, input_ids, step_starts, delta=delta, layers=layers, heads=heads).influence()[0]
 
@@ -109,22 +108,22 @@ def step_attention_by_head(
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
 ) -> Tensor:
-    """Step-to-step attention alpha (eq. 4) of each layer and head: fp32 [layers, heads, steps, steps].
+    """Return the step-to-step attention alpha (eq. 4) of each layer and head: fp32 [L, H, S, S].
 
-    ``alpha[l, h, j, k]`` is the mean attention probability from the tokens of step j to those of step k, as a
-    heat map shows it. Arguments and errors are those of :func:`forward_context_influence`.
+    ``alpha[l, h, j, k]`` is the mean attention probability from the tokens of step j to the tokens of step k, as a
+    heat map shows. Arguments and errors are as in :func:`forward_context_influence`.
     """
     return _captured(model, input_ids, step_starts, layers=layers, heads=heads, matrix=True).step_matrices()[0]
 
 
 def check_attention(model: nn.Module) -> dict[int, str]:
-    """Make sure, by a forward of two tokens, that the influence of ``model`` can be captured.
+    """Run a forward pass of two tokens to verify that the attention of ``model`` can be captured.
 
     Returns:
-        The kind of each layer that has no softmax attention and is left out, by layer index.
+        The kind of each layer without softmax attention, by layer index; FCI leaves these layers out.
 
     Raises:
-        FciUnsupportedError: it cannot; the message says why.
+        FciUnsupportedError: the attention cannot be captured; the message gives the reason.
     """
     captured = _captured(model, torch.zeros(2, dtype=torch.long), [0])
     captured.influence()
@@ -132,7 +131,7 @@ def check_attention(model: nn.Module) -> dict[int, str]:
 
 
 def _captured(model: nn.Module, input_ids: Tensor, step_starts: Sequence[int], **options: Any) -> Capture:
-    """Capture one sequence in a forward of its own."""
+    """Run the decoder on one sequence and return the capture."""
     input_ids = torch.as_tensor(input_ids)
     ids_BT = input_ids[None] if input_ids.dim() == 1 else input_ids
     if ids_BT.dim() != 2 or ids_BT.shape[0] != 1:
@@ -142,14 +141,14 @@ def _captured(model: nn.Module, input_ids: Tensor, step_starts: Sequence[int], *
     spec = CaptureSpec([[*map(index, step_starts)]], [ids_BT.shape[1]], **options)
     with evaluating(model), torch.no_grad(), capture(model, spec) as captured:
         device = next(model.parameters()).device
-        # Weights that accelerate has offloaded are on meta until their layer runs; it moves the ids itself.
+        # Weights offloaded by accelerate are on the meta device until the layer runs; accelerate moves the ids.
         decoder_of(model)(ids_BT if device.type == "meta" else ids_BT.to(device), use_cache=False)
     return captured
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the length of a block; each module then returns to the mode it was in."""
+    """Put ``model`` in evaluation mode within a block; afterwards restore the mode of each module."""
     former = [(module, module.training) for module in model.modules()]
     try:
         model.eval()

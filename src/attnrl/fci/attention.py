@@ -1,12 +1,13 @@
-"""Causal attention that also gives the logsumexp of each row, from which FCI follows.
+"""Causal attention that also returns the logsumexp of each attention row, from which FCI follows.
 
-:func:`attend` is the attention of a layer: torch's flash attention, which has the logsumexp at no cost, where it
-computes what the layer asks for, and otherwise (soft-capped scores, values of another head dimension, sliding
-windows on a CPU) :func:`panels`, which form a few attention rows at a time. Neither holds a T x T matrix. Both
-carry gradients; for those of panels autograd keeps each panel, as it would keep the whole matrix of eager attention.
+:func:`attend` computes the attention of a layer: with torch's flash attention, which returns the logsumexp at no cost,
+if flash attention supports the layer; otherwise (soft-capped scores, another head dimension of the values, sliding
+windows on a CPU) with :func:`panels`, which compute a few attention rows at a time. Neither allocates a T x T matrix.
+Both carry gradients; with gradients, autograd keeps every panel, the memory of eager attention.
 
-Shape letters: B rows of the batch, T tokens, L tokens of one sequence, H query heads, G key/value heads,
-D head dimension, V head dimension of the values; in a panel n queries and m keys.
+Shape letters: B rows of the batch, T tokens of a row, N tokens of one sequence or of all rows end to end, H query
+heads, G key/value heads, R query heads of each key/value head, D head dimension, E head dimension of the values;
+q queries and k keys of a panel.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ DEVICE_PANEL_BYTES = 128 * 2**20
 
 @dataclass(frozen=True)
 class LayerAttention:
-    """The attention one layer asks for.
+    """Tensors and settings of the attention of one layer.
 
     Attributes:
-        query_BHTD: queries as they enter the attention (after the rotary embedding).
-        key_BGTD: keys likewise; head h attends with key head ``h // (H / G)``.
+        query_BHTD: queries after the rotary embedding.
+        key_BGTD: keys after the rotary embedding; head h attends with key head ``h // (H / G)``.
         value_BGTE: values.
-        scaling: factor on the scores.
-        window: width of the sliding window, the query itself included; None for all earlier tokens.
-        softcap: bound c of soft-capped scores ``c tanh(s / c)``; None for plain ones.
-        sinks_H: score of the attention sink of each head, a key of no value that every row has; None for none.
+        scaling: factor of the scores.
+        window: width of the sliding window, the query included; None for all earlier tokens.
+        softcap: bound c of soft-capped scores ``c tanh(s / c)``; None for plain scores.
+        sinks_H: score of the attention sink of each head, a key without a value that every row has; None without sinks.
     """
 
     query_BHTD: Tensor
@@ -50,7 +51,7 @@ class LayerAttention:
     sinks_H: Tensor | None = None
 
     def of_heads(self, heads: Sequence[int]) -> LayerAttention:
-        """The attention of some query heads, each with a key head of its own."""
+        """Return the attention of the query heads ``heads``, each with a key head of its own."""
         chosen = list(heads)
         shared = [head * self.key_BGTD.shape[1] // self.query_BHTD.shape[1] for head in chosen]
         return replace(
@@ -63,11 +64,14 @@ class LayerAttention:
 
 
 def attend(layer: LayerAttention, layout: StepLayout) -> tuple[Tensor, Tensor]:
-    """Attention of each sequence to itself.
+    """Compute the attention of each sequence to itself.
 
     Returns:
-        output_BHTE in the type of the values, and the logsumexp lse_BHT of each row's scores (nats, sinks
-        included, no gradient), fp32 or fp64. Tokens of no sequence have some finite output.
+        output_BHTE in the dtype of the values, and the logsumexp lse_BHT of each row's scores (nats, sinks included,
+        no gradient), fp32 or fp64. Padding tokens have an arbitrary finite output.
+
+    Raises:
+        FciUnsupportedError: torch's variable-length attention returned a logsumexp of an unknown shape.
     """
     flashed = _flash(layer, layout)
     if flashed is not None:
@@ -86,12 +90,12 @@ def attend(layer: LayerAttention, layout: StepLayout) -> tuple[Tensor, Tensor]:
 
 
 def _flash(layer: LayerAttention, layout: StepLayout) -> tuple[Tensor, Tensor] | None:
-    """Flash attention, or None where torch has none that returns the logsumexp for this layer."""
+    """Return the result of flash attention, or None if torch has no flash attention with logsumexp for the layer."""
     query_BHTD, value_BGTE = layer.query_BHTD, layer.value_BGTE
     if layer.softcap is not None or value_BGTE.shape[3] != query_BHTD.shape[3]:
         return None
     if layer.sinks_H is not None and torch.is_grad_enabled():
-        return None  # the logsumexp, by which the output is rescaled, carries no gradient
+        return None  # the logsumexp, which rescales the output, carries no gradient
     window = None if layer.window is None or layer.window >= layout.longest else layer.window
     if query_BHTD.device.type == "cpu" and window is None:
         output_BHTE, lse_BHT = _cpu_flash(layer, layout)
@@ -103,7 +107,7 @@ def _flash(layer: LayerAttention, layout: StepLayout) -> tuple[Tensor, Tensor] |
 
 
 def with_sinks(sinks_H: Tensor | None, output_BHTE: Tensor, lse_BHT: Tensor) -> tuple[Tensor, Tensor]:
-    """What remains of the output when the sinks, if any, have taken their share, and the logsumexp with them."""
+    """Return output and logsumexp after adding the attention sinks to each row; unchanged without sinks."""
     if sinks_H is None:
         return output_BHTE, lse_BHT
     sinks_H1 = sinks_H[:, None].to(lse_BHT.dtype)
@@ -112,7 +116,7 @@ def with_sinks(sinks_H: Tensor | None, output_BHTE: Tensor, lse_BHT: Tensor) -> 
 
 
 def _cpu_flash(layer: LayerAttention, layout: StepLayout) -> tuple[Tensor, Tensor]:
-    """The operator that sdpa calls on a CPU, asked for its second output too."""
+    """Call the CPU operator behind sdpa, which returns the logsumexp as a second output."""
     query_BHTD, key_BGTD, value_BGTE = layer.query_BHTD, layer.key_BGTD, layer.value_BGTE
 
     def attend(rows: slice, tokens: slice) -> tuple[Tensor, Tensor]:
@@ -122,7 +126,7 @@ def _cpu_flash(layer: LayerAttention, layout: StepLayout) -> tuple[Tensor, Tenso
         )
         return output_BHTE, lse_BHT
 
-    if all(span.start == 0 for span in layout.spans):  # behind a sequence, padding harms nobody
+    if all(span.start == 0 for span in layout.spans):  # causal: right padding is never attended to
         return attend(slice(None), slice(None))
     output_BHTE = query_BHTD.new_zeros(query_BHTD.shape)
     lse_BHT = torch.zeros(query_BHTD.shape[:3], dtype=accumulating(query_BHTD))
@@ -133,7 +137,7 @@ def _cpu_flash(layer: LayerAttention, layout: StepLayout) -> tuple[Tensor, Tenso
 
 
 def _varlen_takes(query_BHTD: Tensor) -> bool:
-    """Whether torch's variable-length flash attention takes such queries."""
+    """Return True if torch's variable-length flash attention supports these queries."""
     return (
         query_BHTD.is_cuda
         and query_BHTD.dtype in (torch.float16, torch.bfloat16)
@@ -144,14 +148,14 @@ def _varlen_takes(query_BHTD: Tensor) -> bool:
 
 
 def _varlen_flash(layer: LayerAttention, layout: StepLayout, window: int | None) -> tuple[Tensor, Tensor]:
-    """Variable-length flash attention over the batch laid end to end; padding becomes sequences of its own."""
+    """Call variable-length flash attention on all rows end to end; padding becomes extra sequences."""
     from torch.nn.attention.varlen import AuxRequest, varlen_attn  # CUDA only
 
     B, H, T, _ = layer.query_BHTD.shape
-    # Before it had the argument it took fewer key heads without being told.
-    told: dict[str, Any] = {}
+    # torch versions without the argument enable grouped heads by themselves.
+    grouped: dict[str, Any] = {}
     if "enable_gqa" in inspect.signature(varlen_attn).parameters:
-        told["enable_gqa"] = layer.key_BGTD.shape[1] != H
+        grouped["enable_gqa"] = layer.key_BGTD.shape[1] != H
     query_NHD, key_NGD, value_NGE = (
         tensor.transpose(1, 2).reshape(B * T, tensor.shape[1], tensor.shape[3])
         for tensor in (layer.query_BHTD, layer.key_BGTD, layer.value_BGTE)
@@ -166,20 +170,21 @@ def _varlen_flash(layer: LayerAttention, layout: StepLayout, window: int | None)
         layout.longest,
         return_aux=AuxRequest(lse=True),
         scale=layer.scaling,
-        window_size=(-1 if window is None else window - 1, 0),  # tokens to the left of the query, not its own
-        **told,
+        window_size=(-1 if window is None else window - 1, 0),  # tokens to the left of the query
+        **grouped,
     )
-    if lse_HN.shape != (H, B * T):  # its own documentation has the two the other way round
-        raise FciUnsupportedError(f"varlen_attn of torch {torch.__version__} gives a logsumexp {list(lse_HN.shape)}")
+    if lse_HN.shape != (H, B * T):  # torch's documentation has the dimensions reversed
+        shapes = f"{list(lse_HN.shape)}, not {[H, B * T]}"
+        raise FciUnsupportedError(f"varlen_attn of torch {torch.__version__} returns a logsumexp of {shapes}")
     return output_NHE.view(B, T, H, -1).transpose(1, 2), lse_HN.view(H, B, T).transpose(0, 1)
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Attention rows of the queries ``[start, stop)`` of a sequence over its keys ``[left, stop)``.
+    """Attention rows of the queries ``[start, stop)`` of a sequence over the keys ``[left, stop)``.
 
-    Offsets count in the sequence's row. ``probs_Hqk``, 0 for keys that a query does not see, and ``lse_Hq``
-    (without gradient) are fp32, fp64 for fp64 inputs.
+    Offsets count within the row. ``probs_Hqk`` (0 for hidden keys) and ``lse_Hq`` (without gradient) are fp32, or fp64
+    for fp64 inputs.
     """
 
     start: int
@@ -190,12 +195,12 @@ class Panel:
 
 
 def panels(layer: LayerAttention, span: Span, panel_bytes: int | None = None) -> Iterator[Panel]:
-    """The attention of one sequence to itself, a few rows at a time.
+    """Yield the attention of one sequence to itself, a few rows at a time.
 
     Args:
         layer: the layer's attention.
         span: the sequence.
-        panel_bytes: bound on the scores of one panel (but never under one row); None for the device's default.
+        panel_bytes: bound on the scores of one panel (at least one row); None for the default of the device.
     """
     device, dtype = layer.query_BHTD.device, accumulating(layer.query_BHTD)
     key_GND = layer.key_BGTD[span.row, :, span.start : span.stop].to(dtype)
@@ -203,11 +208,11 @@ def panels(layer: LayerAttention, span: Span, panel_bytes: int | None = None) ->
     if panel_bytes is None:
         panel_bytes = CPU_PANEL_BYTES if device.type == "cpu" else DEVICE_PANEL_BYTES
     budget = panel_bytes // (dtype.itemsize * H)  # in pairs of query and key
-    q = max(1, budget // length)
-    if window is not None:  # n queries see n + window keys at most
-        q = max(q, int(((window**2 + 4 * budget) ** 0.5 - window) / 2))
-    for start in range(0, length, q):
-        stop = min(start + q, length)
+    rows = max(1, budget // length)
+    if window is not None:  # r rows see at most r + window keys
+        rows = max(rows, int(((window**2 + 4 * budget) ** 0.5 - window) / 2))
+    for start in range(0, length, rows):
+        stop = min(start + rows, length)
         left = 0 if window is None else max(0, start - window + 1)
         query_HqD = layer.query_BHTD[span.row, :, span.start + start : span.start + stop]
         scores_Hqk = grouped_scores(query_HqD, key_GND[:, left:stop], layer.scaling, layer.softcap)
@@ -222,17 +227,20 @@ def panels(layer: LayerAttention, span: Span, panel_bytes: int | None = None) ->
 
 
 def grouped_scores(query_HqD: Tensor, key_GkD: Tensor, scaling: float, softcap: float | None) -> Tensor:
-    """Scores [..., H, n, m] of queries [..., H, n, D] to keys [..., G, m, D], soft-capped or not; at least fp32."""
+    """Return the scores [..., H, q, k] of queries [..., H, q, D] and keys [..., G, k, D], at least fp32.
+
+    ``softcap`` bounds the scores; None for plain scores.
+    """
     *batch, H, q, D = query_HqD.shape
     dtype = accumulating(query_HqD)
-    # The query heads that share a key head become extra rows of its product, so keys are never repeated.
-    query_GRD = (query_HqD.to(dtype) * scaling).reshape(*batch, key_GkD.shape[-3], -1, D)
-    scores_Hqk = (query_GRD @ key_GkD.to(dtype).mT).view(*batch, H, q, -1)
+    # The R query heads of a key head become extra rows of one product, so keys are never repeated.
+    stacked_query = (query_HqD.to(dtype) * scaling).reshape(*batch, key_GkD.shape[-3], -1, D)
+    scores_Hqk = (stacked_query @ key_GkD.to(dtype).mT).view(*batch, H, q, -1)
     return scores_Hqk if softcap is None else softcap * torch.tanh(scores_Hqk / softcap)
 
 
 def unseen(queries: range, keys: range, window: int | None, device: torch.device) -> Tensor:
-    """Which keys each query does not see, [n, m]: those after it, and those before its sliding window."""
+    """Return the mask [q, k] of the keys hidden from each query: later keys, and keys before the sliding window."""
     distance_qk = torch.arange(queries.start, queries.stop, device=device)[:, None] - torch.arange(
         keys.start, keys.stop, device=device
     )
@@ -240,5 +248,5 @@ def unseen(queries: range, keys: range, window: int | None, device: torch.device
 
 
 def accumulating(tensor: Tensor) -> torch.dtype:
-    """At least fp32: bf16 products of long rows lose the small probabilities that FCI is made of."""
+    """Return the dtype of ``tensor``, but at least fp32: bf16 would lose the small probabilities that FCI sums."""
     return torch.promote_types(tensor.dtype, torch.float32)

@@ -1,4 +1,7 @@
-"""What a forward under capture leaves behind: the influence of each layer and head."""
+"""The result of a forward pass under capture: FCI, lookups and step-to-step attention of each layer and head.
+
+Shape letters: B rows of the batch, T tokens of a row, L layers, H query heads, S steps.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,13 @@ from attnrl.method.influence import REDUCTIONS, forward_context_influence
 
 @dataclass
 class Capture:
-    """What one forward has captured so far; filled layer by layer.
+    """Results of one forward pass, filled layer by layer.
 
     Attributes:
-        spec: what was asked for.
-        layer_kinds: the kind of each layer of the model in the words of its config, by layer index.
-        influence_HS: influence of each layer by layer index, steps of all sequences one after another (eq. 5).
-        lookups_HS: with ``spec.lookups``, the lookups of each layer by layer index, laid out as its influence.
+        spec: the sequences, steps and options of the capture.
+        layer_kinds: kind of each layer of the model as named in the model's config, by layer index.
+        influence_HS: FCI of each layer by layer index, the steps of all sequences one after another (eq. 5).
+        lookups_HS: with ``spec.lookups``, the lookups of each layer by layer index, in the shape of ``influence_HS``.
         alpha_HSS: with ``spec.matrix``, the step-to-step attention of each sequence (eq. 4), by layer index.
     """
 
@@ -38,14 +41,13 @@ class Capture:
     _layouts: dict[tuple[int, int, torch.device], StepLayout] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        """Check the spec against the model."""
         if self.spec.layers is not None and max(self.spec.layers) >= len(self.layer_kinds):
             raise ValueError(
-                f"layers: there is no layer {max(self.spec.layers)} in a model of {len(self.layer_kinds)} layers"
+                f"layers: index {max(self.spec.layers)} is out of range for a model of {len(self.layer_kinds)} layers"
             )
 
     def begin(self) -> None:
-        """A forward begins; it replaces an earlier one."""
+        """Start a forward pass: discard the results of the previous forward pass."""
         self._attended.clear()
         self.influence_HS.clear()
         self.lookups_HS.clear()
@@ -53,38 +55,38 @@ class Capture:
         self._running = True
 
     def end(self) -> None:
-        """The forward is over; what gradient checkpointing computes again in the backward pass is not looked at."""
+        """End the forward pass: ignore the layers that gradient checkpointing computes again in the backward pass."""
         self._running = False
 
     def influence(self) -> list[Tensor]:
-        """Influence of each step at each layer and head: for each sequence a tensor [L, H, S of the sequence].
+        """Return the FCI of each step at each layer and head: for each sequence a tensor [L, H, S].
 
-        Layers are in ascending order of their index, heads in the order of the spec. Values are fp32 (fp64
-        for fp64 models), on the device of the first layer.
+        Layers are in ascending order of their index, heads in the order of the spec. Values are fp32 (fp64 for fp64
+        models), on the device of the first layer.
 
         Raises:
-            FciUnsupportedError: no layer was captured, the forward did not come to its end, layers differ in their
-                heads (then choose layers), or sequences were packed for a model that does not keep them apart.
+            FciUnsupportedError: no layer was captured, the forward pass was interrupted, the number of heads differs
+                between layers (then choose layers), or the model mixes packed sequences.
         """
         return self._by_sequence(self.influence_HS)
 
     def lookups(self) -> list[Tensor]:
-        """Number of lookups of each step at each layer and head, as :meth:`influence` gives influence.
+        """Return the number of lookups of each step at each layer and head, in the shape of :meth:`influence`.
 
         Raises:
             FciUnsupportedError: as :meth:`influence`.
-            ValueError: the spec did not ask for lookups.
+            ValueError: the spec has ``lookups=False``.
         """
         if not self.spec.lookups:
-            raise ValueError("lookups were not captured: CaptureSpec(lookups=True) asks for them")
+            raise ValueError("lookups were not captured: set CaptureSpec(lookups=True)")
         return self._by_sequence(self.lookups_HS)
 
     def of_steps(self, influence: str, reduction: str) -> list[Tensor]:
-        """One number for each step: for each sequence a tensor [S], in the same type as :meth:`influence`.
+        """Return one number for each step: for each sequence a tensor [S] in the dtype of :meth:`influence`.
 
         Args:
-            influence: ``fci``, or ``lookups``, which are counted over all layers and heads.
-            reduction: of FCI over layers and heads, a key of :data:`attnrl.method.influence.REDUCTIONS`.
+            influence: ``fci``, or ``lookups`` (counted over all layers and heads).
+            reduction: reduction of FCI over layers and heads, a key of :data:`attnrl.method.influence.REDUCTIONS`.
 
         Raises:
             FciUnsupportedError, ValueError: as :meth:`lookups`.
@@ -98,14 +100,14 @@ class Capture:
         return list(torch.split(self._stack(layers), counts, dim=-1))
 
     def step_matrices(self) -> list[Tensor]:
-        """Step-to-step attention alpha (eq. 4) of each sequence: a tensor [L, H, S, S], later by earlier step.
+        """Return the step-to-step attention alpha (eq. 4), later by earlier step: for each sequence [L, H, S, S].
 
         Raises:
             FciUnsupportedError: as :meth:`influence`.
-            ValueError: the spec did not ask for the matrix.
+            ValueError: the spec has ``matrix=False``.
         """
         if not self.spec.matrix:
-            raise ValueError("the step-to-step attention was not captured: CaptureSpec(matrix=True) asks for it")
+            raise ValueError("the step-to-step attention was not captured: set CaptureSpec(matrix=True)")
         return [
             self._stack({index: alphas[sequence] for index, alphas in self.alpha_HSS.items()})
             for sequence in range(len(self.spec.lengths))
@@ -118,15 +120,15 @@ class Capture:
 
     @property
     def skipped(self) -> dict[int, str]:
-        """Kind of each wanted layer that has no softmax attention (linear attention, a state space), by index."""
+        """Kind of each requested layer without softmax attention (linear attention, a state space), by index."""
         wanted = range(len(self.layer_kinds)) if self.spec.layers is None else self.spec.layers
         return {index: self.layer_kinds[index] for index in wanted if index not in self._attended}
 
     def layout(self, rows: int, tokens: int, device: torch.device) -> StepLayout:
-        """The layout of a forward of so many rows of so many (padded) tokens.
+        """Return the layout of a forward pass of ``rows`` rows of ``tokens`` tokens, padding included.
 
         Raises:
-            ValueError: the sequences are not those of such rows.
+            ValueError: the sequences of the spec do not fit the rows.
         """
         place = (rows, tokens, device)
         if place not in self._layouts:
@@ -134,7 +136,7 @@ class Capture:
             needed = max((span.stop for span in spans), default=0)
             if rows != self.spec.rows or needed > tokens or (packed and needed < tokens):
                 raise ValueError(
-                    f"the forward has {rows} rows of {tokens} tokens, the capture was opened for "
+                    f"the forward pass has {rows} rows of {tokens} tokens, the capture spec has "
                     f"{'packed sequences' if packed else 'rows'} of {list(self.spec.lengths)} tokens"
                 )
             self._layouts[place] = StepLayout.build(spans, rows, tokens, self.spec.delta, device, self.spec.parents)
@@ -142,23 +144,29 @@ class Capture:
 
     @torch.no_grad()
     def add(self, index: int, layer: LayerAttention, lse_BHT: Tensor, layout: StepLayout) -> None:
-        """Add the influence of a layer whose rows have these normalisers, if the spec asks for the layer.
+        """Add the results of one layer, if the spec includes the layer.
+
+        Args:
+            index: index of the layer.
+            layer: the layer's attention.
+            lse_BHT: logsumexp of each query's scores in nats.
+            layout: the sequences and their steps.
 
         Raises:
             FciUnsupportedError: the layer attends a second time.
-            ValueError: the spec asks for a head that the layer has not.
+            ValueError: the spec has a head index out of range.
         """
         if not self._running:
             return
         if index in self._attended:
-            raise FciUnsupportedError(f"layer {index} attends more than once in a forward: which time should count?")
+            raise FciUnsupportedError(f"layer {index} attends more than once in a forward pass, and has no single FCI")
         self._attended.add(index)
         if self.spec.layers is not None and index not in self.spec.layers:
             return
         if self.spec.heads is not None:
             if max(self.spec.heads) >= lse_BHT.shape[1]:
                 raise ValueError(
-                    f"heads: there is no head {max(self.spec.heads)} in layer {index}, which has {lse_BHT.shape[1]}"
+                    f"heads: index {max(self.spec.heads)} is out of range: layer {index} has {lse_BHT.shape[1]} heads"
                 )
             layer, lse_BHT = layer.of_heads(self.spec.heads), lse_BHT[:, list(self.spec.heads)]
         if self.spec.lookups and layout.steps:
@@ -184,28 +192,28 @@ class Capture:
 
     def _stack(self, layers: dict[int, Tensor]) -> Tensor:
         if self._running:
-            raise FciUnsupportedError("the forward under capture did not come to its end")
+            raise FciUnsupportedError("the forward pass under capture was interrupted")
         if not layers:
             kinds = ", ".join(sorted(set(self.layer_kinds))) or "unknown"
             raise FciUnsupportedError(
-                f"no attention layer was captured (kinds of layers: {kinds}): none of the wanted layers has softmax "
-                "attention that is called through transformers' AttentionInterface, or no forward ran"
+                f"no attention layer was captured (kinds of layers: {kinds}): no requested layer calls softmax "
+                "attention through transformers' AttentionInterface, or no forward pass ran"
             )
         kinds_by_index = enumerate(self.layer_kinds)
         mixing = {index: kind for index, kind in kinds_by_index if kind == "hybrid" or index not in self._attended}
         if self.spec.packed and mixing:
             raise FciUnsupportedError(
-                f"packed sequences: layers that do not only attend ({mixing}) may carry one into the next; pad instead"
+                f"packed sequences: layers without or beside attention ({mixing}) may mix the sequences; use padding"
             )
         ordered = [layers[index] for index in sorted(layers)]
         if len({len(layer) for layer in ordered}) > 1:
             heads = {index: len(layers[index]) for index in sorted(layers)}
-            raise FciUnsupportedError(f"layers differ in their number of heads; choose layers of one kind: {heads}")
+            raise FciUnsupportedError(f"the number of heads differs between layers; choose layers of one kind: {heads}")
         return torch.stack([layer.to(ordered[0].device) for layer in ordered])
 
 
 def layer_step_attention(layer: LayerAttention, layout: StepLayout) -> list[Tensor]:
-    """Step-to-step attention alpha_HSS of each sequence (eq. 4), from a few attention rows at a time."""
+    """Return the step-to-step attention alpha_HSS of each sequence (eq. 4), from a few attention rows at a time."""
     alphas = []
     first = 0
     for span in layout.spans:

@@ -1,17 +1,20 @@
-"""Capture in transformers: the attention and mask functions that any decoder calls by name.
+"""Capture in transformers: the attention and mask functions registered under the name :data:`ATTENTION`.
 
-transformers lets the attention function of a model be chosen by name. :data:`ATTENTION` names one that
-computes the same attention as any other, keeps the normaliser of each row, and adds up the layer's influence
-from the very queries and keys that the layer attends with. :func:`capture` gives a model this name for the
-length of a block and then its own back, so no model file is patched and nothing changes outside::
+transformers selects the attention function of a model by name. The function :data:`ATTENTION` computes standard causal
+attention, keeps the logsumexp of each row, and sums the layer's FCI from the layer's own queries and keys.
+:func:`capture` sets this name within a block and restores the previous name afterwards, so no model file is
+patched and nothing changes outside the block::
 
     with torch.no_grad(), capture(model, CaptureSpec(step_starts=[[5, 9, 14], [3]], lengths=[20, 11])) as captured:
         logits = model(input_ids, use_cache=False).logits
     influence_LHS = captured.influence()[0]
 
-Beside the attention function stands a mask function of the same name. transformers describes each mask by a
-predicate on query and key; ours builds no mask, but holds the predicate against the sequences that the capture
-was opened for, so a batch that is laid out otherwise is refused, not miscounted.
+A mask function is registered under the same name. transformers describes each mask by a predicate on query and key;
+:func:`capture_mask` builds no mask, but compares the predicate with the sequences of the capture's spec, so a batch in
+another layout raises an error instead of giving a wrong FCI.
+
+Shape letters: B rows of the batch, T tokens of a row, L layers, H query heads, G key/value heads, D head dimension,
+E head dimension of the values, S steps.
 """
 
 from __future__ import annotations
@@ -32,10 +35,10 @@ from attnrl.fci.layout import Span
 from attnrl.fci.spec import CaptureSpec, FciUnsupportedError
 from attnrl.fci.tree_attention import attend_tree
 
-#: The name under which transformers knows our attention function.
+#: Name of the attention and mask functions in transformers' registries.
 ATTENTION = "attnrl_capture"
 
-# Arguments by which some architectures ask for scores or for a choice of keys of their own.
+# Arguments with which some architectures request other scores or a selection of keys.
 _REFUSED = {
     "position_bias": "a position bias",
     "indices": "sparse attention",
@@ -44,38 +47,43 @@ _REFUSED = {
 }
 
 _UNPACKED = (
-    "does not keep the packed sequences of the capture apart: they need position ids that restart, no attention mask, "
-    "use_cache=False and, for models whose masks do not heed positions, cu_seq_lens_q"
+    "does not separate the packed sequences of the capture: packing needs position ids that restart, no attention "
+    "mask, use_cache=False and, for models whose masks ignore position ids, cu_seq_lens_q"
 )
 
 
 @dataclass(frozen=True)
 class _OpenCapture:
-    """A capture that is open: the thread that opened it, and whether its model cannot use sdpa."""
+    """A capture in progress: the opening thread, and whether the model does not support sdpa."""
 
     captured: Capture
     thread: int
     own_softmax: bool
 
 
-_open: dict[int, _OpenCapture] = {}  # by the identity of the model's config, which is what reaches the mask function
+_open: dict[int, _OpenCapture] = {}  # by id of the model's config: the mask function receives the config
 _opening = Lock()
 
 
 @contextmanager
 def capture(model: nn.Module, spec: CaptureSpec) -> Iterator[Capture]:
-    """Capture the influence of each layer in the forward that runs inside; see the module's example.
+    """Capture the FCI of each layer in the forward pass within a block; see the module's example.
 
-    Rows may come with or without an attention mask: a causal layer shows the padding behind a sequence to
-    nobody. One forward a capture: a second one replaces the first. Works with gradients too (under gradient
-    checkpointing the backward pass must then run inside as well); the influence itself carries none. Of a
-    multimodal model the text decoder is captured. Captures of a model nest, the inner one is filled.
+    The attention mask is optional for rows padded on the right, because causal attention never attends to the right.
+    A second forward pass replaces the results of the first. Gradients work; with gradient checkpointing the backward
+    pass must run within the block as well. FCI carries no gradient. For a multimodal model the text decoder is
+    captured. Captures of one model may be nested; the innermost capture is filled.
+
+    Args:
+        model: a transformers decoder.
+        spec: the sequences, steps and options of the capture.
 
     Raises:
-        FciUnsupportedError: ``model`` is not a transformers decoder, or of a kind known not to be captured
-            correctly, or under capture in another thread. What only the forward can tell is raised there: masks
-            that are not causal over the sequences of ``spec``, a layer with a softmax of its own.
-        ValueError: ``spec`` names a layer that the model has not, or (in the forward) a head, or other sequences.
+        FciUnsupportedError: ``model`` is not a transformers decoder, is of an unsupported kind, or is under capture in
+            another thread. The forward pass raises the same error for masks that are not causal over the sequences
+            of ``spec``, and for layers with an unsupported softmax.
+        ValueError: ``spec`` has a layer index out of range, or (in the forward pass) a head index out of range or
+            sequences that do not fit the batch.
     """
     decoder = decoder_of(model)
     configs = _configs(decoder)
@@ -103,7 +111,7 @@ def capture(model: nn.Module, spec: CaptureSpec) -> Iterator[Capture]:
     finally:
         for hook in hooks:
             hook.remove()
-        # Setting one config also sets its sub-configs, which come after it in the list and so keep their own.
+        # Setting a config also sets the sub-configs, which come later in the list and are restored last.
         for config, implementation, outer in former:
             config._attn_implementation = implementation
             if outer is None:
@@ -113,49 +121,47 @@ def capture(model: nn.Module, spec: CaptureSpec) -> Iterator[Capture]:
 
 
 class CaptureMask:
-    """What our mask function makes of a mask.
+    """The stand-in for an attention mask that :func:`capture_mask` returns.
 
-    No dataclass: FSDP copies those, and all inside them, on their way into a layer.
+    Not a dataclass: FSDP copies dataclasses, with every object inside, when calling a layer.
 
     Attributes:
-        captured: the capture that the forward belongs to.
-        window: width of the sliding window, None for none.
-        own_softmax: the model cannot use sdpa, so each layer has to say by its arguments what it does instead.
-        packed_by_mask: the mask keeps packed sequences apart. Otherwise each layer has to say that they are
-            packed, by ``cu_seq_lens_q``, as variable-length flash attention is told.
+        captured: the capture of the forward pass.
+        window: width of the sliding window, None for no window.
+        own_softmax: True if the model does not support sdpa; each layer must then declare the difference by arguments.
+        packed_by_mask: True if the model's mask separates packed sequences. Otherwise each layer must pass
+            ``cu_seq_lens_q``, the bounds that variable-length flash attention needs.
     """
 
     def __init__(self, captured: Capture, window: int | None, own_softmax: bool, packed_by_mask: bool = True) -> None:
-        """See the class."""
         self.captured = captured
         self.window = window
         self.own_softmax = own_softmax
         self.packed_by_mask = packed_by_mask
 
     def __getitem__(self, index: Any) -> CaptureMask:
-        """Itself, where a model cuts a mask to its queries; that none is cut away shows in the attention."""
+        """Return the mask itself for a slice of queries; the attention function checks that no query is missing."""
         if isinstance(index, tuple) and all(isinstance(part, slice) for part in index):
             return self
         raise MaskReadError
 
     def __getattr__(self, name: str) -> Any:
-        """Called for what a tensor has and this has not."""
+        """Raise MaskReadError for attributes of a tensor, absent here."""
         raise MaskReadError
 
     @classmethod
     def __torch_function__(cls, *_: Any, **__: Any) -> Any:
-        """Called where a tensor is combined with this."""
+        """Raise MaskReadError when a torch function receives the mask."""
         raise MaskReadError
 
 
 class MaskReadError(FciUnsupportedError, AttributeError):
-    """A model that looks into the mask instead of passing it on; an AttributeError so that ``hasattr`` works."""
+    """A model that reads the mask instead of passing the mask on; an AttributeError so that ``hasattr`` works."""
 
     def __init__(self) -> None:
-        """It is always the same."""
         super().__init__(
-            "the model reads the attention mask itself: it does not call its attention through transformers' "
-            "AttentionInterface, or it chooses keys by a rule of its own"
+            "the model reads the attention mask: the model does not call attention through transformers' "
+            "AttentionInterface, or selects keys by a rule of its own"
         )
 
 
@@ -171,13 +177,15 @@ def capture_mask(
     device: torch.device | str = "cpu",
     **_: Any,
 ) -> CaptureMask:
-    """The mask as transformers asks for it: checked at the ends of each key's interval, never built.
+    """Check the mask that transformers describes, at both ends of each key's interval; build no mask.
+
+    The signature is the signature of transformers' mask interface.
 
     Raises:
-        FciUnsupportedError: it is not causal, or windowed, over the sequences of the open capture.
+        FciUnsupportedError: the mask is not causal (and windowed) over the sequences of the open capture.
     """
     if id(config) not in _open or mask_function is None:
-        raise FciUnsupportedError(f"{type(config).__name__}: the mask is not one of the decoder under capture")
+        raise FciUnsupportedError(f"{type(config).__name__}: no capture of this model is open")
     opened = _open[id(config)]
     if opened.thread != get_ident():
         raise FciUnsupportedError(f"{type(config).__name__}: the model is under capture in another thread")
@@ -197,30 +205,37 @@ def capture_mask(
         return seen if padding_BT is None else seen & padding_BT[rows, keys]
 
     tokens, device = layout.end_BT.shape[1], layout.end_BT.device
-    explained = _explains(layout.unbroken, tokens, device, local_size, sees)
-    # What a mask that does not heed positions takes a packed row for.
+    matches = _mask_matches(layout.unbroken, tokens, device, local_size, sees)
+    # A mask that ignores position ids sees a packed row as one sequence.
     one_sequence = [Span(0, 0, tokens, ())]
-    # In a tree no mask is used: what each token may see is known from the tree, and positions only have to be depths.
-    if not explained and not (captured.spec.packed and _explains(one_sequence, tokens, device, local_size, sees)):
+    # In trees no mask is used: the tree defines visibility, and the check only requires that position ids are depths.
+    if not matches and not (captured.spec.packed and _mask_matches(one_sequence, tokens, device, local_size, sees)):
         raise FciUnsupportedError(
-            f"{type(config).__name__}: its attention mask is not causal"
+            f"{type(config).__name__}: the attention mask is not causal"
             f"{'' if local_size is None else f' with a sliding window of {local_size}'} within the sequences of the "
             "capture. Chunked and bidirectional attention cannot be captured, and padding on the left needs an "
             "attention mask and left_padding"
         )
-    return CaptureMask(captured, local_size, opened.own_softmax, packed_by_mask=explained or layout.tree is not None)
+    return CaptureMask(captured, local_size, opened.own_softmax, packed_by_mask=matches or layout.tree is not None)
 
 
-def _explains(
+def _mask_matches(
     spans: Sequence[Span],
     tokens: int,
     device: torch.device,
     window: int | None,
     sees: Callable[[Tensor, Tensor, Tensor], Tensor],
 ) -> bool:
-    """Whether a mask over rows of ``tokens`` shows each key of each sequence to exactly its interval of queries.
+    """Return True if each key of each span is visible to exactly the key's interval of queries.
 
-    It is tried at the ends of the intervals.
+    Only the ends of the intervals are tested.
+
+    Args:
+        spans: the sequences, or the runs of trees.
+        tokens: tokens of a row.
+        device: device of the tensors passed to ``sees``.
+        window: width of the sliding window, None for no window.
+        sees: function of (rows, queries, keys) that returns True where the query sees the key.
     """
     if not spans:
         return True
@@ -233,7 +248,7 @@ def _explains(
     stops = torch.tensor([span.stop for span in spans], device=device).repeat_interleave(lengths)
     ends = stops if window is None else stops.minimum(keys + window)
     seen = sees(rows, keys, keys) & sees(rows, ends - 1, keys)
-    # Each clamp leaves a place inside the row to look at; what is seen there does not matter.
+    # Clamped indices stay inside the row; the second factor discards the result there.
     before = sees(rows, (keys - 1).clamp_min(0), keys) & (keys > starts)
     after = sees(rows, ends.clamp_max(tokens - 1), keys) & (ends < stops)
     outside = (sees(rows, keys, (starts - 1).clamp_min(0)) | sees(rows, keys, torch.zeros_like(keys))) & (starts > 0)
@@ -250,39 +265,39 @@ def captured_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers calls it, which adds the layer to the open capture.
+    """Compute attention for transformers, and add the layer to the open capture.
 
     Args:
         module: the attention layer.
         query: query_BHTD.
-        key: key_BGTD, G key heads for H query heads.
+        key: key_BGTD, G key/value heads for H query heads.
         value: value_BGTE.
-        attention_mask: what :func:`capture_mask` made of the mask.
-        scaling: factor on the scores, 1 / sqrt(D) by default.
+        attention_mask: the result of :func:`capture_mask`.
+        scaling: factor of the scores, 1 / sqrt(D) by default.
         dropout: must be 0.
-        kwargs: what else transformers passes to attention functions; ``softcap``, the bound of soft-capped scores,
-            and ``s_aux``, the attention sinks [H], are heeded.
+        kwargs: further arguments of transformers; used are ``softcap``, the bound of soft-capped scores, ``s_aux``, the
+            attention sinks [H], and ``cu_seq_lens_q``, the bounds of packed sequences.
 
     Returns:
-        The output [B, T, H, V], and None for the attention weights.
+        The output [B, T, H, E], and None for the attention weights.
 
     Raises:
-        FciUnsupportedError: the layer attends in a way that would not be captured correctly.
+        FciUnsupportedError: the attention of the layer cannot be captured correctly.
     """
     name = type(module).__name__
     for argument, meaning in _REFUSED.items():
         if kwargs.get(argument) is not None:
             raise FciUnsupportedError(f"{name} uses {meaning} ({argument}), which cannot be captured")
     if dropout:
-        raise FciUnsupportedError(f"{name} drops attention ({dropout}); capture in evaluation mode")
+        raise FciUnsupportedError(f"{name} has attention dropout ({dropout}); capture in evaluation mode")
     if not isinstance(attention_mask, CaptureMask):
-        given = "no mask" if attention_mask is None else "a ready-made mask"
-        raise FciUnsupportedError(f"{name} was given {given}; capture needs one from transformers' mask interface")
+        given = "no mask" if attention_mask is None else f"a mask of type {type(attention_mask).__name__}"
+        raise FciUnsupportedError(f"{name} received {given}; capture needs the mask of transformers' mask interface")
     if attention_mask.own_softmax and not {"softcap", "s_aux"} & kwargs.keys():
-        raise FciUnsupportedError(f"{name}: its model does not support sdpa, and does not say what is different")
+        raise FciUnsupportedError(f"{name}: the model does not support sdpa and passes neither softcap nor s_aux")
     index = getattr(module, "layer_idx", None)
     if not isinstance(index, int):
-        raise FciUnsupportedError(f"{name} has no layer_idx, so its influence has no place")
+        raise FciUnsupportedError(f"{name} has no layer_idx")
     if key.shape[2] != query.shape[2]:
         raise FciUnsupportedError(f"{name}: {query.shape[2]} queries for {key.shape[2]} keys cannot be captured")
     device = query.device.type
@@ -304,7 +319,7 @@ def captured_attention(
         raise FciUnsupportedError(f"{name} {_UNPACKED}")
     if bounds is not None and not torch.equal(bounds.to(layout.bounds), layout.bounds):
         raise FciUnsupportedError(f"{name}: cu_seq_lens_q {bounds.tolist()} are not the sequences of the capture")
-    with torch.autocast(device, enabled=False):  # it would take the fp32 products back to bf16
+    with torch.autocast(device, enabled=False):  # autocast would cast the fp32 products to bf16
         if layout.tree is not None:
             output_BHTE, lse_BHT = attend_tree(layer, layout.tree)
         else:
@@ -313,26 +328,30 @@ def captured_attention(
     return output_BHTE.transpose(1, 2).contiguous(), None
 
 
-# torch.compile would trace every panel and tile anew for each length.
+# torch.compile would retrace every panel and tile for each length.
 _untraced: Any = torch.compiler.disable
 AttentionInterface.register(ATTENTION, _untraced(captured_attention))
-# Without a mask function of the same name transformers would pass no mask at all, and padded, packed or
-# sliding-window models would silently attend to everything before the query.
+# Without a mask function of the same name transformers passes no mask, and padded, packed or sliding-window models
+# would silently attend to every earlier token.
 AttentionMaskInterface.register(ATTENTION, _untraced(capture_mask))
 
 
 def decoder_of(model: Any) -> Any:
-    """The text decoder under the heads of ``model``; it makes no logits, T x vocabulary of them."""
+    """Return the text decoder under the heads of ``model``; a decoder computes no logits (T x V).
+
+    Raises:
+        FciUnsupportedError: ``model`` is not a transformers model.
+    """
     if not hasattr(model, "get_decoder"):
-        raise FciUnsupportedError(f"{type(model).__name__} is not a transformers model: it has no get_decoder")
+        raise FciUnsupportedError(f"{type(model).__name__} is not a transformers model: no get_decoder")
     decoder = model.get_decoder()
-    return decoder if hasattr(decoder, "config") else model.base_model  # some find their head by that name
+    return decoder if hasattr(decoder, "config") else model.base_model  # some models return their head here
 
 
 def _refuse_by_name(name: str, decoder: nn.Module, configs: list[Any]) -> None:
     if any(getattr(config, "is_encoder_decoder", False) for config in configs):
         raise FciUnsupportedError(f"{name} is an encoder-decoder model")
-    # A chunk is a block of the mask; within one chunk it looks like any causal mask.
+    # Within one chunk the mask of chunked attention equals a causal mask.
     if any("chunked_attention" in (getattr(config, "layer_types", None) or ()) for config in configs):
         raise FciUnsupportedError(f"{name} has chunked attention, which cannot be captured")
 
@@ -344,7 +363,7 @@ def _layer_kinds(decoder: Any) -> list[str]:
 
 
 def _configs(decoder: nn.Module) -> list[Any]:
-    """The configs of the decoder and of the models inside it, each once, the outer before the inner."""
+    """Return the distinct configs of the decoder and of the models inside, the outer before the inner."""
     found: dict[int, Any] = {}
     queue: list[Any] = [getattr(module, "config", None) for module in decoder.modules()]
     while queue:

@@ -1,10 +1,11 @@
-"""Lookups of one layer: later steps of which some token gives a step most of its attention.
+"""Lookups of one layer: later steps with a token that gives a step most of the token's attention.
 
-Where FCI averages attention over the tokens of a step, this asks whether a single token of it reads the earlier step:
-in reasoning that looks up what was planned, one token does, and the others of its step dilute it. The dense
-definition is :func:`attnrl.method.influence.lookups`.
+FCI averages attention over the tokens of a step; lookups ask whether a single token reads the earlier step. In
+reasoning that looks up a plan, one token reads the plan, and the other tokens of the step dilute the average. The
+dense definition is :func:`attnrl.method.influence.lookups`.
 
-Shape letters: those of :mod:`attnrl.fci.attention`; S steps of a sequence, N tokens in its steps.
+Shape letters: B rows of the batch, T tokens of a row, H query heads, G key/value heads, D head dimension, S steps of
+a sequence, N tokens in the steps of a sequence, q queries of a panel.
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ from attnrl.method.influence import count_lookups
 
 
 def layer_lookups(layer: LayerAttention, lse_BHT: Tensor, layout: StepLayout, delta: int) -> Tensor:
-    """Number of lookups of each step at each head, steps of all sequences one after another: fp32 [H, S].
+    """Return the number of lookups of each step at each head, the steps of all sequences concatenated: fp32 [H, S].
 
     Args:
         layer: the layer's attention.
-        lse_BHT: logsumexp of each query's scores over the keys that it sees, in nats.
-        layout: the sequences and their steps; a sequence's steps are looked up from its own tokens only.
-        delta: how many steps ahead a lookup must come from to count.
+        lse_BHT: logsumexp of each query's scores over the keys visible to the query, in nats.
+        layout: the sequences and their steps; only tokens of the same sequence look up a step.
+        delta: smallest distance in steps at which a lookup counts.
     """
     counts = [_of_sequence(layer, lse_BHT, span, delta) for span in layout.spans if span.steps]
     return torch.cat(counts, dim=-1)
 
 
 def _of_sequence(layer: LayerAttention, lse_BHT: Tensor, span: Span, delta: int) -> Tensor:
-    """Lookups of the steps of one sequence; a few attention rows are held at a time."""
+    """Return the lookups of the steps of one sequence, from a few attention rows at a time."""
     device, dtype, H = layer.query_BHTD.device, accumulating(layer.query_BHTD), layer.query_BHTD.shape[1]
     first, stop, steps = span.steps[0], span.stop, len(span.steps)
     key_GND = layer.key_BGTD[span.row, :, first:stop].to(dtype)
@@ -47,9 +48,9 @@ def _of_sequence(layer: LayerAttention, lse_BHT: Tensor, span: Span, delta: int)
     belongs_NS = torch.nn.functional.one_hot(step_N, steps).to(dtype)
     most_HSS = torch.zeros(H, steps, steps, dtype=dtype, device=device)
     panel_bytes = CPU_PANEL_BYTES if device.type == "cpu" else DEVICE_PANEL_BYTES
-    q = max(1, panel_bytes // (dtype.itemsize * H * (stop - first)))
-    for start in range(first, stop, q):
-        end = min(start + q, stop)
+    rows = max(1, panel_bytes // (dtype.itemsize * H * (stop - first)))
+    for start in range(first, stop, rows):
+        end = min(start + rows, stop)
         query_HqD = layer.query_BHTD[span.row, :, start:end]
         scores_HqN = grouped_scores(query_HqD, key_GND, layer.scaling, layer.softcap)
         probs_HqN = (scores_HqN - lse_BHT[span.row, :, start:end, None]).exp()

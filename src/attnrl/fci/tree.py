@@ -1,15 +1,17 @@
-"""How trees lie in a packed row, and which rectangles of attention scores that makes.
+"""Layout of trees in a packed row, and the rectangles of attention scores that trees need.
 
-Responses that begin alike, as those to one prompt and the branches of one trunk do, form a tree. Its segments
-(tokens that the same responses go through) stand in the row once each, depth first: behind a segment come all that
-continue it. A token attends to its ancestors: earlier tokens of its segment and those on the path from the root to
-it. In that order they are the keys ``k <= q < subtree_end[k]``; a sliding window counts tokens along the path, by
-depth, never by place in the row.
+Responses with a shared prefix (responses to one prompt, branches of one trunk) form a tree. Each segment of the tree
+(tokens shared by the same responses) occupies the row once, in depth-first order: behind a segment follow all segments
+that continue the segment. A token attends to its ancestors: earlier tokens of the segment, and the tokens on the path
+from the root to the segment. In depth-first order the keys of query q satisfy ``k <= q < subtree_end[k]``. A sliding
+window counts tokens along the path, by depth and never by place in the row.
 
-A segment that stands right behind the one that it continues goes on with it as one *run*, which attends to itself
-like any sequence. All that branches from a run at one place stands together, so what it sees of the run is one
-rectangle: queries from the first such branch to the end of the last one's subtree, keys from the run's beginning to
-the place. These :class:`ScoreTile` objects hold each pair of a token and its ancestor exactly once.
+A segment directly behind its parent segment extends the parent's *run*; a run attends to itself like any sequence. All
+branches from one place of a run are adjacent in the row, so the scores of the branches with the run form one rectangle:
+the queries from the first branch to the end of the last branch's subtree, by the keys from the start of the run to the
+branch point. The :class:`ScoreTile` objects cover each pair of a token and an ancestor exactly once.
+
+Shape letters: T tokens of the row; q queries and k keys of a tile.
 """
 
 from __future__ import annotations
@@ -22,20 +24,20 @@ from torch import Tensor
 
 from attnrl.fci.tree_blocks import FlexBlocks, TokenVisibility
 
-LEAST_STRIP = 256  # queries of a strip that a sliding window is cut into
+LEAST_STRIP = 256  # smallest number of queries in a strip of a tile with a sliding window
 
 
 @dataclass(frozen=True)
 class Run:
-    """Tokens ``[start, stop)`` of the row, each continued by the next.
+    """Tokens ``[start, stop)`` of the row, each the parent of the next token.
 
     Attributes:
-        start: place of its first token in the row.
-        stop: one past its last.
-        depth: tokens above the first one: its position id.
-        parent: index of the run it branches from; None at a root.
-        cut: one past the last token of that run which it keeps.
-        end: one past the last token of all that branches from it.
+        start: place of the first token in the row.
+        stop: one past the last token.
+        depth: tokens above the first token, equal to the first token's position id.
+        parent: index of the run above, None at a root.
+        cut: one past the last visible token of the run above.
+        end: one past the last token of all branches of the run.
     """
 
     start: int
@@ -52,12 +54,12 @@ class ScoreTile:
 
     Attributes:
         start: first query.
-        stop: one past the last.
+        stop: one past the last query.
         first: first key.
-        last: one past the last.
-        ahead: how much deeper the first query is than the first key.
-        window: a query sees keys fewer than this many tokens above it; None where it sees all.
-        own: whether the queries are among the keys. Each token is a query of one such tile.
+        last: one past the last key.
+        ahead: depth of the first query minus depth of the first key.
+        window: width of the sliding window, the query included; None if the window hides no key.
+        own: True if the queries are among the keys. Each token is a query of exactly one such tile.
     """
 
     start: int
@@ -70,16 +72,16 @@ class ScoreTile:
 
     @property
     def causal(self) -> bool:
-        """Whether queries and keys are the same tokens, with nothing hidden by a window."""
+        """True if queries and keys are the same tokens and no window hides a key."""
         return self.ahead == 0 and self.window is None
 
     @property
     def full(self) -> bool:
-        """Whether every query sees every key."""
+        """True if every query sees every key."""
         return self.window is None and self.ahead >= self.last - self.first
 
     def strips(self, rows: int) -> Iterator[ScoreTile]:
-        """The tile in strips of at most ``rows`` queries, without the keys that none of them sees."""
+        """Yield strips of at most ``rows`` queries, without the keys hidden from every query of the strip."""
         for start in range(self.start, self.stop, rows):
             stop = min(start + rows, self.stop)
             ahead = self.ahead + start - self.start
@@ -88,7 +90,7 @@ class ScoreTile:
             yield ScoreTile(start, stop, self.first + hidden, last, ahead - hidden, self.window, self.own)
 
     def bias_qk(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """0 where a query sees a key, minus infinity elsewhere."""
+        """Return the additive mask: 0 for visible keys, minus infinity for hidden keys."""
         queries, keys = torch.arange(self.stop - self.start), torch.arange(self.last - self.first)
         distance_qk = queries[:, None] + self.ahead - keys
         hidden_qk = distance_qk < 0
@@ -99,7 +101,7 @@ class ScoreTile:
 
 @dataclass(frozen=True)
 class TreeLayout:
-    """All runs of a packed row, in order; together they are the whole row."""
+    """The runs of a packed row, in order; together the runs cover the row."""
 
     runs: tuple[Run, ...]
     _tiles: dict[int | None, list[ScoreTile]] = field(default_factory=dict, repr=False)
@@ -108,9 +110,9 @@ class TreeLayout:
 
     @classmethod
     def build(cls, ranges: Sequence[tuple[int, int]], parents: Sequence[int | None]) -> TreeLayout:
-        """Lay out segments that stand in ``ranges`` of the row, end to end, each continuing ``parents[i]``."""
+        """Return the layout of segments at ``ranges`` of the row, end to end; segment i continues ``parents[i]``."""
         runs: list[Run] = []
-        run_of: list[int] = []  # of each segment
+        run_of: list[int] = []  # index of the run of each segment
         for index, ((start, stop), parent) in enumerate(zip(ranges, parents, strict=True)):
             if parent is not None and parent == index - 1:
                 runs[-1] = replace(runs[-1], stop=stop, end=stop)
@@ -128,16 +130,16 @@ class TreeLayout:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the row."""
+        """Number of tokens of the row."""
         return self.runs[-1].stop
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest path."""
+        """Number of tokens of the longest path."""
         return max(run.depth + run.stop - run.start for run in self.runs)
 
     def tiles(self, window: int | None) -> list[ScoreTile]:
-        """All rectangles; first each run by itself, then what branches see of the run that they branch from."""
+        """Return all tiles: first each run by itself, then the branches of each run by the run."""
         window = self._hiding(window)
         if window not in self._tiles:
             self._tiles[window] = [
@@ -151,13 +153,13 @@ class TreeLayout:
         return self._tiles[window]
 
     def bias_qk(self, tile: ScoreTile, dtype: torch.dtype) -> Tensor:
-        """:meth:`ScoreTile.bias_qk` on a CPU, made once for all layers."""
+        """Return :meth:`ScoreTile.bias_qk` on a CPU, cached for all layers."""
         if (tile, dtype) not in self._biases:
             self._biases[tile, dtype] = tile.bias_qk(dtype, torch.device("cpu"))
         return self._biases[tile, dtype]
 
     def blocks(self, window: int | None, device: torch.device) -> FlexBlocks:
-        """What FlexAttention has to compute, made once for all layers."""
+        """Return the block mask of FlexAttention, cached for all layers."""
         window = self._hiding(window)
         if (window, device) not in self._blocks:
             depth_T = torch.cat([torch.arange(run.stop - run.start) + run.depth for run in self.runs])
@@ -172,11 +174,11 @@ class TreeLayout:
         return self._blocks[window, device]
 
     def _hiding(self, window: int | None) -> int | None:
-        """The window, or None where it hides nothing."""
+        """Return the window, or None if the window is at least as long as the longest path."""
         return None if window is None or window >= self.longest else window
 
     def _branches(self) -> Iterator[tuple[int, int, Run, int]]:
-        """``(start, stop, run, cut)``: all of ``[start, stop)`` branches from ``run`` behind token ``cut - 1``."""
+        """Yield ``(start, stop, run, cut)``: tokens ``[start, stop)`` branch from ``run`` behind token ``cut - 1``."""
         found: dict[tuple[int, int], tuple[int, int]] = {}
         for run in self.runs:
             if run.parent is not None:
@@ -196,11 +198,13 @@ class TreeLayout:
         if window is None:
             yield ScoreTile(start, stop, above.start, cut, cut - above.start, None)
             return
-        # With a window what is seen depends on the depth, which along each run is that of a rectangle's band.
+        # With a window, visibility depends on depth; the visible scores of each run form a band of a rectangle.
         last_depth = above.depth + cut - above.start - 1
         for run in self.runs:
             if start <= run.start < stop:
-                queries = min(run.stop - run.start, last_depth + window - run.depth)  # further down, none sees any
+                queries = min(
+                    run.stop - run.start, last_depth + window - run.depth
+                )  # deeper queries see no key of the run above
                 first = max(above.start, above.start + run.depth - window + 1 - above.depth)
                 ahead = run.depth - above.depth - (first - above.start)
                 if queries > 0:

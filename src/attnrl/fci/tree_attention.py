@@ -1,10 +1,11 @@
-"""Attention of trees packed into one row: each token to its ancestors, with the logsumexp of each row of scores.
+"""Attention of trees packed into one row: each token attends to its ancestors; the logsumexp of each row is returned.
 
-On a CPU it is the attention of one tile after another (see :mod:`attnrl.fci.tree`), joined by their normalisers: no
-pair of tokens is computed that is not on one path, and no key is copied. On CUDA it is one FlexAttention over the
-blocks that any path touches.
+On a CPU the tiles of :mod:`attnrl.fci.tree` are computed one after another and joined by the logsumexp: only pairs of
+tokens on a common path are computed, and no key is copied. On CUDA one FlexAttention call computes the blocks that
+contain such a pair.
 
-Shape letters: those of :mod:`attnrl.fci.attention`; q queries and k keys of a tile.
+Shape letters: B rows of the batch, T tokens of a row, H query heads, G key/value heads, D head dimension, E head
+dimension of the values; q queries and k keys of a tile.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from attnrl.fci.tree_blocks import attend_padded, compiled_flex
 
 
 def attend_tree(layer: LayerAttention, tree: TreeLayout) -> tuple[Tensor, Tensor]:
-    """Attention of each token of the one row of ``layer`` to its ancestors and itself.
+    """Compute the attention of each token of the single row of ``layer`` to the token's ancestors and itself.
 
     Returns:
-        output_BHTE in the type of the values, with gradient, and the logsumexp lse_BHT of each row's scores
+        output_BHTE in the dtype of the values, with gradient, and the logsumexp lse_BHT of each row's scores
         (nats, sinks included, no gradient), at least fp32.
     """
     if layer.query_BHTD.is_cuda and layer.query_BHTD.dtype != torch.float64:
@@ -38,7 +39,7 @@ def attend_tree(layer: LayerAttention, tree: TreeLayout) -> tuple[Tensor, Tensor
 
 @dataclass(frozen=True)
 class _TreeAttentionSettings:
-    """What a layer's attention is beside its tensors, which autograd keeps and frees."""
+    """Settings of a layer's attention without the tensors, which autograd saves and frees."""
 
     tree: TreeLayout
     window: int | None
@@ -46,11 +47,11 @@ class _TreeAttentionSettings:
     softcap: float | None
 
     def is_fused(self, query: Tensor, value: Tensor) -> bool:
-        """Whether the operator that sdpa calls on a CPU computes such attention."""
+        """Return True if the CPU operator behind sdpa supports the attention."""
         return query.device.type == "cpu" and self.softcap is None and value.shape[3] == query.shape[3]
 
     def tiles(self, query: Tensor, value: Tensor) -> Iterator[ScoreTile]:
-        """Those of the tree; in strips where all scores of a tile are made."""
+        """Yield the tiles of the tree, cut into strips if all scores of a tile are materialised."""
         for tile in self.tree.tiles(self.window):
             if self.is_fused(query, value):
                 yield tile
@@ -60,10 +61,10 @@ class _TreeAttentionSettings:
 
 
 class _TiledAttention(torch.autograd.Function):
-    """Attention of one tile after another.
+    """Attention computed one tile after another.
 
-    With the normaliser of the whole row, the gradient of a tile is that of the whole row's attention in that tile:
-    the gradients of tiles add up, without any being computed for other tokens.
+    Given the logsumexp of the whole row, the gradient of a tile equals the gradient of the whole row restricted to the
+    tile. Therefore the gradients of the tiles add up, and no other token is computed.
     """
 
     @staticmethod
@@ -104,7 +105,7 @@ class _TiledAttention(torch.autograd.Function):
             for whole, tokens, part_grad in zip(grads, (queries, keys, keys), part_grads, strict=True):
                 whole[:, :, tokens] += part_grad
         grad_sinks = None
-        if sinks is not None:  # a key of its own, with no value
+        if sinks is not None:  # a sink is a key without a value
             along_BHT = (grad_BHTE * output_BHTE).sum(-1, dtype=lse_BHT.dtype)
             grad_sinks = -((sinks[:, None] - lse_BHT).exp() * along_BHT).sum((0, 2)).to(sinks.dtype)
         grads = [grad.to(tensor.dtype) for grad, tensor in zip(grads, (query, key, value), strict=True)]
@@ -113,7 +114,7 @@ class _TiledAttention(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _TileInputs:
-    """What one tile of a layer's attention is computed from."""
+    """Slices of a layer's tensors for one tile, with the settings."""
 
     query_BHqD: Tensor
     key_BGkD: Tensor
@@ -155,7 +156,7 @@ def _fused_arguments(part: _TileInputs) -> dict[str, Any]:
 
 
 def _plain(part: _TileInputs) -> tuple[Tensor, Tensor]:
-    """The equations, for layers that no fused operator computes with its logsumexp; makes all scores of the tile."""
+    """Compute one tile by the equations, for layers without a fused operator; materialises all scores of the tile."""
     scores_BHqk = _scores(part, part.query_BHqD, part.key_BGkD)
     return _by_keys(scores_BHqk.softmax(-1), part.value_BGkE.to(scores_BHqk.dtype)), scores_BHqk.logsumexp(-1)
 
@@ -189,12 +190,15 @@ def _by_keys(probs_BHqk: Tensor, value_BGkE: Tensor) -> Tensor:
 def attend_blocks(
     layer: LayerAttention, tree: TreeLayout, attend: Callable[..., tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
-    """:func:`attend_tree` by FlexAttention, which skips the blocks of scores that no path touches.
+    """Compute :func:`attend_tree` with FlexAttention, which skips blocks of scores without a visible pair.
 
     Args:
         layer: the layer's attention.
-        tree: which token continues which.
-        attend: :func:`~attnrl.fci.tree_blocks.flex`, or the same compiled.
+        tree: the layout of the trees.
+        attend: :func:`~attnrl.fci.tree_blocks.flex`, or the compiled :func:`~attnrl.fci.tree_blocks.compiled_flex`.
+
+    Returns:
+        output_BHTE and lse_BHT, as :func:`attend_tree`.
     """
     blocks = tree.blocks(layer.window, layer.query_BHTD.device)
     tensors = (layer.query_BHTD, layer.key_BGTD, layer.value_BGTE)

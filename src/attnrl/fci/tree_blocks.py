@@ -1,10 +1,11 @@
 """FlexAttention over trees packed into one row, on blocks of 128 queries by 128 keys.
 
-A compiled graph serves all rows of one kind of layer: rows are padded to a multiple of :data:`MULTIPLE` tokens, the
-length of a row is a dynamic size, and windows are numbers in a tensor. FlexAttention outside a compiled graph makes
-all T x T scores, so :func:`compiled_flex` raises an error where torch does not compile the call.
+One compiled graph serves all rows of one kind of layer: rows are padded to a multiple of :data:`MULTIPLE` tokens, the
+length of a row is a dynamic size, and windows are numbers in a tensor. FlexAttention outside a compiled graph
+materialises all T x T scores, so :func:`compiled_flex` raises an error if torch does not compile the call.
 
-Shape letters: those of :mod:`attnrl.fci.attention`; T counts the padding.
+Shape letters: B rows of the batch, T tokens of a row, padding included, H query heads, G key/value heads, D head
+dimension, E head dimension of the values; i blocks of queries, j blocks of keys, q queries and k keys of a block.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attent
 from torch.nn.functional import pad
 
 BLOCK = 128  # queries and keys of a block
-MULTIPLE = 256  # tokens; shorter rows would have one block, for which torch compiles a graph of its own
-PAIRS = 2**24  # pairs of a query and a key that one strip of a block mask is computed from
-GRAPHS = 64  # graphs of one process: kinds of layers, with and without gradient
+MULTIPLE = 256  # tokens; a shorter row would have a single block, which needs a separate graph
+PAIRS = 2**24  # pairs of query and key in one strip of the block mask's computation
+GRAPHS = 64  # compiled graphs per process: kinds of layers, with and without gradient
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class TokenVisibility:
-    """Which token of a padded row sees which: three int32 numbers a token.
+    """Visibility between the tokens of a padded row, as three int32 numbers per token.
 
     Attributes:
-        end_T: one past the last token that continues the token.
+        end_T: one past the last descendant of the token.
         depth_T: tokens above the token.
         reach_T: depth at which the token leaves the window.
     """
@@ -43,7 +44,7 @@ class TokenVisibility:
 
     @classmethod
     def build(cls, end_T: Tensor, depth_T: Tensor, window: int | None) -> TokenVisibility:
-        """Return the sight of a row under ``window``, padded by tokens that see only themselves."""
+        """Return the visibility in a row under ``window``, padded by tokens that see only themselves."""
         tokens = len(end_T)
         padding = -tokens % MULTIPLE
         own_end_T = torch.arange(tokens, tokens + padding, device=end_T.device) + 1
@@ -52,7 +53,7 @@ class TokenVisibility:
         return cls(end_T, depth_T, depth_T + (len(end_T) if window is None else min(window, len(end_T))))
 
     def mask_mod(self) -> MaskMod:
-        """Return the function of (batch, head, query, key) that tells whether the query sees the key."""
+        """Return the function of (batch, head, query, key) that returns True if the query sees the key."""
         end_T, depth_T, reach_T = self.end_T, self.depth_T, self.reach_T
 
         def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ class TokenVisibility:
         return sees
 
     def block_mask(self) -> BlockMask:
-        """Return the block mask that ``create_block_mask`` computes, from at most :data:`PAIRS` pairs at a time."""
+        """Return the same block mask as ``create_block_mask``, from at most :data:`PAIRS` pairs at a time."""
         T, device, sees = len(self.end_T), self.end_T.device, self.mask_mod()
         blocks = T // BLOCK
         place_T = torch.arange(T, dtype=torch.int32, device=device)
@@ -78,17 +79,17 @@ class TokenVisibility:
 
 
 def _listed(blocks_ij: Tensor) -> tuple[Tensor, Tensor]:
-    """Return for each row of blocks how many are set, and the indices with those of the set blocks first."""
+    """Return the number of set blocks in each row of blocks, and all block indices, set blocks first."""
     order_ij = blocks_ij.int().argsort(dim=-1, descending=True, stable=True)
     return blocks_ij.sum(-1, dtype=torch.int32)[None, None], order_ij.int()[None, None]
 
 
 @dataclass(frozen=True)
 class FlexBlocks:
-    """Tensors that FlexAttention reads beside a layer's own; the length of the row is a dynamic size in each.
+    """Tensors that FlexAttention reads besides a layer's own; the length of the row is a dynamic size in each tensor.
 
     Attributes:
-        sight: end_T, depth_T and reach_T of :class:`TokenVisibility`.
+        visibility: end_T, depth_T and reach_T of :class:`TokenVisibility`.
         lists: the eight tensors of a block mask, in the order of its constructor.
     """
 
@@ -97,7 +98,7 @@ class FlexBlocks:
 
     @classmethod
     def build(cls, visibility: TokenVisibility) -> FlexBlocks:
-        """Return the tensors for rows of that sight."""
+        """Return the tensors of rows with the given visibility."""
         mask = visibility.block_mask()
         by_query = (mask.kv_num_blocks, mask.kv_indices, mask.full_kv_num_blocks, mask.full_kv_indices)
         by_key = (mask.q_num_blocks, mask.q_indices, mask.full_q_num_blocks, mask.full_q_indices)
@@ -118,10 +119,10 @@ def attend_padded(
     softcap: float | None,
     attend: Callable[..., tuple[Tensor, Tensor]],
 ) -> tuple[Tensor, Tensor]:
-    """Pad a row, call ``attend`` (:func:`flex` or :func:`compiled_flex`), and cut the padding off again.
+    """Pad a row, call ``attend`` (:func:`flex` or :func:`compiled_flex`), and remove the padding again.
 
     Returns:
-        output_BHTE and lse_BHT (nats) of the tokens that were given; both with gradient.
+        output_BHTE and lse_BHT (nats) of the tokens without padding; both with gradient.
     """
     tokens, padding = query_BHTD.shape[2], len(blocks.visibility[0]) - query_BHTD.shape[2]
     padded = [_padded(tensor, padding) for tensor in (query_BHTD, key_BGTD, value_BGTE)]
@@ -131,7 +132,7 @@ def attend_padded(
 
 
 def _padded(tensor_BHTD: Tensor, padding: int) -> Tensor:
-    """Return the tensor with zeros behind it, in one layout of memory for every padding: another needs a graph."""
+    """Return the tensor padded with zeros, in the same memory layout for every padding (one layout, one graph)."""
     tensor_BTHD = tensor_BHTD.transpose(1, 2)
     padded_BTHD = pad(tensor_BTHD, (0, 0, 0, 0, 0, padding)) if padding else tensor_BTHD.contiguous()
     return _mark_dynamic(padded_BTHD.transpose(1, 2), 2)
@@ -152,9 +153,9 @@ def flex(
     scaling: float,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return output_BHTE and lse_BHT of FlexAttention. The block mask is put together here, inside a compiled graph.
+    """Return output_BHTE and lse_BHT of FlexAttention; the block mask is assembled here, inside a compiled graph.
 
-    A mask that is made outside is an argument, of which each new length and each new ``mask_mod`` needs a graph.
+    If the block mask were an argument, each new length and each new ``mask_mod`` would need a new graph.
     """
 
     def capped(score: Tensor, *_: Tensor) -> Tensor:
@@ -203,8 +204,8 @@ def _flex_in_graph(*arguments: Any) -> tuple[Tensor, Tensor]:
 def compiled_flex(backend: str | Callable[..., Any] = "inductor") -> Callable[..., tuple[Tensor, Tensor]]:
     """Return :func:`flex` compiled by ``backend``: one graph for all lengths and windows.
 
-    The compiled function raises an error, and never computes all T x T scores, where torch does not compile a call:
-    beyond :data:`GRAPHS` graphs, or where compilation is turned off.
+    The compiled function raises an error, and never computes all T x T scores, if torch does not compile a call (more
+    than :data:`GRAPHS` graphs, or compilation turned off).
     """
     compiled: Callable[..., tuple[Tensor, Tensor]] = torch.compile(_flex_in_graph, fullgraph=True, backend=backend)
     return compiled

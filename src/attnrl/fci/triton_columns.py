@@ -1,18 +1,18 @@
 """Weighted column sums of a causal layer's attention on a CUDA device, as one Triton kernel.
 
-The same sums as :mod:`attnrl.fci.columns` forms with torch, but from scores that never leave
-the chip. With the logsumexp of every row known, each term stands alone::
+The sums are the same as in :mod:`attnrl.fci.columns`, but the scores never leave the chip. Given the logsumexp of
+every row, each term is independent::
 
     c[t] = sum_{lo[t] <= q < hi[t]} w[q] exp(s[q, t] - lse[q])
 
-A program holds a block of keys and streams the queries that count for it, so each sum is finished where it is
-begun: no atomics, and the same bits every time.
+A program holds a block of keys and streams the queries that count for these keys, so each sum is finished in the
+program that started the sum: no atomics, and bit-identical results in every run.
 
-This module imports triton, which only the GPU builds of torch bring along, so import it no earlier than a
-CUDA tensor shows up. Under ``TRITON_INTERPRET=1`` it takes CPU tensors instead, for the tests.
+This module imports triton, a dependency of the GPU builds of torch only; import the module no earlier than a CUDA
+tensor appears. Under ``TRITON_INTERPRET=1`` the kernel takes CPU tensors instead, for the tests.
 
-Shape letters: B rows of the batch, T tokens, H query heads, G key/value heads, D head dimension; in the
-kernel N keys of the block that is held, M queries of a block that streams by.
+Shape letters: B rows of the batch, T tokens of a row, H query heads, G key/value heads, D head dimension; in the kernel
+k keys of the held block, q queries of a streamed block, x and y the two parts of the head dimension.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _LOG2E = math.log2(math.e)
 
 
 class KernelTile(NamedTuple):
-    """How the work is cut, and Triton's launch options.
+    """Block sizes and Triton's launch options.
 
     Attributes:
-        keys: N, held by a program.
-        queries: M, streamed at a time.
-        warps: of a program.
-        stages: blocks of queries in shared memory; with three, one is on its way while another is multiplied.
+        keys: keys held by a program.
+        queries: queries streamed at a time.
+        warps: warps of a program.
+        stages: blocks of queries in shared memory; with three stages, loading overlaps with the product.
     """
 
     keys: int
@@ -45,14 +45,14 @@ class KernelTile(NamedTuple):
 
 
 def kernel_tile(head_dim: int, dtype: torch.dtype) -> KernelTile:
-    """The tile for a head dimension.
+    """Return the tile for a head dimension.
 
-    Chosen by what the compiler reports, not yet by timings: no register spills on sm_80 and sm_90, two or more
-    programs on an SM of an H100 (one takes exponentials while another multiplies: at 128 dimensions both take
-    about as long), and on sm_80, whose code consumer cards run likewise, no more than their 99 KiB of shared
-    memory. Fewer than 128 keys would ask the L2 cache for more queries than it can deliver.
+    The choice follows the compiler's report, not timings: no register spills on sm_80 and sm_90; two or more programs
+    per SM of an H100 (one program computes exponentials while another multiplies; at 128 dimensions both take about
+    equally long); and on sm_80, whose code also runs on consumer cards, at most the 99 KiB of shared memory of
+    consumer cards. Fewer than 128 keys would request more queries from the L2 cache than the cache can deliver.
     """
-    if dtype == torch.float32:  # no tensor core multiplies exactly, and the products are unrolled whole
+    if dtype == torch.float32:  # tensor cores round fp32 inputs; without tensor cores the products are fully unrolled
         return KernelTile(32, 32, 8, 2)
     if head_dim <= 128:
         return KernelTile(128, 64, 4, 3)
@@ -60,11 +60,11 @@ def kernel_tile(head_dim: int, dtype: torch.dtype) -> KernelTile:
 
 
 def head_parts(head_dim: int) -> tuple[int, int]:
-    """Widths of the one or two parts in which a head is multiplied; 0 for no second part.
+    """Return the widths of the one or two parts of a head; 0 for no second part.
 
-    A block is a power of two wide, and at least 16 for a tensor core. Heads of 80, 96 or 192 padded to one
-    power would spend a quarter of the products or more on zeros; as 64 + 16, 64 + 32 and 128 + 64 they spend
-    none. Together the parts are wider than a head that cannot be cut so.
+    A block's width is a power of two, and at least 16 for a tensor core. Heads of 80, 96 or 192 padded to one power
+    of two would waste a quarter of the products or more on zeros; as 64 + 16, 64 + 32 and 128 + 64 no product is
+    wasted. For other heads the two parts together are wider than the head (padding).
     """
     first = max(16, 1 << (head_dim.bit_length() - 1))
     second = max(16, 1 << (head_dim - first - 1).bit_length()) if head_dim > first else 0
@@ -74,7 +74,7 @@ def head_parts(head_dim: int) -> tuple[int, int]:
 @triton.jit
 def _load(ptr: tl.tensor, UPCAST: tl.constexpr) -> tl.tensor:
     block = tl.load(ptr)
-    if UPCAST:  # the interpreter multiplies the bits of bf16 as if they were integers
+    if UPCAST:  # the interpreter multiplies bf16 bit patterns as integers
         block = block.to(tl.float32)
     return block
 
@@ -101,15 +101,15 @@ def _add_queries(
     SOFTCAP: tl.constexpr,
     UPCAST: tl.constexpr,
 ) -> tl.tensor:
-    """Add the queries from start on, in blocks of M up to at least end, to the sums of the held keys."""
+    """Add the queries from ``start`` on, in blocks of QUERIES up to at least ``end``, to the sums of the held keys."""
     offset_q = tl.arange(0, QUERIES)
     offset_x = tl.arange(0, X)
     for first in range(start, end, QUERIES):
         query_q = offset_q
-        if MASKED:  # past the last query, the last one again: it stays within the tensors and counts for no key
+        if MASKED:  # clamp to the last query: inside the tensors, and masked below
             query_q = tl.minimum(offset_q, tokens - 1 - first)
-        bias_q = tl.load(bias_ptr + first + query_q)  # ahead of the product, so as not to wait for it after
-        # 64 bits for the block's start only: within a block the offsets are small.
+        bias_q = tl.load(bias_ptr + first + query_q)  # load before the product to hide the latency
+        # 64 bits only for the block's start: offsets within a block are small.
         block_ptr = query_ptr + tl.cast(first, tl.int64) * stride_qt + query_q[None, :] * stride_qt
         score_kq = tl.dot(key_kx, _load(block_ptr + offset_x[:, None], UPCAST), input_precision="ieee")
         if Y > 0:
@@ -117,12 +117,12 @@ def _add_queries(
             query_yq = _load(block_ptr + offset_y[:, None], UPCAST)
             score_kq = tl.dot(key_ky, query_yq, score_kq, input_precision="ieee")
 
-        if SOFTCAP:  # tanh(z) = 1 - 2 / (1 + exp(2 z)), which is right where exp is 0 or inf too
+        if SOFTCAP:  # tanh(z) = 1 - 2 / (1 + exp(2 z)) is exact also if exp is 0 or inf
             score_kq = cap - 2 * cap / (1 + tl.exp2(score_kq * scale))
             exponent_kq = score_kq + bias_q[None, :]
         else:
             exponent_kq = tl.fma(score_kq, scale, bias_q[None, :])
-        if MASKED:  # before the exponential: what does not count may have any bias, inf and nan among them
+        if MASKED:  # mask before the exponential: masked queries may have any bias, inf and nan included
             token_q = first + offset_q
             counts_kq = (token_q[None, :] >= lo_k[:, None]) & (token_q[None, :] < hi_k[:, None])
             exponent_kq = tl.where(counts_kq, exponent_kq, float("-inf"))
@@ -156,13 +156,13 @@ def _kernel(
     SOFTCAP: tl.constexpr,
     UPCAST: tl.constexpr,
 ) -> None:
-    """The sums of one block of N keys for one head.
+    """Compute the sums of one block of KEYS keys for one head.
 
-    bias, out: [B, H, T], lo, hi: [B, T], contiguous. shared: query heads to a key head. scale: on the
-    products, cap: on the squashed scores; both with log2(e), for the exponentials are of base two.
+    bias, out: [B, H, T], lo, hi: [B, T], contiguous. shared: query heads per key head. scale: factor of the
+    products; cap: bound of the soft-capped scores; both include log2(e), because the exponentials have base two.
     """
-    # Blocks of one head run side by side and so share its queries in the L2 cache; a causal head's first
-    # block has the most queries, so that the blocks left for the end are short.
+    # Blocks of one head run side by side and share the head's queries in the L2 cache; the first block of a causal
+    # head has the most queries, so the last blocks to run are short.
     blocks = tl.cdiv(tokens, KEYS)
     first_key = tl.program_id(0) % blocks * KEYS
     head_row = tl.program_id(0) // blocks
@@ -193,8 +193,8 @@ def _kernel(
     if Y > 0:
         key_ky = _load(key_ptrs + (X + tl.arange(0, Y))[None, :], UPCAST)
 
-    # Queries in [last_lo, first_hi) count for every live key. Whole blocks of them go without a mask, which
-    # also adds them to dead keys; those are cleared in the end.
+    # Queries in [last_lo, first_hi) count for every live key. Whole blocks of such queries need no mask; the sums of
+    # dead keys are cleared at the end.
     inner = first_lo + tl.cdiv(last_lo - first_lo, QUERIES) * QUERIES
     inner_end = inner + tl.maximum(first_hi - inner, 0) // QUERIES * QUERIES
     sum_k = tl.zeros([KEYS], tl.float32)
@@ -227,33 +227,32 @@ def column_sums(
     scaling: float,
     softcap: float | None = None,
 ) -> Tensor:
-    """Column sums of a layer's attention: ``c[t] = sum_{lo[t] <= q < hi[t]} w[q] exp(s[q, t] - lse[q])``.
+    """Return the column sums of a layer's attention: ``c[t] = sum_{lo[t] <= q < hi[t]} w[q] exp(s[q, t] - lse[q])``.
 
-    The scores are ``s[q, t] = scaling * query[q] . key[t]``, and with a softcap ``softcap * tanh(s / softcap)``
-    of that. Products of fp16 and bf16 are summed in fp32, those of fp32 are not rounded to tf32; the rest is
-    fp32. No gradient flows. The same inputs on the same device give the same bits.
+    The scores are ``s[q, t] = scaling * query[q] . key[t]``, with a softcap ``softcap * tanh(s / softcap)``.
+    Products of fp16 and bf16 are summed in fp32, products of fp32 are not rounded to tf32; everything else is
+    fp32. No gradient flows. Equal inputs on the same device give bit-identical results.
 
-    One interval of queries for each key says it all: causality, packed sequences, the lag and windows. It
-    costs least where neighbouring keys have much the same interval; any others are right too.
+    One interval of queries per key expresses causality, packed sequences, the lag delta and windows. The kernel is
+    fastest if neighbouring keys have similar intervals; any intervals give correct sums.
 
     Args:
-        query_BHTD: queries as they enter the attention (after the rotary embedding), fp16, bf16 or fp32, of
-            16 to 256 dimensions; any strides, but a last dimension that is not contiguous is copied.
-        key_BGTD: keys likewise; head h attends with key head ``h // (H / G)``.
-        lse_BHT: natural logarithm of the sum of ``exp(s)`` over all the keys that a query sees, fp32. Anything,
-            inf and nan included, for queries outside all intervals.
-        weight_BT: w, fp32, above 0 for each query within an interval and anything elsewhere.
+        query_BHTD: queries after the rotary embedding, fp16, bf16 or fp32, of 16 to 256 dimensions; any strides,
+            but a non-contiguous last dimension is copied.
+        key_BGTD: keys after the rotary embedding; head h attends with key head ``h // (H / G)``.
+        lse_BHT: logsumexp of each query's scores over all keys visible to the query, in nats, fp32. Queries
+            outside all intervals may have any value, inf and nan included.
+        weight_BT: weight w, fp32, positive for each query within an interval, arbitrary elsewhere.
         lo_BT: first query that counts for the key, int32.
-        hi_BT: first query after those, int32; a key with ``hi <= lo`` has none.
-        scaling: factor on the products.
-        softcap: bound on the scores; None for none.
+        hi_BT: one past the last query that counts, int32; a key with ``hi <= lo`` has no queries.
+        scaling: factor of the products.
+        softcap: bound of the scores; None for plain scores.
 
     Returns:
-        c_BHT in fp32, non-negative; 0 for keys that no query counts for.
+        c_BHT in fp32, non-negative; 0 for keys without queries.
 
     Raises:
-        ValueError: tensors on no CUDA device, of unlike shapes, or of a dtype or a head dimension other than
-            those above.
+        ValueError: tensors outside a CUDA device, inconsistent shapes, or an unsupported dtype or head dimension.
     """
     B, H, T, D = query_BHTD.shape
     G = key_BGTD.shape[1]
@@ -261,14 +260,14 @@ def column_sums(
         raise ValueError(f"the Triton kernel needs tensors on a CUDA device, not on {query_BHTD.device}")
     if key_BGTD.shape != (B, G, T, D) or H % G or lse_BHT.shape != (B, H, T):
         shapes = [tuple(tensor.shape) for tensor in (query_BHTD, key_BGTD, lse_BHT)]
-        raise ValueError(f"queries, keys and logsumexp do not belong together: {shapes}")
+        raise ValueError(f"shapes of queries, keys and logsumexp are inconsistent: {shapes}")
     if not weight_BT.shape == lo_BT.shape == hi_BT.shape == (B, T):
         shapes = [tuple(tensor.shape) for tensor in (weight_BT, lo_BT, hi_BT)]
-        raise ValueError(f"weight, lo and hi must be {(B, T)}, not {shapes}")
+        raise ValueError(f"weight, lo and hi must have shape {(B, T)}, got {shapes}")
     if query_BHTD.dtype != key_BGTD.dtype or query_BHTD.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        raise ValueError(f"queries and keys must both be fp16, bf16 or fp32: {query_BHTD.dtype}, {key_BGTD.dtype}")
+        raise ValueError(f"queries and keys must both be fp16, bf16 or fp32, got {query_BHTD.dtype}, {key_BGTD.dtype}")
     if not 16 <= D <= 256:
-        raise ValueError(f"a head dimension of 16 to 256 is needed, not {D}")
+        raise ValueError(f"head dimension must be 16 to 256, got {D}")
     sums_BHT = torch.empty(B, H, T, dtype=torch.float32, device=query_BHTD.device)
     if sums_BHT.numel() == 0:
         return sums_BHT
@@ -280,14 +279,14 @@ def column_sums(
         query_BHTD = query_BHTD.contiguous()
     if key_BGTD.stride(-1) != 1:
         key_BGTD = key_BGTD.contiguous()
-    # All that depends on the query alone, as one addend of the exponent: log2(w) - lse / ln(2).
+    # The addend of the exponent that depends on the query alone: log2(w) - lse / ln(2).
     bias_BHT = torch.sub(weight_BT.log2()[:, None], lse_BHT, alpha=_LOG2E).contiguous()
     if softcap is None:
         scale, cap = scaling * _LOG2E, 0.0
-    else:  # tanh is taken from exp(2 s / softcap)
+    else:  # tanh is computed from exp(2 s / softcap)
         scale, cap = 2 * scaling / softcap * _LOG2E, softcap * _LOG2E
 
-    with torch.cuda.device(query_BHTD.get_device()):  # Triton launches on the current one; -1, the CPU, is ignored
+    with torch.cuda.device(query_BHTD.get_device()):  # Triton launches on the current device; -1, the CPU, is ignored
         _kernel[(triton.cdiv(T, cut.keys) * B * H,)](
             query_BHTD,
             key_BGTD,
