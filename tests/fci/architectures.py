@@ -291,7 +291,7 @@ ARCHITECTURES = (
 
 @dataclass(frozen=True)
 class Refused:
-    """An architecture that cannot be captured, and the words of the reason."""
+    """An architecture that cannot be captured, and a key word of the error message."""
 
     name: str
     config: str
@@ -303,19 +303,19 @@ REFUSED = (
     Refused("Llama 4", "Llama4TextConfig", "chunked", {"attention_chunk_size": 32, "intermediate_size_mlp": 96}),
     Refused("Llama, bidirectional", "LlamaConfig", "not causal", {"is_causal": False}),
     Refused("T5", "T5Config", "encoder-decoder", {"d_kv": 16, "d_ff": 96}),
-    Refused("Mamba", "MambaConfig", "softmax attention", {"state_size": 8}),
+    Refused("Mamba", "MambaConfig", "MambaBlock", {"state_size": 8}),
     Refused("Inkling", "InklingTextConfig", "position bias", {**EXPERTS, "n_routed_experts": 4}),
     Refused("MiniMax-M3", "MiniMaxM3VLTextConfig", "sparse attention", {**EXPERTS, "num_local_experts": 4, **BLOCKS}),
-    Refused("DeepSeek-V4", "DeepseekV4Config", "96 queries for", {**EXPERTS, **GROUPS, "num_hidden_layers": 4}),
+    Refused("DeepSeek-V4", "DeepseekV4Config", "96", {**EXPERTS, **GROUPS, "num_hidden_layers": 4}),
     # These read the mask themselves: to choose keys by it, or because they call no attention by its name.
     Refused("DeepSeek-V3.2", "DeepseekV32Config", "mask", {**MLA, **EXPERTS, **GROUPS, **INDEXER}),
     Refused("Doge", "DogeConfig", "mask", {"keep_window_size": 32}),
     Refused("BLOOM", "BloomConfig", "mask"),
     Refused("Falcon", "FalconConfig", "mask", {"head_dim": None}),
     Refused("MPT", "MptConfig", "mask"),
-    # One layer that attends several times in a forward: the influence of which time?
-    Refused("HRM", "HrmTextConfig", "more than once", {"num_layers_per_stack": 2}),
-    Refused("Zamba2", "Zamba2Config", "more than once", ZAMBA2),
+    # A layer attends several times in a forward pass, so the layer has no single influence.
+    Refused("HRM", "HrmTextConfig", "layer", {"num_layers_per_stack": 2}),
+    Refused("Zamba2", "Zamba2Config", "layer", ZAMBA2),
 )
 
 

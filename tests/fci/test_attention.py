@@ -238,5 +238,5 @@ def test_a_logsumexp_of_another_shape_is_refused(monkeypatch):
     monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", transposed)
     query, key, value = operands(LAYOUTS["single"])
     layout = StepLayout.build(LAYOUTS["single"].spans, 1, TOKENS, 4)
-    with pytest.raises(FciUnsupportedError, match="logsumexp"):
+    with pytest.raises(FciUnsupportedError, match="varlen_attn"):
         attention._varlen_flash(LayerAttention(query, key, value, 0.2), layout, None)

@@ -68,7 +68,7 @@ def test_tiles_and_threads_do_not_matter(family, monkeypatch):
 
 
 def test_without_matrix_there_is_no_step_attention(models):
-    with pytest.raises(ValueError, match=r"matrix=True"):
+    with pytest.raises(ValueError, match="matrix"):
         run(models["llama"]).step_matrices()
 
 
@@ -108,58 +108,58 @@ def test_layers_without_softmax_attention_are_skipped_and_named(build, kind):
     assert len(captured.influence()[0]) == len(captured.layer_kinds) - 1
     assert run(model, layers=[1]).skipped == {}
     torch.testing.assert_close(run(model, layers=[0, 1]).influence()[0], captured.influence()[0][:1])
-    with pytest.raises(FciUnsupportedError, match="none of the wanted layers has softmax attention"):
+    with pytest.raises(FciUnsupportedError, match=kind):
         run(model, layers=[0]).influence()
 
 
 def test_a_model_without_any_softmax_attention_is_refused():
     config = transformers.MambaConfig(vocab_size=61, hidden_size=32, state_size=4, num_hidden_layers=2)
     model = transformers.MambaForCausalLM(config).eval()
-    with pytest.raises(FciUnsupportedError, match="no attention layer was captured"):
+    with pytest.raises(FciUnsupportedError, match="MambaBlock"):
         check_attention(model)
     captured = run(model)
     assert list(captured.skipped) == [0, 1]
-    with pytest.raises(FciUnsupportedError, match="no attention layer was captured"):
+    with pytest.raises(FciUnsupportedError, match="MambaBlock"):
         captured.influence()
 
 
 def test_no_forward_no_influence(models):
     with capture(models["llama"], CaptureSpec(STARTS, LENGTHS)) as captured:
         pass
-    with pytest.raises(FciUnsupportedError, match="no forward ran"):
+    with pytest.raises(FciUnsupportedError, match="no forward pass"):
         captured.influence()
 
 
 def test_layers_of_different_heads_must_be_chosen_from():
     kinds = ["full_attention"] * 4
     captured = Capture(CaptureSpec([[0, 1]], [2]), kinds, influence_HS={3: torch.zeros(2, 2), 1: torch.ones(4, 2)})
-    with pytest.raises(FciUnsupportedError, match=r"number of heads; choose layers .*\{1: 4, 3: 2\}"):
+    with pytest.raises(FciUnsupportedError, match=r"\{1: 4, 3: 2\}"):
         captured.influence()
 
 
 def test_a_head_that_a_layer_has_not(models):
-    with pytest.raises(ValueError, match="there is no head 4 in layer 0, which has 4"):
+    with pytest.raises(ValueError, match=r"heads: .*4.*layer 0"):
         run(models["llama"], heads=[1, 4])
 
 
 @pytest.mark.parametrize("layers", [[3], [0, 3]])
 def test_a_layer_that_the_model_has_not(models, layers):
-    with pytest.raises(ValueError, match="3"):
+    with pytest.raises(ValueError, match=r"layers: .*3"):
         run(models["llama"], layers=layers).influence()
 
 
 @pytest.mark.parametrize(
-    "ids, options, problem",
+    "ids, options, named",
     [
-        (IDS[:1, :30], {"starts": [[4]], "lengths": [60]}, r"1 rows of 30 tokens, .* rows of \[60\]"),
-        (IDS[:2], {"starts": [[4]], "lengths": [60]}, "2 rows of 60"),
-        (IDS[:1], {"starts": [[4]], "lengths": [59], "left_padding": [2]}, r"1 rows of 60 tokens"),
-        (IDS[:1], {"starts": [[4], []], "lengths": [40, 19], "packed": True}, r"packed sequences of \[40, 19\]"),
-        (IDS[:2], {"starts": [[4], []], "lengths": [40, 20], "packed": True}, "2 rows of 60"),
+        (IDS[:1, :30], {"starts": [[4]], "lengths": [60]}, r"1.*30.*\[60\]"),
+        (IDS[:2], {"starts": [[4]], "lengths": [60]}, "2.*60"),
+        (IDS[:1], {"starts": [[4]], "lengths": [59], "left_padding": [2]}, r"1.*60.*\[59\]"),
+        (IDS[:1], {"starts": [[4], []], "lengths": [40, 19], "packed": True}, r"\[40, 19\]"),
+        (IDS[:2], {"starts": [[4], []], "lengths": [40, 20], "packed": True}, "2.*60"),
     ],
 )
-def test_a_forward_of_another_shape_is_refused(models, ids, options, problem):
-    with pytest.raises(ValueError, match=problem):
+def test_a_forward_of_another_shape_is_refused(models, ids, options, named):
+    with pytest.raises(ValueError, match=named):
         run(models["llama"], ids, **options)
 
 
@@ -167,5 +167,5 @@ def test_a_second_forward_of_another_shape_is_refused_too(models):
     model = models["llama"]
     with torch.no_grad(), capture(model, CaptureSpec(STARTS, LENGTHS)):
         model(IDS, use_cache=False)
-        with pytest.raises(ValueError, match="2 rows of 60"):
+        with pytest.raises(ValueError, match=r"2.*60"):
             model(IDS[:2], use_cache=False)

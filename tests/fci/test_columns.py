@@ -169,7 +169,7 @@ def test_an_exception_in_a_thread_is_raised_and_leaves_their_number(monkeypatch,
         raise MemoryError("no room for a tile")
 
     monkeypatch.setattr(columns, "_tile_sums", fail)
-    with pytest.raises(MemoryError, match="no room"):
+    with pytest.raises(MemoryError):
         column_sums(*arguments, **options)
     assert torch.get_num_threads() == 2 == in_a_new_thread(torch.get_num_threads)
 

@@ -132,17 +132,11 @@ def test_leaves_the_model_as_it_was(models):
 
 
 @pytest.mark.parametrize(
-    "starts, problem",
-    [
-        ([], "empty"),
-        ([20, 10], "ascend"),
-        ([10, 10], "ascend"),
-        ([10, 96], "96 is outside the sequence of 96 tokens"),
-        ([-1, 5], "-1 is outside"),
-    ],
+    "starts, named",
+    [([], "step_starts"), ([20, 10], r"\[20, 10\]"), ([10, 10], r"\[10, 10\]"), ([10, 96], "96"), ([-1, 5], "-1")],
 )
-def test_refuses_bad_starts(models, starts, problem):
-    with pytest.raises(fci.StepStartsError, match=problem):
+def test_refuses_bad_starts(models, starts, named):
+    with pytest.raises(fci.StepStartsError, match=named):
         fci.forward_context_influence(models["llama"], IDS, starts)
 
 
@@ -152,9 +146,9 @@ def test_takes_lists(models):
 
 
 def test_refuses_bad_arguments(models):
-    with pytest.raises(ValueError, match=r"\[T\] or \[1, T\]"):
+    with pytest.raises(ValueError, match="input_ids"):
         fci.forward_context_influence(models["llama"], IDS.expand(2, -1), STARTS)
-    with pytest.raises(ValueError, match="zscore_max"):
+    with pytest.raises(ValueError, match="reduction"):
         fci.forward_context_influence(models["llama"], IDS, STARTS, reduction="median")
     with pytest.raises(ValueError, match="delta"):
         fci.forward_context_influence(models["llama"], IDS, STARTS, delta=-1)
@@ -170,5 +164,5 @@ def test_refuses_layers_and_heads_that_the_model_has_not(models, function):
 
 
 def test_refuses_what_is_no_transformers_model():
-    with pytest.raises(fci.FciUnsupportedError, match="not a transformers model"):
+    with pytest.raises(fci.FciUnsupportedError, match="Linear"):
         fci.forward_context_influence(nn.Linear(2, 2), IDS, STARTS)

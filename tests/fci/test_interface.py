@@ -101,7 +101,7 @@ def test_prompts_padded_left_and_completions_padded_right(model, alone):
 
 def test_packed_sequences_equal_sequences_alone(model, alone, packs):
     if not packs(model):
-        with pytest.raises(FciUnsupportedError, match="does not keep the packed sequences"):
+        with pytest.raises(FciUnsupportedError, match="cu_seq_lens_q"):
             run(model, PACKED, PACKED_SPEC, position_ids=RESTARTING)
     else:
         assert_rows(run(model, PACKED, PACKED_SPEC, position_ids=RESTARTING), alone(model))
@@ -109,7 +109,7 @@ def test_packed_sequences_equal_sequences_alone(model, alone, packs):
     told = run(model, PACKED, PACKED_SPEC, position_ids=RESTARTING, cu_seq_lens_q=bounds, cu_seq_lens_k=bounds)
     assert_rows(told, alone(model))
     bounds[1] += 1
-    with pytest.raises(FciUnsupportedError, match="are not the sequences of the capture"):
+    with pytest.raises(FciUnsupportedError, match="cu_seq_lens_q"):
         run(model, PACKED, PACKED_SPEC, position_ids=RESTARTING, cu_seq_lens_q=bounds, cu_seq_lens_k=bounds)
 
 
@@ -227,7 +227,7 @@ def test_a_model_is_captured_in_one_thread_at_a_time(models):
 
     def in_another_thread(action):
         def attempt():
-            with pytest.raises(FciUnsupportedError, match="under capture in another thread") as caught:
+            with pytest.raises(FciUnsupportedError, match="thread") as caught:
                 action()
             problems.append(caught)
 
@@ -253,9 +253,9 @@ def test_a_forward_that_died_has_no_influence(models):
     hook = model.model.layers[2].register_forward_pre_hook(die)
     try:
         with torch.no_grad(), capture(model, SPEC) as captured:
-            with pytest.raises(RuntimeError, match="died"):
+            with pytest.raises(RuntimeError):
                 model(IDS, use_cache=False)
-            with pytest.raises(FciUnsupportedError, match="did not come to its end"):
+            with pytest.raises(FciUnsupportedError):
                 captured.influence()
     finally:
         hook.remove()
@@ -280,7 +280,7 @@ def test_generates_before_and_after_but_not_inside(model):
     settings = {"do_sample": False, "max_new_tokens": 3, "pad_token_id": 0}
     stock = model.generate(**prompts, **settings)
     spec = CaptureSpec([[], []], LENGTHS[:2], left_padding=[0, 56])
-    with pytest.raises(FciUnsupportedError, match="use_cache=False"), capture(model, spec):
+    with pytest.raises(FciUnsupportedError, match="use_cache"), capture(model, spec):
         model.generate(**prompts, **settings)
     assert torch.equal(model.generate(**prompts, **settings), stock)
 
@@ -288,9 +288,9 @@ def test_generates_before_and_after_but_not_inside(model):
 def test_captures_nest_and_end(models):
     model = models["qwen3"]
     with torch.no_grad(), capture(model, SPEC) as outer:
-        with pytest.raises(RuntimeError, match="stop"), capture(model, SPEC) as inner:
+        with pytest.raises(ZeroDivisionError), capture(model, SPEC) as inner:
             model(IDS, use_cache=False)
-            raise RuntimeError("stop")
+            raise ZeroDivisionError
         assert sorted(inner.influence_HS) == [0, 1, 2]
         assert not outer.influence_HS
         assert model.config._attn_implementation == ATTENTION
@@ -416,7 +416,7 @@ def test_images_that_attend_in_both_directions_are_refused():
         inputs["token_type_ids"] = (inputs["input_ids"] == 60).long()
         inputs["inputs_embeds"] = torch.randn(1, 96, 32)
         del inputs["input_ids"], inputs["pixel_values"]
-        with pytest.raises(FciUnsupportedError, match="not causal"):
+        with pytest.raises(FciUnsupportedError, match="Gemma3TextConfig"):
             model(**inputs, use_cache=False)
 
 
@@ -427,20 +427,20 @@ def test_images_that_attend_in_both_directions_are_refused():
 def test_packed_sequences_without_their_positions_are_refused(models, family):
     shifted = torch.cat([torch.arange(41), *[torch.arange(length) for length in (96 - 1, 40, 61, 17, 5)]])[None, :219]
     for kwargs in ({}, {"position_ids": torch.arange(219)[None]}, {"position_ids": shifted}):
-        with pytest.raises(FciUnsupportedError, match=r"does not keep the packed sequences|not causal"):
+        with pytest.raises(FciUnsupportedError, match=r"cu_seq_lens_q|Config"):
             run(models[family], PACKED, PACKED_SPEC, **kwargs)
 
 
 @pytest.mark.parametrize("kwargs", [{"use_cache": True}, {"attention_mask": torch.ones(1, 219, dtype=torch.long)}])
 def test_packed_sequences_that_transformers_would_not_tell_apart_are_refused(models, kwargs):
     # It looks at the positions neither with a cache nor with a mask.
-    with pytest.raises(FciUnsupportedError, match="no attention mask, use_cache=False"):
+    with pytest.raises(FciUnsupportedError, match="use_cache"):
         run(models["llama"], PACKED, PACKED_SPEC, position_ids=RESTARTING, **kwargs)
 
 
 def test_sequences_that_the_spec_does_not_know_as_packed_are_refused(models):
     spec = CaptureSpec([[4, 8]], [219])
-    with pytest.raises(FciUnsupportedError, match="not causal within the sequences"):
+    with pytest.raises(FciUnsupportedError, match="LlamaConfig"):
         run(models["llama"], PACKED, spec, position_ids=RESTARTING)
 
 
@@ -448,9 +448,9 @@ def test_left_padding_must_be_told_and_masked(models):
     lefts = [96 - length for length in LENGTHS]
     ids, mask, _ = left_padded(96, lefts)
     spec = CaptureSpec(STARTS, LENGTHS, left_padding=lefts)
-    with pytest.raises(FciUnsupportedError, match="padding on the left needs an attention mask and left_padding"):
+    with pytest.raises(FciUnsupportedError, match="left_padding"):
         run(models["llama"], ids, spec)
-    with pytest.raises(FciUnsupportedError, match="padding on the left needs an attention mask and left_padding"):
+    with pytest.raises(FciUnsupportedError, match="left_padding"):
         run(models["llama"], ids, SPEC, attention_mask=mask)
     off_by_one = CaptureSpec(STARTS, LENGTHS, left_padding=[max(left - 1, 0) for left in lefts])
     with pytest.raises(FciUnsupportedError, match="left_padding"):
@@ -460,12 +460,12 @@ def test_left_padding_must_be_told_and_masked(models):
 def test_a_mask_shorter_than_its_sequence_is_refused(models):
     mask = MASK.clone()
     mask[1, 39] = 0
-    with pytest.raises(FciUnsupportedError, match="not causal within"):
+    with pytest.raises(FciUnsupportedError, match="LlamaConfig"):
         run(models["llama"], attention_mask=mask)
 
 
 def test_a_ready_made_mask_is_refused(models):
-    with pytest.raises(FciUnsupportedError, match="LlamaAttention was given a ready-made mask"):
+    with pytest.raises(FciUnsupportedError, match=r"LlamaAttention.*Tensor"):
         run(models["llama"], attention_mask=torch.zeros(5, 1, 96, 96))
 
 
@@ -473,7 +473,7 @@ def test_a_cache_is_refused(models):
     model = models["llama"]
     with torch.no_grad():
         cache = model(IDS[:1, :50]).past_key_values
-    with pytest.raises(FciUnsupportedError, match=r"46 queries for 96 keys: .* use_cache=False"):
+    with pytest.raises(FciUnsupportedError, match=r"46.*96.*use_cache"):
         run(model, IDS[:1, 50:], CaptureSpec([[4]], [46]), past_key_values=cache)
 
 
@@ -481,31 +481,31 @@ def test_bidirectional_attention_is_refused(models):
     for family in ("llama", "mistral_window"):
         model = copy.deepcopy(models[family])
         model.config.is_causal = False
-        with pytest.raises(FciUnsupportedError, match="Config: its attention mask is not causal"):
+        with pytest.raises(FciUnsupportedError, match=type(model.config).__name__):
             run(model)
-        with pytest.raises(FciUnsupportedError, match="not causal"):
+        with pytest.raises(FciUnsupportedError, match=type(model.config).__name__):
             check_attention(model)
 
 
 @pytest.mark.parametrize(
-    "extra, problem",
+    "extra, refused",
     [
-        ({}, None),
+        ({}, False),
         # True for any two tokens, but not if it is asked about many at once.
-        ({"and_mask_function": lambda b, h, q, k: torch.stack([q + 200, k]).argmax() == 0}, None),
-        ({"and_mask_function": lambda b, h, q, k: q - k < 50}, "not causal"),
-        ({"or_mask_function": lambda b, h, q, k: (q < 7) & (k < 7)}, "not causal"),  # a prefix seen both ways
+        ({"and_mask_function": lambda b, h, q, k: torch.stack([q + 200, k]).argmax() == 0}, False),
+        ({"and_mask_function": lambda b, h, q, k: q - k < 50}, True),
+        ({"or_mask_function": lambda b, h, q, k: (q < 7) & (k < 7)}, True),  # a prefix seen both ways
     ],
 )
-def test_functions_on_top_of_the_causal_mask_are_looked_at(models, extra, problem):
+def test_functions_on_top_of_the_causal_mask_are_looked_at(models, extra, refused):
     model = models["llama"]
     with capture(model, SPEC) as captured:
         arguments = dict(config=model.config, inputs_embeds=torch.zeros(5, 96, 64), attention_mask=None)
         arguments |= dict(past_key_values=None, **extra)
-        if problem is None:
+        if not refused:
             assert vars(create_causal_mask(**arguments)) == vars(CaptureMask(captured, None, False))
         else:
-            with pytest.raises(FciUnsupportedError, match=problem):
+            with pytest.raises(FciUnsupportedError, match="LlamaConfig"):
                 create_causal_mask(**arguments)
 
 
@@ -514,7 +514,7 @@ def test_dropout_is_refused(models):
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = 0.1
     run(model)
-    with pytest.raises(FciUnsupportedError, match=r"LlamaAttention drops attention \(0.1\); .* evaluation mode"):
+    with pytest.raises(FciUnsupportedError, match=r"LlamaAttention.*dropout.*0\.1"):
         run(model.train())
 
 
@@ -522,25 +522,25 @@ def test_dropout_is_refused(models):
 def test_arguments_for_another_attention_are_refused(models, argument):
     layer = models["llama"].model.layers[0].self_attn
     query, sees = torch.randn(1, 4, 6, 16), CaptureMask(Capture(CaptureSpec([[0]], [6]), []), None, False)
-    with pytest.raises(FciUnsupportedError, match=rf"LlamaAttention uses .* \({argument}\)"):
+    with pytest.raises(FciUnsupportedError, match=rf"LlamaAttention.*\b{argument}\b"):
         captured_attention(layer, query, query, query, sees, **{argument: torch.ones(4)})
 
 
 def test_layers_that_cannot_be_placed_are_refused(models):
     layer = models["llama"].model.layers[0].self_attn
     query, sees = torch.randn(1, 4, 6, 16), CaptureMask(Capture(CaptureSpec([[0]], [6]), []), None, False)
-    with pytest.raises(FciUnsupportedError, match="Linear has no layer_idx"):
+    with pytest.raises(FciUnsupportedError, match=r"Linear.*layer_idx"):
         captured_attention(nn.Linear(2, 2), query, query, query, sees)
-    with pytest.raises(FciUnsupportedError, match="LlamaAttention was given no mask"):
+    with pytest.raises(FciUnsupportedError, match=r"LlamaAttention.*mask"):
         captured_attention(layer, query, query, query, None)
-    with pytest.raises(FciUnsupportedError, match="2 queries for 6 keys"):
+    with pytest.raises(FciUnsupportedError, match=r"LlamaAttention.*2.*6"):
         captured_attention(layer, query[:, :, :2], query, query, sees)
 
 
 def test_a_softmax_of_its_own_without_a_reason_is_refused(models):
     model = copy.deepcopy(models["llama"])
     model.model._supports_sdpa = False  # and no argument of its attention tells why
-    with pytest.raises(FciUnsupportedError, match="LlamaAttention: its model does not support sdpa"):
+    with pytest.raises(FciUnsupportedError, match=r"LlamaAttention.*sdpa"):
         check_attention(model)
     # Gemma 2 does without sdpa for its soft cap, and says so even where it has none.
     config = transformers.Gemma2Config(**TEXT, attn_logit_softcapping=None)
@@ -560,7 +560,7 @@ ENCODER_DECODERS = {
 def test_encoder_decoders_are_refused(name):
     model = transformers.AutoModelForSeq2SeqLM.from_config(ENCODER_DECODERS[name]())
     before = implementations(model, "")
-    with pytest.raises(FciUnsupportedError, match=f"{name}ForConditionalGeneration is an encoder-decoder"):
+    with pytest.raises(FciUnsupportedError, match=f"{name}ForConditionalGeneration"):
         check_attention(model)
     assert implementations(model, "") == before
 
@@ -571,7 +571,7 @@ def test_chunked_attention_is_refused_by_name():
         **{**TEXT, "num_hidden_layers": 4}, intermediate_size_mlp=32, num_local_experts=1, attention_chunk_size=512
     )
     model = transformers.Llama4ForCausalLM(config).eval()
-    with pytest.raises(FciUnsupportedError, match="Llama4ForCausalLM has chunked attention"):
+    with pytest.raises(FciUnsupportedError, match=r"Llama4ForCausalLM.*chunked"):
         run(model)
     assert model.config._attn_implementation == "sdpa"
 
@@ -592,10 +592,10 @@ class OwnAttention(nn.Module):
 
 
 def test_models_that_do_not_use_the_interface_are_refused():
-    with pytest.raises(FciUnsupportedError, match="Linear is not a transformers model"):
+    with pytest.raises(FciUnsupportedError, match="Linear"):
         check_attention(nn.Linear(2, 2))
     model = OwnAttention()
-    with pytest.raises(FciUnsupportedError, match="no attention layer was captured"):
+    with pytest.raises(FciUnsupportedError, match="AttentionInterface"):
         check_attention(model)
     assert model.config._attn_implementation == "eager"
 
@@ -625,7 +625,7 @@ def test_check_finds_every_layer_and_leaves_the_model(model):
 def test_the_name_without_a_capture_is_refused(models):
     model = copy.deepcopy(models["llama"])
     model.set_attn_implementation(ATTENTION)
-    with pytest.raises(FciUnsupportedError, match="LlamaConfig: the mask is not one of the decoder under capture"):
+    with pytest.raises(FciUnsupportedError, match="LlamaConfig"):
         model(IDS)
 
 

@@ -78,35 +78,35 @@ def test_step_means_over_rows():
 
 
 @pytest.mark.parametrize(
-    "starts, problem",
+    "starts, named",
     [
-        ([3, 2], "sequence 1: step starts must ascend"),
-        ([2, 2], "sequence 1: step starts must ascend"),
-        ([2, 7], "sequence 1: step start 7 is outside the sequence of 7"),
-        ([-1], "sequence 1: step start -1 is outside"),
+        ([3, 2], r"sequence 1: .*\[3, 2\]"),
+        ([2, 2], r"sequence 1: .*\[2, 2\]"),
+        ([2, 7], "sequence 1: .* 7"),
+        ([-1], "sequence 1: .* -1"),
     ],
 )
-def test_step_starts_are_checked(starts, problem):
-    with pytest.raises(StepStartsError, match=problem):
+def test_step_starts_are_checked(starts, named):
+    with pytest.raises(StepStartsError, match=named):
         CaptureSpec([[0], starts], [4, 7])
 
 
 @pytest.mark.parametrize(
-    "options, problem",
+    "options, named",
     [
-        ({"lengths": [4]}, "2 sequences of step starts for 1 lengths"),
-        ({"lengths": [4, 0], "step_starts": [[0], []]}, "sequence 1 has a length of 0"),
-        ({"layers": [2, 0]}, "layers must ascend"),
-        ({"delta": 1.5}, "delta must be an integer"),
-        ({"delta": -1}, "delta must be an integer of at least 0, got -1"),
-        ({"layers": []}, r"layers must be different indices of at least 0, got \[\]"),
-        ({"heads": [1, 1]}, r"heads .* got \[1, 1\]"),
-        ({"heads": [-1]}, r"heads .* got \[-1\]"),
-        ({"left_padding": [1]}, "left_padding is one number for each row"),
-        ({"left_padding": [1, 0], "packed": True}, "left_padding .* packed"),
-        ({"left_padding": [0, -1]}, "left_padding must be at least 0"),
+        ({"lengths": [4]}, "lengths"),
+        ({"lengths": [4, 0], "step_starts": [[0], []]}, "sequence 1"),
+        ({"layers": [2, 0]}, "layers"),
+        ({"delta": 1.5}, "delta"),
+        ({"delta": -1}, "delta.*-1"),
+        ({"layers": []}, r"layers.*\[\]"),
+        ({"heads": [1, 1]}, r"heads.*\[1, 1\]"),
+        ({"heads": [-1]}, r"heads.*\[-1\]"),
+        ({"left_padding": [1]}, "left_padding"),
+        ({"left_padding": [1, 0], "packed": True}, "left_padding"),
+        ({"left_padding": [0, -1]}, "left_padding.*-1"),
     ],
 )
-def test_specs_are_checked(options, problem):
-    with pytest.raises(ValueError, match=problem):
+def test_specs_are_checked(options, named):
+    with pytest.raises(ValueError, match=named):
         CaptureSpec(**{"step_starts": [[0], [1]], "lengths": [4, 7], **options})

@@ -54,7 +54,7 @@ def test_they_stand_beside_influence_and_matrix(models):
 def test_they_must_be_asked_for(models):
     with torch.no_grad(), capture(models["llama"], CaptureSpec(STARTS, LENGTHS)) as captured:
         models["llama"](IDS, use_cache=False)
-    with pytest.raises(ValueError, match="lookups=True"):
+    with pytest.raises(ValueError, match="lookups"):
         captured.lookups()
 
 
@@ -88,7 +88,7 @@ def test_no_token_looks_up_two_steps(steps, delta, seed):
 
 
 def test_impossible_requests_are_named():
-    with pytest.raises(ValueError, match="delta must not be negative"):
+    with pytest.raises(ValueError, match="delta"):
         dense.lookups(torch.eye(3), [0, 1], delta=-1)
-    with pytest.raises(ValueError, match="starts must increase"):
+    with pytest.raises(ValueError, match="starts"):
         dense.lookups(torch.eye(3), [1, 1])

@@ -265,7 +265,9 @@ def column_sums(
         shapes = [tuple(tensor.shape) for tensor in (weight_BT, lo_BT, hi_BT)]
         raise ValueError(f"weight, lo and hi must have shape {(B, T)}, got {shapes}")
     if query_BHTD.dtype != key_BGTD.dtype or query_BHTD.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        raise ValueError(f"queries and keys must both be fp16, bf16 or fp32, got {query_BHTD.dtype}, {key_BGTD.dtype}")
+        raise ValueError(
+            f"dtype of queries and keys must be fp16, bf16 or fp32, got {query_BHTD.dtype}, {key_BGTD.dtype}"
+        )
     if not 16 <= D <= 256:
         raise ValueError(f"head dimension must be 16 to 256, got {D}")
     sums_BHT = torch.empty(B, H, T, dtype=torch.float32, device=query_BHTD.device)
