@@ -303,7 +303,7 @@ REFUSED = (
     Refused("Llama 4", "Llama4TextConfig", "chunked", {"attention_chunk_size": 32, "intermediate_size_mlp": 96}),
     Refused("Llama, bidirectional", "LlamaConfig", "not causal", {"is_causal": False}),
     Refused("T5", "T5Config", "encoder-decoder", {"d_kv": 16, "d_ff": 96}),
-    Refused("Mamba", "MambaConfig", "MambaBlock", {"state_size": 8}),
+    Refused("Mamba", "MambaConfig", "AttentionInterface", {"state_size": 8}),
     Refused("Inkling", "InklingTextConfig", "position bias", {**EXPERTS, "n_routed_experts": 4}),
     Refused("MiniMax-M3", "MiniMaxM3VLTextConfig", "sparse attention", {**EXPERTS, "num_local_experts": 4, **BLOCKS}),
     Refused("DeepSeek-V4", "DeepseekV4Config", "96", {**EXPERTS, **GROUPS, "num_hidden_layers": 4}),

@@ -115,11 +115,11 @@ def test_layers_without_softmax_attention_are_skipped_and_named(build, kind):
 def test_a_model_without_any_softmax_attention_is_refused():
     config = transformers.MambaConfig(vocab_size=61, hidden_size=32, state_size=4, num_hidden_layers=2)
     model = transformers.MambaForCausalLM(config).eval()
-    with pytest.raises(FciUnsupportedError, match="MambaBlock"):
+    with pytest.raises(FciUnsupportedError, match="AttentionInterface"):
         check_attention(model)
     captured = run(model)
     assert list(captured.skipped) == [0, 1]
-    with pytest.raises(FciUnsupportedError, match="MambaBlock"):
+    with pytest.raises(FciUnsupportedError, match="AttentionInterface"):
         captured.influence()
 
 
