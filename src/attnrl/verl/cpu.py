@@ -112,14 +112,14 @@ class CpuPlatform(PlatformBase):  # type: ignore[misc]
 
     @contextmanager
     def nvtx_range(self, msg: str) -> Iterator[None]:
-        """Do nothing: no profiler."""
+        """Do nothing: a CPU has no profiler."""
         yield
 
     def profiler_start(self) -> None:
-        """Do nothing: no profiler."""
+        """Do nothing: a CPU has no profiler."""
 
     def profiler_stop(self) -> None:
-        """Do nothing: no profiler."""
+        """Do nothing: a CPU has no profiler."""
 
     def ray_resource_name(self) -> str:
         """Return the Ray resource that verl counts processes in."""
