@@ -121,7 +121,7 @@ def test_environment_variables_are_defaults(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_vllm_for_another_device_is_refused() -> None:
-    with pytest.raises(UserError, match="sampler=vllm: the installed vLLM is for cpu, and device is cuda"):
+    with pytest.raises(UserError, match=r"sampler=vllm.*cpu.*device is cuda"):
         require_vllm(torch.device("cuda"))
 
 
@@ -142,8 +142,6 @@ def test_what_vllm_does_not_take_is_told_in_one_line(
         open_engine(model, tmp_path, max_length=64, max_batch=4, settings=SMALL.model_copy(update=settings)),
     ):
         pytest.fail("started")
-    assert str(told.value).startswith(
-        f"sampler=vllm: vLLM does not start with model {tmp_path} and the settings vllm.* ("
-    )
+    assert str(told.value).startswith("sampler=vllm") and str(tmp_path) in str(told.value)
     assert "\n" not in str(told.value)
     assert not torch.distributed.is_initialized()

