@@ -30,8 +30,9 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import GenerationConfig, PreTrainedModel
 
 from attnrl.config.schema import BranchingConfig, LossConfig, OptimizerConfig
-from attnrl.method.influence import REDUCTIONS, forward_context_influence, step_attention
+from attnrl.method.influence import forward_context_influence, step_attention
 from attnrl.method.loss import kl_k3, policy_loss, truncated_importance
+from attnrl.method.measures import REDUCTIONS
 from attnrl.method.steps import Steps
 from attnrl.types import Completion, Request, Score, TrainingRow
 
@@ -195,7 +196,7 @@ class PlainPolicy:
             scores[row] = Score(
                 logprobs=tuple(logprobs_BT[place, first - 1 : length - 1].tolist()),
                 entropy=tuple(entropy_BT[place, first - 1 : length - 1].tolist()),
-                fci=tuple(fci),
+                influence=tuple(fci),
             )
         return scores
 

@@ -199,13 +199,13 @@ def compare(policies: Sequence[Policy], problems: Sequence[RolloutTree], config:
     scores = [policy.score(prompts, responses, [trunk.steps for _, trunk in trunks]) for policy in policies]
     differences = {
         name: difference(*(flat(getattr(score, name) for score in its_scores) for its_scores in scores))
-        for name in ("logprobs", "entropy", "fci")
+        for name in ("logprobs", "entropy", "influence")
     }
     rows = [
         row
         for problem in problems
         if problem.plan.kept and problem.forest.has_signal
-        for row in problem.training_rows(config.method.advantage)
+        for row in problem.training_rows(config.method.advantage_function)
     ]
     if not rows:
         return differences

@@ -36,7 +36,7 @@ from attnrl.experiments.comparison.config import Comparison, load_comparison, pl
 from attnrl.grading.math import MathGrader
 from attnrl.grading.rules import RulesGrader
 from attnrl.local.loading import load_tokenizer, model_directory
-from attnrl.method.steps import Steps, split_steps
+from attnrl.method.steps import Steps, StepSettings, split_steps
 from attnrl.tokenization import decode, response_steps, step_texts
 from attnrl.types import Grade, Problem, Verdict
 
@@ -382,7 +382,7 @@ def check_steps(value: Any) -> None:
     """Steps cover a response in order, whatever it says and however it is cut into tokens."""
     if len(value) == 2:
         pieces, chunk = value
-        _require_cover(split_steps(pieces, chunk_tokens=chunk), len(pieces), "".join(pieces), chunk)
+        _require_cover(split_steps(pieces, StepSettings(chunk_tokens=chunk)), len(pieces), "".join(pieces), chunk)
         return
     name, tokens, ended = value
     tokenizer = ledger_tokenizer() if name == "ledger" else byte_tokenizer()

@@ -75,9 +75,9 @@ def test_policies_agree_on_logprobs_entropy_and_fci(plain: ModuleType) -> None:
     for row in range(12):
         assert_close(ours[row].logprobs, theirs[row].logprobs)
         assert_close(ours[row].entropy, theirs[row].entropy)
-        assert_close(ours[row].fci, theirs[row].fci)
-        assert len(ours[row].fci) == (8 if steps[row] else 0)
-    assert any(max(score.fci, default=0.0) > 0 for score in theirs)
+        assert_close(ours[row].influence, theirs[row].influence)
+        assert len(ours[row].influence) == (8 if steps[row] else 0)
+    assert any(max(score.influence, default=0.0) > 0 for score in theirs)
 
 
 def tree_rows(plain_policy: Any) -> list[TrainingRow]:

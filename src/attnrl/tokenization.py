@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -42,12 +42,31 @@ def token_pieces(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> l
     return pieces
 
 
-def response_steps(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], *, ended: bool) -> Steps:
-    """The steps of a sampled response; ``ended`` says that its last token is the end of the sequence."""
+def response_steps(
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: Sequence[int],
+    *,
+    ended: bool,
+    split: Callable[[Sequence[str]], Steps] = split_steps,
+) -> Steps:
+    """Split a sampled response into steps.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        tokens: token ids of the response.
+        ended: the last token is an end-of-sequence token.
+        split: the splitter with its settings (``method.steps``).
+
+    Raises:
+        UserError: the splitter returns steps of another number of tokens.
+    """
     pieces = token_pieces(tokenizer, tokens)
     if ended:
-        pieces[-1] = ""  # the end-of-sequence token says nothing, and is no step of its own
-    return split_steps(pieces)
+        pieces[-1] = ""  # the end-of-sequence token has no text and makes no step
+    steps = split(pieces)
+    if steps.length != len(tokens):
+        raise UserError(f"method.steps.splitter: steps of {steps.length} tokens for a response of {len(tokens)} tokens")
+    return steps
 
 
 def step_texts(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], steps: Steps) -> list[str]:

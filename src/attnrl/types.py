@@ -81,12 +81,12 @@ class Score:
     Attributes:
         logprobs: log-probability of each response token, length T.
         entropy: entropy in nats of the distribution each response token was drawn from, length T.
-        fci: raw forward context influence of each step (before masking), length S; empty when not asked for.
+        influence: raw influence (FCI or lookups) of each step, before masking, length S; empty if not requested.
     """
 
     logprobs: tuple[float, ...]
     entropy: tuple[float, ...]
-    fci: tuple[float, ...]
+    influence: tuple[float, ...]
 
 
 @dataclass(frozen=True)

@@ -205,7 +205,7 @@ def test_a_run_writes_what_is_promised_and_goes_on_where_it_stopped(folder: Path
             trunk = its_tree["nodes"][0]
             assert tokenizer.decode(trunk["tokens"]) == trunk["text"]
             assert len(its_tree["entropy"]) == len(trunk["tokens"]) <= 96
-            assert len(its_tree["fci"]) == len(its_tree["steps"])
+            assert len(its_tree["influence"]) == len(its_tree["steps"])
             ats = [node["at"] for node in its_tree["nodes"][1:]]
             assert ats == [at for at in its_tree["branch_points"] for _ in range(2)]
             for node in its_tree["nodes"]:

@@ -121,7 +121,7 @@ def test_an_unknown_key_is_named_with_the_known_ones_beside_it(override: str, na
     assert f"unknown key {named} " in message
     listed = message.split("known here: ")[1].rstrip(")").split(", ")
     assert known <= set(listed)
-    assert ("steps" in listed) == ("." not in named)  # the keys beside it, not those at the top
+    assert ("seed" in listed) == ("." not in named)  # the keys beside it, not those at the top
 
 
 @pytest.mark.parametrize(

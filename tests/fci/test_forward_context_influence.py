@@ -9,6 +9,7 @@ from torch import nn
 import attnrl.fci as fci
 from attnrl.fci import attention, columns
 from attnrl.method import influence as dense
+from attnrl.method.measures import REDUCTIONS
 
 IDS = torch.randint(1, 61, (1, 96), generator=torch.Generator().manual_seed(1))
 # Steps of 1 to 17 tokens after a prompt of 13; some short enough that a window of 12 sees four steps back.
@@ -26,11 +27,11 @@ def test_equals_eager_attention(model, eager, oracle):
     assert probs.amax(-1).mean() > 0.5  # parity on flat attention would prove little
 
 
-@pytest.mark.parametrize("reduction", sorted(dense.REDUCTIONS))
+@pytest.mark.parametrize("reduction", sorted(REDUCTIONS))
 def test_equals_the_methods_dense_definition(models, eager, reduction):
     model = models["qwen2"]
     alpha = dense.step_attention(eager(model, IDS), STARTS)
-    expected = dense.REDUCTIONS[reduction](dense.forward_context_influence(alpha, 2))
+    expected = REDUCTIONS[reduction](dense.forward_context_influence(alpha, 2))
     ours = fci.forward_context_influence(model, IDS, STARTS, delta=2, reduction=reduction)
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
 
@@ -50,7 +51,7 @@ def test_layers_and_heads_are_slices(models, layers, heads):
     whole = fci.influence_by_head(model, IDS, STARTS)
     part = whole[layers or [0, 1, 2]][:, heads or [0, 1, 2, 3]]
     torch.testing.assert_close(fci.influence_by_head(model, IDS, STARTS, **chosen), part)
-    for reduction, reduce in dense.REDUCTIONS.items():
+    for reduction, reduce in REDUCTIONS.items():
         ours = fci.forward_context_influence(model, IDS, STARTS, reduction=reduction, **chosen)
         torch.testing.assert_close(ours, reduce(part), atol=1e-5, rtol=1e-4)
     alpha = fci.step_attention_by_head(model, IDS, STARTS)[layers or [0, 1, 2]][:, heads or [0, 1, 2, 3]]

@@ -75,10 +75,10 @@ def state(tokenizer) -> TrainerState:
         group.trunks[0],
         logprobs=tuple(-1 / (3 + i) for i in range(len(group.trunks[0].tokens))),
         steps=Steps((0, 1), len(group.trunks[0].tokens), think_end=1),
-        fci=(0.0, 0.1 + 0.2),
+        influence=(0.0, 0.1 + 0.2),
     )
     group = replace(group, answers=("1/2", "0.5"), trunks=(odd, *group.trunks[1:]))
-    return replace(state, pending=(group, *state.pending[1:]), solved_fci=RunningMean(3, 1 / 7))
+    return replace(state, pending=(group, *state.pending[1:]), solved_influence=RunningMean(3, 1 / 7))
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_a_16_bit_policy_goes_on_from_its_fp32_copies(tmp_path, state, tokenizer
 
 def test_the_state_of_the_loop_comes_back_exactly(tmp_path, policy, state, tokenizer):
     assert state.pending
-    assert state.pending[0].trunks[0].fci
+    assert state.pending[0].trunks[0].influence
     _, loaded = load(save(tmp_path, policy, state, tokenizer))
     assert loaded == state
     assert hash(loaded.pending) == hash(state.pending)  # tuples all the way down, no lists
@@ -463,7 +463,7 @@ MALFORMED: dict[str, tuple[Callable[[Path], None], str]] = {
     "logprobs short": (field(*TRUNK, "logprobs", to=shorter), "logprobs"),
     "logprobs in words": (field(*TRUNK, "logprobs", 0, to="low"), "logprobs"),
     "entropy short": (field(*TRUNK, "entropy", to=shorter), "entropy"),
-    "influence short": (field(*TRUNK, "fci", to=shorter), "fci"),
+    "influence short": (field(*TRUNK, "influence", to=shorter), "influence"),
     "weights short": (field(*TRUNK, "advantage_weights", to=[1.0]), "advantage_weights"),
     "token a fraction": (field(*TRUNK, "tokens", 0, to=1.5), "tokens"),
     "token negative": (field(*TRUNK, "tokens", 0, to=-1), "tokens"),
@@ -473,7 +473,7 @@ MALFORMED: dict[str, tuple[Callable[[Path], None], str]] = {
     "reward of 2": (field(*TRUNK, "reward", to=2.0), "reward"),
     "reward of none": (field(*TRUNK, "reward", to=None), "reward"),
     "verdict of ours": (field(*TRUNK, "verdict", to="fine"), "verdict"),
-    "mean that is no number": (field("trainer", "solved_fci", "mean", to=float("nan")), "solved_fci"),
+    "mean that is no number": (field("trainer", "solved_influence", "mean", to=float("nan")), "solved_influence"),
     "batch beyond its bounds": (field("trainer", "batch_size", "batch", to=1e6), "batch_size"),
     "batch without a target": (field("trainer", "batch_size", "target", to=...), "batch_size"),
 }

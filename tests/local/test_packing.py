@@ -206,15 +206,15 @@ def test_scores_on_trees_are_those_of_each_path(model, seed, budget):
     trees = build_policy(model, micro_batch_tokens=budget, packing="tree").score(prompts, responses, steps)
     alone = build_policy(model, micro_batch_tokens=1, packing="none").score(prompts, responses, steps)
     for prompt, response, its_steps, found, expected in zip(prompts, responses, steps, trees, alone, strict=True):
-        for name in ("logprobs", "entropy", "fci"):
+        for name in ("logprobs", "entropy", "influence"):
             values, its = (torch.tensor(getattr(score, name)) for score in (found, expected))
             torch.testing.assert_close(values, its, atol=2e-5, rtol=1e-5)
         if its_steps is None:
-            assert found.fci == ()
+            assert found.influence == ()
         else:
             starts = [len(prompt) + start for start in its_steps.starts]
             influence = forward_context_influence(model, torch.tensor([*prompt, *response]), starts, delta=1)
-            torch.testing.assert_close(torch.tensor(found.fci), influence, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(torch.tensor(found.influence), influence, atol=1e-5, rtol=1e-5)
 
 
 def test_an_update_is_the_same_with_and_without_packing(model):

@@ -100,7 +100,7 @@ def test_score_is_that_of_each_row_alone(model, texts, budget, temperature):
             torch.tensor(score.logprobs), logprobs_TV[range(len(response)), response], atol=1e-5, rtol=0
         )
         torch.testing.assert_close(torch.tensor(score.entropy), entropy_T, atol=1e-5, rtol=0)
-        assert score.fci == ()
+        assert score.influence == ()
 
 
 @pytest.mark.parametrize("budget", SCORE_BUDGETS)
@@ -127,8 +127,8 @@ def test_fci_of_a_batch_is_that_of_each_response_alone(model, texts, budget, del
             delta=delta,
             reduction=reduction,
         )
-        torch.testing.assert_close(torch.tensor(score.fci), alone, atol=1e-5, rtol=1e-5)
-    assert any(any(score.fci) for score in policy.score(prompts, responses, steps))
+        torch.testing.assert_close(torch.tensor(score.influence), alone, atol=1e-5, rtol=1e-5)
+    assert any(any(score.influence) for score in policy.score(prompts, responses, steps))
 
 
 @pytest.mark.parametrize("budget", SCORE_BUDGETS)
@@ -145,8 +145,8 @@ def test_lookups_of_a_batch_are_those_of_each_response_alone(model, texts, budge
             probs = plain(torch.tensor([[*prompt, *response]]), output_attentions=True).attentions
         starts = [len(prompt) + start for start in its_steps.starts]
         alone = lookups(torch.cat(probs), starts, 1).sum((0, 1)) if starts else torch.zeros(0)
-        assert score.fci == tuple(alone.tolist())
-        found += sum(score.fci)
+        assert score.influence == tuple(alone.tolist())
+        found += sum(score.influence)
     assert found
 
 

@@ -3,14 +3,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnrl.method.influence import (
-    REDUCTIONS,
-    eligible_steps,
-    forward_context_influence,
-    mask_influence,
-    mean_influence,
-    step_attention,
-)
+from attnrl.method.influence import forward_context_influence, step_attention
+from attnrl.method.measures import MEASURES, REDUCTIONS
+from attnrl.method.ranking import eligible_steps, mask_influence, mean_influence
 from attnrl.method.steps import Steps
 
 
@@ -88,3 +83,10 @@ def test_mean_influence_weighs_responses_not_steps() -> None:
     assert mean_influence([(1.0, 3.0), (0.0,), ()]) == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match="at least one"):
         mean_influence([])
+
+
+def test_each_measure_reduces_layers_and_heads_in_its_own_way() -> None:
+    influence = torch.tensor([[[1.0, 2.0], [3.0, 1.0]]])
+    fci, counted = MEASURES["fci"](REDUCTIONS["max"]), MEASURES["lookups"](REDUCTIONS["max"])
+    assert (fci.uses_lookups, fci.reduce(influence).tolist()) == (False, [3.0, 2.0])
+    assert (counted.uses_lookups, counted.reduce(influence).tolist()) == (True, [4.0, 3.0])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnrl.method.steps import Steps, split_steps
+from attnrl.method.steps import Steps, StepSettings, split_steps
 
 texts = st.text(alphabet="ab.\n", max_size=40)
 
@@ -43,8 +43,8 @@ def test_boundaries(pieces: list[str], starts: tuple[int, ...]) -> None:
 
 
 def test_text_without_newlines_falls_back_to_chunks() -> None:
-    assert split_steps(["a"] * 10, chunk_tokens=4).starts == (0, 4, 8)
-    assert split_steps(["a"] * 4, chunk_tokens=4).starts == (0,)
+    assert split_steps(["a"] * 10, StepSettings(chunk_tokens=4)).starts == (0, 4, 8)
+    assert split_steps(["a"] * 4, StepSettings(chunk_tokens=4)).starts == (0,)
 
 
 @pytest.mark.parametrize(
@@ -64,12 +64,12 @@ def test_think_marker_is_found_in_the_text(pieces: list[str], think_end: int | N
 
 
 def test_marker_across_a_chunk_boundary_belongs_to_the_step_of_its_last_character() -> None:
-    assert split_steps(["a", "</", "think", ">", "b"], chunk_tokens=2) == Steps((0, 2, 4), 5, think_end=1)
+    assert split_steps(["a", "</", "think", ">", "b"], StepSettings(chunk_tokens=2)) == Steps((0, 2, 4), 5, think_end=1)
 
 
 @given(cut_texts(), st.integers(1, 9))
 def test_steps_cover_the_response(pieces: list[str], chunk_tokens: int) -> None:
-    steps = split_steps(pieces, chunk_tokens=chunk_tokens)
+    steps = split_steps(pieces, StepSettings(chunk_tokens=chunk_tokens))
     assert [token for start, end in steps.ranges() for token in range(start, end)] == list(range(len(pieces)))
     assert sum(steps.lengths) == len(pieces)
     assert all(length > 0 for length in steps.lengths)
@@ -86,7 +86,7 @@ def test_boundaries_do_not_depend_on_the_tokenizer(text: str, data: st.DataObjec
         extra = data.draw(st.sets(st.integers(0, len(text))))
         cuts = sorted({0, len(text)} | needed | extra)
         pieces = [text[a:b] for a, b in pairwise(cuts)]
-        starts.append([cuts[start] for start in split_steps(pieces, chunk_tokens=1000).starts])
+        starts.append([cuts[start] for start in split_steps(pieces, StepSettings(chunk_tokens=1000)).starts])
     assert starts[0] == starts[1]
 
 
@@ -101,9 +101,19 @@ def test_steps_that_do_not_cover_are_refused(starts: tuple[int, ...], length: in
 
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="chunk_tokens"):
-        split_steps(["a"], chunk_tokens=0)
+        split_steps(["a"], StepSettings(chunk_tokens=0))
     with pytest.raises(ValueError, match="think_marker"):
-        split_steps(["a"], think_marker="")
+        split_steps(["a"], StepSettings(think_marker=""))
+    for delimiter in ("(", "x*"):
+        with pytest.raises(ValueError, match="delimiters"):
+            StepSettings(delimiters=(delimiter,))
     for token in (-1, 3):
         with pytest.raises(IndexError):
             Steps((0,), 3).step_of(token)
+
+
+def test_the_first_delimiter_that_splits_is_used() -> None:
+    pieces = ["a.", " b", ";", "c.", "d"]
+    assert split_steps(pieces, StepSettings(delimiters=("!", r"\.", ";"))).starts == (0, 1, 4)
+    assert split_steps(pieces, StepSettings(delimiters=(";",))).starts == (0, 3)
+    assert split_steps(pieces, StepSettings(delimiters=(), chunk_tokens=2)).starts == (0, 2, 4)

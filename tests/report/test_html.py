@@ -53,7 +53,7 @@ def forest(step: int = 1, text: str = TEXT, problem: str = "mine:1") -> dict[str
     """A trunk of four steps of three tokens with one branch at its second step, and a trunk that was not expanded."""
     shared = [0, 0, 3, 0.5, 0.25]
     expanded = {
-        **{"trained": True, "steps": [0, 3, 6, 9], "fci": [0.0, 0.3, 0.0, 0.0], "entropy": [0.5] * 12},
+        **{"trained": True, "steps": [0, 3, 6, 9], "influence": [0.0, 0.3, 0.0, 0.0], "entropy": [0.5] * 12},
         "branch_points": [3],
         "nodes": [
             node(0, 12, text, 1.0, [shared, [0, 3, 12, 1.0, 0.5]]),
@@ -61,7 +61,7 @@ def forest(step: int = 1, text: str = TEXT, problem: str = "mine:1") -> dict[str
         ],
     }
     other = {
-        **{"trained": False, "steps": [0, 3, 6, 9], "fci": [0.0, 0.1, 0.0, 0.0], "entropy": [0.1] * 12},
+        **{"trained": False, "steps": [0, 3, 6, 9], "influence": [0.0, 0.1, 0.0, 0.0], "entropy": [0.1] * 12},
         **{"branch_points": [], "nodes": [node(0, 12, text, 0.0, [[0, 0, 12, 0.0, -0.25]])]},
     }
     return {
@@ -165,8 +165,8 @@ def test_a_row_of_the_log_as_a_run_writes_it(tmp_path: Path, tokenizer: PreTrain
     tokens = tuple(tokenizer("so 1")["input_ids"])
     numbers = tuple(0.1 * place for place in range(len(tokens)))
     trunks = (
-        Trunk(tokens, numbers, numbers, numbers, 1.0, "correct", "stop", steps=Steps((0,), 2), fci=(0.0,)),
-        Trunk((), (), (), (), 0.0, "no_answer", "length", steps=Steps((), 0), fci=()),
+        Trunk(tokens, numbers, numbers, numbers, 1.0, "correct", "stop", steps=Steps((0,), 2), influence=(0.0,)),
+        Trunk((), (), (), (), 0.0, "no_answer", "length", steps=Steps((), 0), influence=()),
     )
     row = forest_row(RolloutTree(BranchPlan(Group(0, "x:0", ("1",), (5,), trunks), True, {}, 2), ()), tokenizer, 1)
     forests = ForestLog(run(tmp_path / "run", [], [row]))

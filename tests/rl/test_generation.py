@@ -141,7 +141,7 @@ def test_a_carried_response_keeps_the_numbers_of_the_policies_that_sampled_it(to
                 assert now.logprobs == was.logprobs + (version,) * (len(now.tokens) - old)
                 assert now.entropy[:old] == was.entropy
                 assert now.entropy[old:] == fake_entropy(now.tokens)[old:]
-                assert now.fci[1:] == fake_fci(now.steps)[1:]
+                assert now.influence[1:] == fake_fci(now.steps)[1:]
                 assert now.steps.length == len(now.tokens)
                 longest = max(longest, old)
     assert longest > 5

@@ -41,7 +41,7 @@ def trunk(length: int, reward: float, starts: tuple[int, ...] = (0, 2), entropy:
         VERDICTS[reward],
         "stop",
         steps=Steps(starts, length),
-        fci=(),
+        influence=(),
     )
 
 

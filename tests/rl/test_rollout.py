@@ -7,6 +7,7 @@ from statistics import stdev
 
 import pytest
 
+from attnrl.method.advantage import ADVANTAGES
 from attnrl.method.steps import Steps
 from attnrl.rl.rollout import BranchPlan, Group, RolloutTree, Sample, Trunk, sampled_tokens
 
@@ -23,7 +24,7 @@ def trunk(tokens: list[int], reward: float, starts: tuple[int, ...] = (0, 2), fc
     size = len(tokens)
     return Trunk(
         tuple(tokens), (OLD,) * size, (OLD - 0.1,) * size, (0.5,) * size, reward, "wrong", "stop",
-        steps=Steps(starts, size), fci=fci,
+        steps=Steps(starts, size), influence=fci,
     )  # fmt: skip
 
 
@@ -66,7 +67,7 @@ def test_branches_go_to_the_trunk_they_grew_from(rollout_tree):
 
 
 def test_rows_are_whole_responses_with_the_logprobs_of_whoever_sampled_each_token(rollout_tree):
-    rows = rollout_tree.training_rows("tree")
+    rows = rollout_tree.training_rows(ADVANTAGES["tree"])
     assert [row.response for row in rows] == [
         (10, 11, 12, 13, 14, 15),
         (10, 11, 12, 13, 40),
@@ -97,7 +98,7 @@ def test_tree_advantages_are_those_of_equation_3(rollout_tree):
     def leaf(reward: float, parent: float) -> float:
         return (reward - root) + (reward - parent)
 
-    advantages = [row.advantages for row in rollout_tree.training_rows("tree")]
+    advantages = [row.advantages for row in rollout_tree.training_rows(ADVANTAGES["tree"])]
     assert advantages[0] == pytest.approx([first, first, second, second, leaf(1, 2 / 3), leaf(1, 2 / 3)])
     assert advantages[1] == pytest.approx([first, first, second, second, leaf(1, 2 / 3)])
     assert advantages[2] == pytest.approx([first, first, second, second, leaf(0, 2 / 3), leaf(0, 2 / 3)])
@@ -111,21 +112,21 @@ def test_grpo_gives_every_token_of_a_response_its_standing_in_the_group():
     trunks = tuple(trunk([i] * (i + 3), reward) for i, reward in enumerate(rewards))
     rollout_tree = RolloutTree(BranchPlan(Group(0, "p", ("1",), (9,), trunks), True, {i: () for i in range(5)}, 2), ())
     for advantage, scale in (("grpo", stdev(rewards)), ("grpo_no_std", 1.0)):
-        for i, row in enumerate(rollout_tree.training_rows(advantage)):
+        for i, row in enumerate(rollout_tree.training_rows(ADVANTAGES[advantage])):
             assert row.advantages == pytest.approx([(rewards[i] - 0.6) / scale] * (i + 3), rel=1e-5)
 
 
 def test_grpo_advantages_stay_with_their_response_when_some_are_not_trained():
     trunks = (trunk([1, 1, 1], 1.0), trunk([2, 2, 2], 0.0), trunk([3, 3, 3], 0.0), trunk([4, 4, 4], 1.0))
     rollout_tree = RolloutTree(BranchPlan(Group(0, "p", ("1",), (9,), trunks), True, {1: (), 3: ()}, 2), ())
-    rows = rollout_tree.training_rows("grpo_no_std")
+    rows = rollout_tree.training_rows(ADVANTAGES["grpo_no_std"])
     assert [(row.response[0], row.advantages[0]) for row in rows] == [(2, -0.5), (4, 0.5)]
 
 
 def test_a_dropped_problem_has_no_rows(rollout_tree):
     dropped = RolloutTree(BranchPlan(rollout_tree.plan.group, False, {}, 2), ())
     assert dropped.plan.branches == []
-    assert dropped.training_rows("tree") == []
+    assert dropped.training_rows(ADVANTAGES["tree"]) == []
     assert dropped.forest.leaf_rewards == [1.0, 0.0, 0.0]
 
 
@@ -133,5 +134,5 @@ def test_group_numbers():
     trunks = (trunk([1, 1, 1, 1], 1.0, (0, 2), (0.0, 3.0)), trunk([2, 2, 2], 0.0, (0, 1, 2), (0.0, 0.0, 1.5)))
     group = Group(0, "p", ("1",), (9,), trunks)
     assert group.accuracy == 0.5
-    assert group.mean_fci == pytest.approx((1.5 + 0.5) / 2)
+    assert group.mean_influence == pytest.approx((1.5 + 0.5) / 2)
     assert sampled_tokens(trunks) == 7

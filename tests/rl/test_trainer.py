@@ -230,7 +230,7 @@ def test_filtered_problems_are_neither_branched_nor_trained_on(tokenizer):
         return 1.0 if answer in {"0", "2"} else helpers.hash_reward(answer, response)
 
     loop = fake_loop(tokenizer, rule=rule)
-    loop.trainer.state = replace(loop.trainer.state, solved_fci=RunningMean(10, 1e6))
+    loop.trainer.state = replace(loop.trainer.state, solved_influence=RunningMean(10, 1e6))
     result = loop.trainer.step()
     assert [problem.plan.kept for problem in result.problems] == [False, True, False]
     prompts = {answer: encode_prompt(tokenizer, loop.trainer.source.at(answer), 128) for answer in (0, 1, 2)}
@@ -239,15 +239,15 @@ def test_filtered_problems_are_neither_branched_nor_trained_on(tokenizer):
     )
     assert {row.prompt for row in loop.policy.updates[0]} == {prompts[1]}
     assert result.metrics["filtered_ratio"] == pytest.approx(2 / 3)
-    assert loop.trainer.state.solved_fci.count == 12
+    assert loop.trainer.state.solved_influence.count == 12
 
 
 def test_without_filter_all_correct_problems_are_branched(tokenizer):
     loop = fake_loop(tokenizer, "attnrl", "method.adaptive.filter=false", rule=lambda answer, response: 1.0)
-    loop.trainer.state = replace(loop.trainer.state, solved_fci=RunningMean(10, 1e6))
+    loop.trainer.state = replace(loop.trainer.state, solved_influence=RunningMean(10, 1e6))
     result = loop.trainer.step()
     assert all(problem.plan.kept and problem.branches for problem in result.problems)
-    assert loop.trainer.state.solved_fci == RunningMean(10, 1e6)
+    assert loop.trainer.state.solved_influence == RunningMean(10, 1e6)
 
 
 def test_an_all_correct_problem_can_still_get_signal_from_its_branches(tokenizer):
@@ -259,7 +259,7 @@ def test_an_all_correct_problem_can_still_get_signal_from_its_branches(tokenizer
         return float(len(graded) <= 3 * TRUNKS)
 
     loop = fake_loop(tokenizer, rule=rule)
-    loop.trainer.state = replace(loop.trainer.state, solved_fci=RunningMean(1, -1.0))
+    loop.trainer.state = replace(loop.trainer.state, solved_influence=RunningMean(1, -1.0))
     result = loop.trainer.step()
     assert result.metrics["all_correct_then_valid_ratio"] == 1.0
     assert {row.prompt for row in loop.policy.updates[0]} == {problem.plan.group.prompt for problem in result.problems}
@@ -371,7 +371,7 @@ def test_attnrl_branches_at_the_earliest_steps_of_high_fci(tokenizer):
     result = loop.trainer.step()
     for problem in result.problems:
         for index, points in problem.plan.points.items():
-            steps_, fci = problem.plan.group.trunks[index].steps, problem.plan.group.trunks[index].fci
+            steps_, fci = problem.plan.group.trunks[index].steps, problem.plan.group.trunks[index].influence
             assert fci == (0.0, *helpers.fake_fci(steps_)[1:])
             count = math.ceil(0.5 * len(steps_))
             candidates = sorted(sorted(range(1, len(steps_)), key=lambda step: -fci[step])[:count])

@@ -31,7 +31,7 @@ def rollout_tree(tokenizer: PreTrainedTokenizerBase) -> RolloutTree:
     steps = split_steps([tokenizer.decode([token]) for token in tokenizer(text)["input_ids"]])
     assert steps.starts == (0, 3, 6, 9)
     trunks = tuple(
-        Trunk(**sample(tokenizer, text, reward), steps=steps, fci=(0.0, 0.3, 0.2, 0.1)) for reward in (1.0, 0.0)
+        Trunk(**sample(tokenizer, text, reward), steps=steps, influence=(0.0, 0.3, 0.2, 0.1)) for reward in (1.0, 0.0)
     )
     prompt = tuple(tokenizer("A=1?")["input_ids"])
     group = Group(7, "mine:7", ("1",), prompt, trunks)
@@ -55,7 +55,7 @@ def test_a_problem_by_hand(rollout_tree: RolloutTree, tokenizer: PreTrainedToken
     assert (expanded["trained"], other["trained"]) == (True, False)
     assert (list(expanded["branch_points"]), list(other["branch_points"])) == ([3], [])
     assert list(expanded["steps"]) == [0, 3, 6, 9]
-    assert list(expanded["fci"]) == [0.0, 0.3, 0.2, 0.1]
+    assert list(expanded["influence"]) == [0.0, 0.3, 0.2, 0.1]
     assert len(expanded["entropy"]) == len(expanded["nodes"][0]["tokens"]) == 11
 
     nodes = expanded["nodes"]
@@ -88,7 +88,7 @@ def test_a_filtered_problem_says_so(rollout_tree: RolloutTree, tokenizer: PreTra
 
 
 def test_a_response_without_tokens_and_fci_is_a_row_too(tokenizer: PreTrainedTokenizerBase) -> None:
-    empty = Trunk((), (), (), (), 0.0, "no_answer", "length", steps=Steps(starts=(), length=0), fci=())
+    empty = Trunk((), (), (), (), 0.0, "no_answer", "length", steps=Steps(starts=(), length=0), influence=())
     group = Group(0, "x:0", ("1",), (5,), (empty,))
     row = forest_row(RolloutTree(BranchPlan(group, True, {0: ()}, 2), ()), tokenizer, step=1)
     assert row["trees"][0]["nodes"][0]["segments"] == []

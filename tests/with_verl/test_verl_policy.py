@@ -75,7 +75,7 @@ def test_scores_come_back_in_the_order_of_their_rows(shapes, workers):
         before = [prompt[-1], *response[:-1]]  # the number of a token is found where it is predicted
         assert score.logprobs == tuple(-1.0 * token for token in before)
         assert score.entropy == tuple(2.0 * token for token in before)
-        assert score.fci == (tuple(0.5 * response[start] for start in its_steps.starts) if its_steps else ())
+        assert score.influence == (tuple(0.5 * response[start] for start in its_steps.starts) if its_steps else ())
 
 
 @given(sizes, st.integers(1, 4), st.integers(1, 3))

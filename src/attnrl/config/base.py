@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from attnrl.errors import UserError
+from attnrl.utils.plugins import resolve
 
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # the range of torch.manual_seed
 Threads = Annotated[int, Field(ge=0, le=1024)]
@@ -28,3 +32,18 @@ def _plain_name(value: str) -> str:
 
 #: A name that becomes the name of a directory.
 PlainName = Annotated[str, AfterValidator(_plain_name)]
+
+
+def RowOf(table: Mapping[str, Callable[..., Any]], setting: str) -> AfterValidator:
+    """Return a validator: the value names a row of ``table`` or a function ``module:object``."""
+
+    def check(name: str) -> str:
+        try:
+            found = resolve(name, table, setting)
+        except UserError as error:
+            raise ValueError(str(error).removeprefix(f"{setting}: ")) from None
+        if not callable(found):
+            raise ValueError(f"{name} is no function")
+        return name
+
+    return AfterValidator(check)

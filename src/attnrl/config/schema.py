@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,8 +16,13 @@ from pydantic import (
     model_validator,
 )
 
-from attnrl.config.base import PROMPT_SUFFIX, PlainName, Seed, Strict, Threads
+from attnrl.config.base import PROMPT_SUFFIX, PlainName, RowOf, Seed, Strict, Threads
 from attnrl.config.engines import VerlConfig, VllmConfig
+from attnrl.method.advantage import ADVANTAGES, Advantage, takes_branches
+from attnrl.method.branching import CRITERIA, Criterion, Signal, signals_of
+from attnrl.method.measures import MEASURES, REDUCTIONS, Measure
+from attnrl.method.steps import SPLITTERS, Steps, StepSettings
+from attnrl.utils.plugins import resolve
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -24,10 +30,11 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 class BranchingConfig(Strict):
     """Branch points: number, criterion, and the influence measure that the criterion ``fci`` ranks steps by."""
 
-    criterion: Literal["fci", "entropy", "random", "oracle"] = Field(
+    criterion: Annotated[str, RowOf(CRITERIA, "method.branching.criterion")] = Field(
         "fci",
         description="signal that ranks branch points. fci: influence of steps (paper); entropy: token entropy "
-        "(TreeRL); random: uniform over steps; oracle: the task's true dependency graph (an upper bound)",
+        "(TreeRL); random: uniform over steps; oracle: the task's true dependency graph (an upper bound); or "
+        "module:object",
     )
     points: NonNegativeInt = Field(2, description="branch points on each expanded trunk (N); 0: no branching")
     samples: PositiveInt = Field(2, description="continuations sampled at each branch point (T)")
@@ -40,16 +47,63 @@ class BranchingConfig(Strict):
     spacing: NonNegativeInt = Field(
         0, description="smallest distance between branch points, in tokens; ignored if too few points remain"
     )
-    influence: Literal["fci", "lookups"] = Field(
+    influence: Annotated[str, RowOf(MEASURES, "method.branching.influence")] = Field(
         "fci",
         description="influence of a step. fci: attention received from later steps (eq. 5-6); lookups: number of "
-        "(head, later step) pairs in which a single token gives the step over half of the attention",
+        "(head, later step) pairs in which a single token gives the step over half of the attention; or module:object",
     )
-    reduction: Literal["max", "zscore_max"] = Field(
+    reduction: Annotated[str, RowOf(REDUCTIONS, "method.branching.reduction")] = Field(
         "max",
         description="reduction of FCI over layers and heads. max: the largest value (eq. 6); zscore_max: z-scores "
-        "over the steps within each head, then the largest",
+        "over the steps within each head, then the largest; or module:object",
     )
+
+    @property
+    def criterion_function(self) -> Criterion:
+        """The function named by ``criterion``."""
+        return resolve(self.criterion, CRITERIA, "method.branching.criterion")
+
+    @property
+    def measure(self) -> Measure:
+        """The measure of influence named by ``influence`` and ``reduction``."""
+        reduction = resolve(self.reduction, REDUCTIONS, "method.branching.reduction")
+        return resolve(self.influence, MEASURES, "method.branching.influence")(reduction)
+
+    def reads(self, signal: Signal) -> bool:
+        """Return whether the choice of branch points reads ``signal``."""
+        return self.points > 0 and signal in signals_of(self.criterion_function)
+
+
+class StepsConfig(Strict):
+    """How responses are split into steps."""
+
+    splitter: Annotated[str, RowOf(SPLITTERS, "method.steps.splitter")] = Field(
+        "delimiters", description="function that splits a response: delimiters, or module:object"
+    )
+    delimiters: tuple[str, ...] = Field(
+        StepSettings.delimiters,
+        description="regular expressions of step delimiters; the first that gives at least two steps is used",
+    )
+    chunk_tokens: PositiveInt = Field(
+        StepSettings.chunk_tokens, description="tokens of a step if no delimiter splits the response"
+    )
+    think_marker: str = Field(
+        StepSettings.think_marker, description="text that ends the thinking part; later steps are no branch points"
+    )
+
+    @property
+    def settings(self) -> StepSettings:
+        """The settings that the splitter receives."""
+        return StepSettings(self.delimiters, self.chunk_tokens, self.think_marker)
+
+    def split(self, pieces: Sequence[str]) -> Steps:
+        """Split a response, given as the text of each token, into steps."""
+        return resolve(self.splitter, SPLITTERS, "method.steps.splitter")(pieces, self.settings)
+
+    @model_validator(mode="after")
+    def _splitter_takes_the_settings(self) -> StepsConfig:
+        _ = self.settings  # raises ValueError
+        return self
 
 
 class CreditConfig(Strict):
@@ -90,11 +144,12 @@ class MethodConfig(Strict):
         "generations per training step, initial responses and then continuations",
     )
     trunks: PositiveInt = Field(6, description="initial responses per problem (n)")
-    advantage: Literal["tree", "grpo", "grpo_no_std"] = Field(
+    advantage: Annotated[str, RowOf(ADVANTAGES, "method.advantage")] = Field(
         "tree",
         description="advantage estimator. tree: of each segment, from leaf values (eq. 3); grpo: of each response, "
-        "normalised by the mean and standard deviation of the group; grpo_no_std: by the mean only",
+        "normalised by the mean and standard deviation of the group; grpo_no_std: by the mean only; or module:object",
     )
+    steps: StepsConfig = StepsConfig()
     branching: BranchingConfig = BranchingConfig()
     credit: CreditConfig = CreditConfig()
     adaptive: AdaptiveConfig = AdaptiveConfig()
@@ -110,14 +165,18 @@ class MethodConfig(Strict):
         return self.credit.rest_weight < 1
 
     @property
-    def needs_fci(self) -> bool:
-        """True if the influence of steps is used anywhere."""
-        branches = self.branching.points > 0 and self.branching.criterion == "fci"
-        return self.adaptive.filter or branches or self.weighs_steps
+    def advantage_function(self) -> Advantage:
+        """The function named by ``advantage``."""
+        return resolve(self.advantage, ADVANTAGES, "method.advantage")
+
+    @property
+    def needs_influence(self) -> bool:
+        """Whether training reads the influence of steps: for filtering, branch points or advantage weights."""
+        return self.adaptive.filter or self.branching.reads("influence") or self.weighs_steps
 
     @model_validator(mode="after")
-    def _grpo_has_no_branches(self) -> MethodConfig:
-        if self.advantage != "tree" and self.branching.points:
+    def _whole_responses_have_no_branches(self) -> MethodConfig:
+        if self.branching.points and not takes_branches(self.advantage_function):
             raise ValueError(f"advantage={self.advantage} gives whole responses one advantage: set branching.points=0")
         return self
 
@@ -346,7 +405,7 @@ class TrainConfig(Strict):
     @model_validator(mode="after")
     def _verl_supports_the_settings(self) -> TrainConfig:
         if self.engine == "verl":
-            if self.verl.sequence_parallel > 1 and self.method.needs_fci:
+            if self.verl.sequence_parallel > 1 and self.method.needs_influence:
                 raise ValueError(
                     f"verl.sequence_parallel={self.verl.sequence_parallel} splits a sequence over GPUs, and FCI needs "
                     "whole sequences: set verl.sequence_parallel=1, or use a method without FCI"

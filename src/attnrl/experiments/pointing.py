@@ -33,7 +33,7 @@ from attnrl.fci import CaptureSpec, capture
 from attnrl.inference.sampler import build_sampler
 from attnrl.local.loading import choose_device, load_model, load_tokenizer, model_directory, require_influence
 from attnrl.method.branching import RolloutSignals, branch_points
-from attnrl.method.influence import eligible_steps, mask_influence
+from attnrl.method.ranking import eligible_steps, mask_influence
 from attnrl.method.steps import Steps
 from attnrl.tasks.dependencies import require_dependencies, step_dependents
 from attnrl.tokenization import encode_prompt, response_steps, step_texts
@@ -118,7 +118,7 @@ def score_rule(
     if not any(is_pivotal[step] for step in eligible):
         return None
     points = branch_points(
-        response.signals(branching), criterion=branching.criterion, count=2, rho=branching.rho, rng=rng
+        response.signals(branching), criterion=branching.criterion_function, count=2, rho=branching.rho, rng=rng
     )
     chosen = [steps.step_of(at) for at in points]
     if not chosen:
@@ -204,8 +204,7 @@ def _analyse(
     logprobs_TV = logits_TV.float().log_softmax(-1)
     entropy_T = -(logprobs_TV.exp() * logprobs_TV).sum(-1)
     influence: dict[tuple[str, str], tuple[float, ...]] = {
-        (rule.influence, rule.reduction): tuple(captured.of_steps(rule.influence, rule.reduction)[0].tolist())
-        for rule in RULES.values()
+        (rule.influence, rule.reduction): tuple(captured.of_steps(rule.measure)[0].tolist()) for rule in RULES.values()
     }
     return AnalysedResponse(problem.id, steps, tuple(entropy_T.tolist()), step_dependents(problem, texts), influence)
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from attnrl.fci.captured import Capture
 from attnrl.fci.interface import ATTENTION, capture, decoder_of
 from attnrl.fci.spec import CaptureSpec, FciUnsupportedError, StepStartsError
-from attnrl.method.influence import REDUCTIONS
+from attnrl.method.measures import REDUCTIONS
 
 __all__ = [
     "ATTENTION",
@@ -63,7 +63,7 @@ def forward_context_influence(
         step_starts: absolute token offset of each step of the response, ascending; the last step ends with
             the sequence, and tokens before the first step (the prompt) belong to no step.
         delta: smallest distance in steps between a later step and the step that receives attention.
-        reduction: a key of :data:`attnrl.method.influence.REDUCTIONS`.
+        reduction: a key of :data:`attnrl.method.measures.REDUCTIONS`.
         layers: indices of the layers to capture; None for all.
         heads: indices of the query heads to capture in each layer; None for all.
 

@@ -16,7 +16,8 @@ from attnrl.fci.columns import column_sums
 from attnrl.fci.layout import StepLayout
 from attnrl.fci.lookups import layer_lookups
 from attnrl.fci.spec import CaptureSpec, FciUnsupportedError
-from attnrl.method.influence import REDUCTIONS, forward_context_influence
+from attnrl.method.influence import forward_context_influence
+from attnrl.method.measures import Measure
 
 
 @dataclass
@@ -81,19 +82,17 @@ class Capture:
             raise ValueError("lookups were not captured: set CaptureSpec(lookups=True)")
         return self._by_sequence(self.lookups_HS)
 
-    def of_steps(self, influence: str, reduction: str) -> list[Tensor]:
-        """Return one number for each step: for each sequence a tensor [S] in the dtype of :meth:`influence`.
+    def of_steps(self, measure: Measure) -> list[Tensor]:
+        """Return one number per step: for each sequence a tensor [S], with the dtype of :meth:`influence`.
 
         Args:
-            influence: ``fci``, or ``lookups`` (counted over all layers and heads).
-            reduction: reduction of FCI over layers and heads, a key of :data:`attnrl.method.influence.REDUCTIONS`.
+            measure: the signal of each head and the reduction over layers and heads.
 
         Raises:
             FciUnsupportedError, ValueError: as :meth:`lookups`.
         """
-        if influence == "lookups":
-            return [lookups_LHS.sum((0, 1)) for lookups_LHS in self.lookups()]
-        return [REDUCTIONS[reduction](influence_LHS) for influence_LHS in self.influence()]
+        signal = self.lookups() if measure.uses_lookups else self.influence()
+        return [measure.reduce(values_LHS) for values_LHS in signal]
 
     def _by_sequence(self, layers: dict[int, Tensor]) -> list[Tensor]:
         counts = [len(starts) for starts in self.spec.step_starts]

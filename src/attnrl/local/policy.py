@@ -101,7 +101,7 @@ class LocalPolicy:
         steps: Sequence[Steps | None] | None,
     ) -> list[Score]:
         self.model.eval()
-        lookups = self.branching.influence == "lookups"
+        measure = self.branching.measure
         wanted = steps or [None] * len(prompts)
         sequences = [(*prompt, *response) for prompt, response in zip(prompts, responses, strict=True)]
         # The influence of a step sums over the tokens of one response, so those tokens must not be shared.
@@ -117,16 +117,14 @@ class LocalPolicy:
                 for place, prompt in enumerate(its_prompts)
                 if (its_steps := wanted[pack.sequences[place]]) and its_steps.starts
             }
-            with pack.attending(self.model, starts, self.branching.delta, lookups=lookups) as captured:
+            with pack.attending(self.model, starts, self.branching.delta, lookups=measure.uses_lookups) as captured:
                 logprobs, entropies = token_logprobs(self.model, pack, its_prompts, self.temperature, with_entropy=True)
-            influences = (
-                captured.of_steps(self.branching.influence, self.branching.reduction) if captured and starts else []
-            )
+            influences = captured.of_steps(measure) if captured and starts else []
             for place, index in enumerate(pack.sequences):
                 scores[index] = Score(
                     logprobs=tuple(logprobs[place].tolist()),
                     entropy=tuple(entropies[place].tolist()),
-                    fci=tuple(influences[pack.last[place]].tolist()) if place in starts else (),
+                    influence=tuple(influences[pack.last[place]].tolist()) if place in starts else (),
                 )
         return [scores[index] for index in range(len(sequences))]
 

@@ -1,25 +1,53 @@
-"""Advantages: of a segment of a tree (eq. 3) and of a response in a group (GRPO)."""
+"""Advantages: of a segment of a tree (eq. 3), of a response in a group (GRPO), and weights of steps (ours).
+
+A new advantage is one function ``forest -> advantages``: for every path of ``forest.paths()``, in order, one number for
+each token. Mark a function that is defined without branches with :func:`whole_responses`. Select the function by
+``method.advantage=module:object``, or add a row to :data:`ADVANTAGES`::
+
+    def leaf_reward(forest):
+        "Give every token the reward of the path's leaf minus the value of the root."
+        return [[path.reward - forest.root_value] * path.length for path in forest.paths()]
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
+from typing import TYPE_CHECKING, TypeVar
 
-from attnrl.method.influence import rank_steps, share_of
+from attnrl.method.ranking import rank_steps, share_of
 from attnrl.method.steps import Steps
+
+if TYPE_CHECKING:
+    from attnrl.method.forest import Forest
+
+#: ``forest -> advantages``: for every path of ``forest.paths()``, in order, one advantage for each token.
+Advantage = Callable[["Forest"], Sequence[Sequence[float]]]
+AdvantageT = TypeVar("AdvantageT", bound=Advantage)
+
+
+def whole_responses(advantage: AdvantageT) -> AdvantageT:
+    """Mark an advantage as defined for forests without branches (decorator); the config then refuses branch points."""
+    vars(advantage)["whole_responses"] = True
+    return advantage
+
+
+def takes_branches(advantage: Advantage) -> bool:
+    """Return False for an advantage marked by :func:`whole_responses`."""
+    return not getattr(advantage, "whole_responses", False)
 
 
 def tree_advantage(value: float, parent_value: float, root_value: float, leaves: int) -> float:
     """Return the advantage of every token of a segment (eq. 3).
 
-    ``A = (V(s) - V(root) + V(s) - V(parent(s))) / sqrt(leaves)``: how much better than the problem's
-    average, plus how much this segment improved on the one before. The root dampens segments that many
-    leaves share, whose tokens are trained once for each leaf.
+    ``A = (V(s) - V(root) + V(s) - V(parent(s))) / sqrt(leaves)``: the gain over the problem's average, plus the
+    gain over the parent segment. The square root dampens segments shared by many leaves, because the tokens of a
+    shared segment are trained once per leaf.
 
     Args:
         value: V(s), mean reward of the leaves below the segment (eq. 2).
-        parent_value: V of the segment before it; the root's for the first.
+        parent_value: V of the parent segment; V(root) for a trunk's first segment.
         root_value: V(root), mean reward of all leaves of the problem.
         leaves: number of leaves below the segment.
 
@@ -34,13 +62,13 @@ def tree_advantage(value: float, parent_value: float, root_value: float, leaves:
 def grpo_advantages(rewards: Sequence[float], normalize_std: bool = True, eps: float = 1e-6) -> list[float]:
     """Return the advantage of each response of one problem: ``(R_i - mean R) / (std R + eps)``.
 
-    The standard deviation is the sample one (divisor G - 1), as torch and verl have it. Equal rewards, and
-    so a group of one, give exact zeros.
+    The standard deviation is the sample standard deviation (divisor G - 1), as in torch and verl. Equal rewards
+    (also a group of one response) give exact zeros.
 
     Args:
         rewards: rewards of the G responses.
-        normalize_std: whether to divide at all (False: "Dr. GRPO").
-        eps: keeps the quotient finite when rewards hardly differ.
+        normalize_std: divide by the standard deviation (False: "Dr. GRPO").
+        eps: added to the standard deviation.
     """
     if len(set(rewards)) < 2:
         return [0.0] * len(rewards)
@@ -49,26 +77,54 @@ def grpo_advantages(rewards: Sequence[float], normalize_std: bool = True, eps: f
     return [(reward - mean) / scale for reward in rewards]
 
 
+def tree_advantages(forest: Forest) -> list[list[float]]:
+    """Return the advantages of eq. 3 for every token of every path."""
+    return [path.token_advantages() for path in forest.paths()]
+
+
+@whole_responses
+def group_advantages(forest: Forest) -> list[list[float]]:
+    """Return the GRPO advantage of every response, for each of the response's tokens."""
+    return _spread(forest, grpo_advantages(forest.leaf_rewards))
+
+
+@whole_responses
+def group_advantages_without_std(forest: Forest) -> list[list[float]]:
+    """Return the GRPO advantages without the division by the standard deviation (Dr. GRPO)."""
+    return _spread(forest, grpo_advantages(forest.leaf_rewards, normalize_std=False))
+
+
+def _spread(forest: Forest, of_responses: Sequence[float]) -> list[list[float]]:
+    return [[value] * path.length for value, path in zip(of_responses, forest.paths(), strict=True)]
+
+
+ADVANTAGES: dict[str, Advantage] = {
+    "tree": tree_advantages,
+    "grpo": group_advantages,
+    "grpo_no_std": group_advantages_without_std,
+}
+
+
 def influence_weights(
     influence: Sequence[float], steps: Steps, top_share: float, rest_weight: float
 ) -> tuple[float, ...]:
-    """Return how much each token's advantage counts, by the influence of its step (ours).
+    """Return the advantage weight of each token, by the influence of the token's step (ours).
 
-    Most tokens of a response have no part in how it ends, but an advantage moves them all the same, which is noise. So
-    the tokens of the ``ceil(top_share * S)`` steps of highest influence (of equal ones the earlier) count in full, all
-    others as ``rest_weight``.
+    Most tokens of a response do not affect the outcome; equal advantages on all tokens are noise. The tokens of the
+    ``ceil(top_share * S)`` steps of highest influence (the earlier step on a tie) have weight 1, all other tokens
+    ``rest_weight``.
 
     Args:
-        influence: of each of the S steps, before any masking: the first step may well be the one that decides.
+        influence: raw influence of each of the S steps, before masking: the first step may decide the outcome.
         steps: the steps of T tokens.
-        top_share: share of steps that count in full, in (0, 1].
-        rest_weight: weight of the others.
+        top_share: share of steps of weight 1, in (0, 1].
+        rest_weight: weight of the other steps.
 
     Returns:
-        One weight for each token, length T.
+        One weight per token, length T.
 
     Raises:
-        ValueError: not one value for each step.
+        ValueError: the number of values is not the number of steps.
     """
     if len(influence) != len(steps):
         raise ValueError(f"{len(influence)} values of influence for {len(steps)} steps")
@@ -79,12 +135,12 @@ def influence_weights(
 
 
 def weigh_advantages(advantages: Sequence[float], weights: Sequence[float]) -> list[float]:
-    """Return the advantages of one response times its weights, scaled so that the weights' mean is 1.
+    """Return the advantages of one response times the token weights, with weights scaled to a mean of 1.
 
-    The scale keeps a response as important as it was beside others, whatever share of its tokens counts in full.
+    The scale keeps the total weight of a response independent of ``top_share``.
 
     Raises:
-        ValueError: not one weight for each advantage.
+        ValueError: the number of weights is not the number of advantages.
     """
     scale = len(weights) / sum(weights) if weights else 1.0
     return [advantage * weight * scale for advantage, weight in zip(advantages, weights, strict=True)]

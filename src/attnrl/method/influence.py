@@ -1,20 +1,16 @@
-"""Forward context influence (FCI): how much later steps attend to a step.
+"""Influence of steps from a dense attention matrix: forward context influence (FCI, eq. 4-5) and lookups (ours).
 
-This is the plain, dense definition, which needs the attention matrix; passes that never build that matrix
-are checked against it.
+The dense functions are the reference in tests; training uses :mod:`attnrl.fci`, which never builds a T x T matrix.
+Reductions over layers and heads (eq. 6) are in :mod:`attnrl.method.measures`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from statistics import fmean
 
 import torch
 from torch import Tensor
-
-from attnrl.method.steps import Steps
 
 
 def step_attention(attention: Tensor, starts: Sequence[int]) -> Tensor:
@@ -42,7 +38,7 @@ def step_attention(attention: Tensor, starts: Sequence[int]) -> Tensor:
 
 
 def _step_edges(attention: Tensor, starts: Sequence[int]) -> list[int]:
-    """The starts of the steps and the end of the last; ValueError if they are not those of such attention."""
+    """Return the starts of the steps and the end of the last step; raise ValueError for invalid starts."""
     tokens = attention.shape[-1]
     if attention.ndim < 2 or attention.shape[-2] != tokens:
         raise ValueError(f"attention must be [..., T, T], got {list(attention.shape)}")
@@ -73,11 +69,11 @@ def forward_context_influence(alpha: Tensor, delta: int = 4) -> Tensor:
 
 
 def lookups(attention: Tensor, starts: Sequence[int], delta: int = 4) -> Tensor:
-    """Count the later steps that look a step up: of which some token gives it over half of its attention (ours).
+    """Count the lookups of each step: later steps with a token that puts over half of its attention on the step (ours).
 
     ``n[k] = sum over j >= k + delta of [max over tokens q of step j of sum over t in step k of P[q, t] > 1/2]``.
-    Eq. 5 averages attention over all tokens of a step, which drowns the one that reads an earlier step; and any
-    head's sum over late steps favours early ones. A lookup is counted once, wherever it comes from.
+    Eq. 5 averages attention over all tokens of a step, so a single token that reads an earlier step hardly counts,
+    and the sum over later steps favours early steps. A lookup counts 1 at any distance of at least ``delta`` steps.
 
     Args:
         attention: as in :func:`step_attention`, ``[..., T, T]``.
@@ -88,7 +84,7 @@ def lookups(attention: Tensor, starts: Sequence[int], delta: int = 4) -> Tensor:
         ``n [..., S]``, whole numbers.
 
     Raises:
-        ValueError: negative ``delta``; or as :func:`step_attention`.
+        ValueError: negative ``delta``, or invalid input as in :func:`step_attention`.
     """
     edges = _step_edges(attention, starts)
     mass_TS = torch.stack([attention[..., start:end].sum(-1) for start, end in pairwise(edges)], -1)
@@ -98,76 +94,9 @@ def lookups(attention: Tensor, starts: Sequence[int], delta: int = 4) -> Tensor:
 
 
 def count_lookups(most: Tensor, delta: int) -> Tensor:
-    """Count lookups from ``most[..., j, k]``, the most attention that a token of step j gives to step k.
+    """Count lookups ``[..., S]`` from ``most[..., j, k]``, the largest attention of a token of step j to step k.
 
     Raises:
         ValueError: negative ``delta``.
     """
     return forward_context_influence((most > 0.5).to(most.dtype), delta)
-
-
-def reduce_max(influence_LHS: Tensor) -> Tensor:
-    """Reduce ``[L, H, S]`` to ``[S]``: the largest value over layers and heads (eq. 6)."""
-    return influence_LHS.amax(dim=(0, 1))
-
-
-def reduce_zscore_max(influence_LHS: Tensor) -> Tensor:
-    """Reduce ``[L, H, S]`` to ``[S]``: z-score over the steps within each head, then the largest value.
-
-    Eq. 6 lets the head with the largest scale decide; z-scores let every head speak, however weakly it
-    attends. A head that is constant over steps prefers none of them and gives 0.
-    """
-    centred = influence_LHS - influence_LHS.mean(dim=-1, keepdim=True)
-    spread = influence_LHS.std(dim=-1, correction=0, keepdim=True)
-    # The mean of equal numbers is off by rounding, so a constant head has a spread of some ulps, not of 0.
-    rounding = 8 * torch.finfo(influence_LHS.dtype).eps * influence_LHS.abs().amax(dim=-1, keepdim=True)
-    varies = spread > rounding
-    return reduce_max(torch.where(varies, centred / spread.where(varies, 1.0), 0.0))
-
-
-REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"max": reduce_max, "zscore_max": reduce_zscore_max}
-
-
-def eligible_steps(steps: Steps) -> list[int]:
-    """Return the steps worth branching at: all but the first, and but ``</think>``'s and those after it."""
-    end = len(steps) if steps.think_end is None else steps.think_end
-    return list(range(1, end))
-
-
-def rank_steps(values: Sequence[float], among: Iterable[int]) -> list[int]:
-    """Return the steps ``among``, those of highest value first, of equal ones the earlier first."""
-    return sorted(among, key=lambda step: (-values[step], step))
-
-
-def share_of(share: float, count: int) -> int:
-    """Return how many a share of ``count`` steps is, rounded up."""
-    # 1e-9: a product that is whole on paper, 0.07 * 100, may be a little more in floating point.
-    return math.ceil(share * count - 1e-9)
-
-
-def mask_influence(fci: Sequence[float], steps: Steps) -> tuple[float, ...]:
-    """Set the FCI of steps that are not eligible to 0, as the mean of eq. 8 wants it.
-
-    0 is the least value of the ``max`` reduction but a middling one among z-scores, so a masked FCI alone
-    does not keep a step from being preferred: branch criteria rank the :func:`eligible_steps` only.
-
-    Raises:
-        ValueError: not one value for each step.
-    """
-    if len(fci) != len(steps):
-        raise ValueError(f"{len(fci)} FCI values for {len(steps)} steps")
-    eligible = set(eligible_steps(steps))
-    return tuple(value if step in eligible else 0.0 for step, value in enumerate(fci))
-
-
-def mean_influence(fci_of_responses: Sequence[Sequence[float]]) -> float:
-    """Return a problem's mean FCI: the mean over responses of the mean over steps (used by eq. 8).
-
-    A response without steps counts as 0.
-
-    Raises:
-        ValueError: no responses.
-    """
-    if not fci_of_responses:
-        raise ValueError("mean_influence needs at least one response")
-    return fmean(fmean(fci) if fci else 0.0 for fci in fci_of_responses)

@@ -1,10 +1,19 @@
-"""Cutting a response into steps: contiguous token ranges that cover it."""
+"""Steps of a response: contiguous token ranges that cover the response, and the splitters that find the ranges.
+
+A new splitter is one function ``(pieces, settings) -> Steps``. Select the function by
+``method.steps.splitter=module:object``, or add a row to :data:`SPLITTERS`::
+
+    def one_step_per_sentence(pieces, settings):
+        "Start a step after every token that ends with a full stop."
+        ends = [token + 1 for token, piece in enumerate(pieces[:-1]) if piece.endswith(".")]
+        return Steps((0, *ends) if pieces else (), len(pieces))
+"""
 
 from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -62,46 +71,78 @@ class Steps:
         return bisect_right(self.starts, token) - 1
 
 
-def split_steps(pieces: Sequence[str], *, chunk_tokens: int = 64, think_marker: str = "</think>") -> Steps:
-    r"""Cut a response into steps by its text, whatever the tokenizer does with blank lines.
+@dataclass(frozen=True)
+class StepSettings:
+    """Settings of a splitter (``method.steps``).
 
-    A step ends with the token in which a run of two or more newlines ends. If that gives fewer than two
-    steps, single newlines count; if that does too, the response is cut into fixed-size chunks. A delimiter
-    with no text before it or after it separates nothing and makes no step.
-
-    Args:
-        pieces: the text that each token adds, so that ``"".join(pieces)`` is the response. May be ``""``
-            (part of a character, or a special token that prints nothing).
-        chunk_tokens: size of the fixed chunks.
-        think_marker: text that ends the thinking part; its first occurrence in the whole text counts,
-            however many tokens spell it.
+    Attributes:
+        delimiters: regular expressions of step delimiters, in order of preference.
+        chunk_tokens: tokens of a step if no delimiter splits the response.
+        think_marker: the text that ends the thinking part of a response.
 
     Raises:
-        ValueError: ``chunk_tokens`` below 1 or an empty ``think_marker``.
+        ValueError: ``chunk_tokens`` below 1, an empty ``think_marker``, or a delimiter that is no valid expression or
+            matches empty text.
     """
-    if chunk_tokens < 1:
-        raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
-    if not think_marker:
-        raise ValueError("think_marker must not be empty")
+
+    delimiters: tuple[str, ...] = (r"\n{2,}", r"\n+")
+    chunk_tokens: int = 64
+    think_marker: str = "</think>"
+
+    def __post_init__(self) -> None:
+        """Check the attributes."""
+        if self.chunk_tokens < 1:
+            raise ValueError(f"chunk_tokens must be at least 1, got {self.chunk_tokens}")
+        if not self.think_marker:
+            raise ValueError("think_marker must not be empty")
+        for delimiter in self.delimiters:
+            try:
+                matches_nothing = re.search(delimiter, "") is not None
+            except re.error as error:
+                raise ValueError(f"delimiters: {delimiter!r} is no regular expression ({error})") from None
+            if matches_nothing:
+                raise ValueError(f"delimiters: {delimiter!r} matches empty text")
+
+
+#: ``(pieces, settings) -> Steps``, see :func:`split_steps`.
+Splitter = Callable[[Sequence[str], StepSettings], Steps]
+
+
+def split_steps(pieces: Sequence[str], settings: StepSettings = StepSettings()) -> Steps:
+    """Split a response into steps by the response's text, independent of the tokenization of delimiters.
+
+    A step ends with the token in which a delimiter ends. The first delimiter that gives at least two steps is used;
+    if none does, the response is split into chunks of ``chunk_tokens`` tokens. A delimiter at the start or the end of
+    the text makes no step.
+
+    Args:
+        pieces: the text added by each token, so that ``"".join(pieces)`` is the response. A piece may be ``""``
+            (part of a character, or a special token without text).
+        settings: delimiters, chunk size and end-of-thinking marker; the first occurrence of the marker in the text
+            counts, however many tokens spell the marker.
+    """
     text, length = "".join(pieces), len(pieces)
     text_ends = list(accumulate(len(piece) for piece in pieces))
-
-    starts = _starts_after(r"\n{2,}", text, text_ends)
-    if len(starts) < 2:
-        starts = _starts_after(r"\n+", text, text_ends)
-    if len(starts) < 2:
-        starts = tuple(range(0, length, chunk_tokens))
+    for delimiter in settings.delimiters:
+        starts = _starts_after(delimiter, text, text_ends)
+        if len(starts) > 1:
+            break
+    else:
+        starts = tuple(range(0, length, settings.chunk_tokens))
     steps = Steps(starts, length)
 
-    marker = text.find(think_marker)
+    marker = text.find(settings.think_marker)
     if marker < 0:
         return steps
-    last_token = _token_of(marker + len(think_marker) - 1, text_ends)
+    last_token = _token_of(marker + len(settings.think_marker) - 1, text_ends)
     return Steps(starts, length, think_end=steps.step_of(last_token))
 
 
+SPLITTERS: dict[str, Splitter] = {"delimiters": split_steps}
+
+
 def _token_of(character: int, text_ends: Sequence[int]) -> int:
-    """Return the token that adds the given character; ``text_ends`` is the text length after each token."""
+    """Return the token that adds the character; ``text_ends`` is the text length after each token."""
     return bisect_right(text_ends, character)
 
 
@@ -110,7 +151,7 @@ def _starts_after(delimiter: str, text: str, text_ends: Sequence[int]) -> tuple[
     if not text_ends:
         return ()
     inner = (run for run in re.finditer(delimiter, text) if run.start() > 0 and run.end() < len(text))
-    # A set, because one token may hold the ends of several delimiters. The token after a delimiter may lie
-    # past the response, when text and delimiter share the last token.
+    # A set: one token may contain the ends of several delimiters. The token after a delimiter may lie past the
+    # response, if the last token contains both text and delimiter.
     after = {_token_of(run.end() - 1, text_ends) + 1 for run in inner}
     return tuple(sorted({0} | {token for token in after if token < len(text_ends)}))

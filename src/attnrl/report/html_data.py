@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from attnrl.errors import UserError
-from attnrl.method.steps import split_steps
+from attnrl.method.steps import StepSettings, split_steps
 from attnrl.runs.directory import CONFIG, METRICS, TREES, RunDirectory
 from attnrl.runs.metrics_file import read_metrics
 
@@ -228,7 +228,7 @@ def _compact_tree(tree: Mapping[str, Any]) -> dict[str, Json]:
     return {
         "trained": bool(tree["trained"]),
         "starts": starts,
-        "fci": [rounded(value) for value in tree["fci"]],
+        "influence": [rounded(value) for value in tree["influence"]],
         "entropy": [_mean(entropy[start:end]) for start, end in pairwise([*starts, len(entropy)])],
         "points": [int(point) for point in tree["branch_points"]],
         "segments": [
@@ -250,5 +250,5 @@ def _compact_tree(tree: Mapping[str, Any]) -> dict[str, Json]:
 
 def split_text(text: str) -> list[str]:
     """Return the text of each step, split by the rule of the token steps; text without newlines is one step."""
-    starts = split_steps([*text], chunk_tokens=len(text) or 1).starts
+    starts = split_steps([*text], StepSettings(chunk_tokens=len(text) or 1)).starts
     return [text[start:end] for start, end in pairwise([*starts, len(text)])]

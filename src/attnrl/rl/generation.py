@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from attnrl.config.schema import TrainConfig
 from attnrl.data.stream import ProblemSource
 from attnrl.method.advantage import influence_weights
-from attnrl.method.influence import mask_influence
+from attnrl.method.ranking import mask_influence
 from attnrl.method.steps import Steps
 from attnrl.rl.grading_thread import OverlappedGrading
 from attnrl.rl.metrics import PhaseClock
@@ -123,6 +123,7 @@ class Generation:
                     self.tokenizer,
                     openings[index].own(completions[index]),
                     ended=completions[index].finish_reason == "stop",
+                    split=self.config.method.steps.split,
                 )
                 for index in grades
                 if index >= len(branches) or self.config.method.weighs_steps
@@ -209,7 +210,7 @@ class Generation:
         scored = self.policy.score(
             [openings[index].prompt + openings[index].kept for index in asked],
             [own[index] for index in asked],
-            [steps.get(index) for index in asked] if self.config.method.needs_fci else None,
+            [steps.get(index) for index in asked] if self.config.method.needs_influence else None,
         )
         scores = dict(zip(asked, scored, strict=True))
         return [scores.get(index, Score(completion.logprobs, (), ())) for index, completion in enumerate(completions)]
@@ -220,7 +221,7 @@ class Generation:
         advantage_weights: tuple[float, ...] = ()
         if steps is not None and self.config.method.weighs_steps:
             credit = self.config.method.credit
-            advantage_weights = influence_weights(score.fci, steps, credit.top_share, credit.rest_weight)
+            advantage_weights = influence_weights(score.influence, steps, credit.top_share, credit.rest_weight)
         return Sample(
             **vars(tokens),
             reward=grade.reward,
@@ -243,7 +244,9 @@ def _tokens(opening: Continuation, completion: Completion, score: Score) -> Samp
 
 
 def _trunk(sample: Sample, steps: Steps, score: Score) -> Trunk:
-    return Trunk(**vars(sample), steps=steps, fci=mask_influence(score.fci, steps) if score.fci else ())
+    return Trunk(
+        **vars(sample), steps=steps, influence=mask_influence(score.influence, steps) if score.influence else ()
+    )
 
 
 def _filled(group: PartialGroup, responses: Iterator[SampledTokens]) -> PartialGroup:

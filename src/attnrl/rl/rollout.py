@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from attnrl.method.advantage import grpo_advantages, weigh_advantages
+from attnrl.errors import UserError
+from attnrl.method.advantage import Advantage, weigh_advantages
 from attnrl.method.branching import RolloutSignals
 from attnrl.method.forest import Forest, Node, Path, Tree
-from attnrl.method.influence import mean_influence
+from attnrl.method.ranking import mean_influence
 from attnrl.method.steps import Steps
 from attnrl.types import FinishReason, TrainingRow, Verdict
 
@@ -56,15 +57,15 @@ class Sample(SampledTokens):
 
 @dataclass(frozen=True)
 class Trunk(Sample):
-    """An initial response, with its steps and their masked FCI (empty where it was not measured)."""
+    """An initial response, with its steps and their masked influence (empty where it was not measured)."""
 
     steps: Steps
-    fci: tuple[float, ...]
+    influence: tuple[float, ...]
 
     @property
     def signals(self) -> RolloutSignals:
         """What a branch criterion looks at."""
-        return RolloutSignals(self.steps, self.fci, self.entropy)
+        return RolloutSignals(self.steps, self.influence, self.entropy)
 
 
 @dataclass(frozen=True)
@@ -93,12 +94,12 @@ class Group:
     @cached_property
     def is_finite(self) -> bool:
         """Whether no number about its responses is infinite or none at all."""
-        return all(trunk.is_finite and all(map(math.isfinite, trunk.fci)) for trunk in self.trunks)
+        return all(trunk.is_finite and all(map(math.isfinite, trunk.influence)) for trunk in self.trunks)
 
     @property
-    def mean_fci(self) -> float:
-        """Mean FCI of eq. 8."""
-        return mean_influence([trunk.fci for trunk in self.trunks])
+    def mean_influence(self) -> float:
+        """Mean influence of eq. 8."""
+        return mean_influence([trunk.influence for trunk in self.trunks])
 
 
 @dataclass(frozen=True)
@@ -178,25 +179,25 @@ class RolloutTree:
         samples = self.node_samples(path.tree)
         return tuple(token for node, a, b in path.spans() for token in samples[node].tokens[a:b])
 
-    def training_rows(self, advantage: str) -> list[TrainingRow]:
+    def training_rows(self, advantage: Advantage) -> list[TrainingRow]:
         """One row for each path of the trees trained on.
 
         Each token keeps the log-probability of the policy that sampled it: for trunk tokens in a one-step
         off-policy pipeline that is the policy of one step before.
 
         Args:
-            advantage: ``tree`` (eq. 3), ``grpo`` or ``grpo_no_std`` (whole responses).
+            advantage: a row of ``ADVANTAGES``, or a function of the same form.
+
+        Raises:
+            UserError: the number of advantages of a path is not the number of the path's tokens.
         """
-        forest = self.forest
-        of_response = None
-        if advantage != "tree":
-            of_response = grpo_advantages(forest.leaf_rewards, normalize_std=advantage == "grpo")
         rows = []
-        for leaf, path in enumerate(forest.paths()):
+        for path, advantages in zip(self.forest.paths(), advantage(self.forest), strict=True):
+            if len(advantages) != path.length:
+                raise UserError(f"method.advantage: {len(advantages)} advantages for a path of {path.length} tokens")
             if not path.trained or path.length == 0:
                 continue
             samples = self.node_samples(path.tree)
-            advantages = [of_response[leaf]] * path.length if of_response else path.token_advantages()
             weights = [weight for node, a, b in path.spans() for weight in samples[node].advantage_weights[a:b]]
             rows.append(
                 TrainingRow(

@@ -39,7 +39,7 @@ def state_from_json(fields: Fields) -> TrainerState:
         position=count(fields, "position"),
         pending=_each(fields, "pending", _group),
         carried=_each(fields, "carried", _unfinished_group),
-        solved_fci=_record(fields, "solved_fci", _running_mean),
+        solved_influence=_record(fields, "solved_influence", _running_mean),
         batch_size=_record(fields, "batch_size", _batch_size),
         sampled_tokens=count(fields, "sampled_tokens"),
         nonfinite_steps=count(fields, "nonfinite_steps"),
@@ -87,13 +87,13 @@ def _trunk(fields: Fields) -> Trunk:
         verdict=_one_of(fields, "verdict", get_args(Verdict)),
         finish_reason=_one_of(fields, "finish_reason", get_args(FinishReason)),
         steps=_record(fields, "steps", _steps),
-        fci=_numbers(fields, "fci"),
+        influence=_numbers(fields, "influence"),
         advantage_weights=_numbers({"advantage_weights": [], **fields}, "advantage_weights"),
     )
     tokens = len(trunk.tokens)
     if trunk.steps.length != tokens:
         raise ValueError(f"steps.length: {trunk.steps.length} for {tokens} tokens")
-    _of_length(trunk.fci, "fci", {0, len(trunk.steps)})  # 0: was not measured
+    _of_length(trunk.influence, "influence", {0, len(trunk.steps)})  # 0: was not measured
     _of_length(trunk.advantage_weights, "advantage_weights", {0, tokens})
     if not 0 <= trunk.reward <= 1:
         raise ValueError("reward: is not between 0 and 1")

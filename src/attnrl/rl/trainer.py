@@ -59,7 +59,7 @@ class TrainerState:
         position: problems drawn so far.
         pending: initial responses of the next batch.
         carried: problems whose initial responses the last generation left unfinished (``sampling.carry_over``).
-        solved_fci: running mean FCI of all-correct problems (eq. 8).
+        solved_influence: running mean FCI of all-correct problems (eq. 8).
         batch_size: the prompt batch size controller (eq. 10).
         sampled_tokens: tokens generated so far.
         nonfinite_steps: steps in a row, up to the last one, in which numbers were not finite.
@@ -69,7 +69,7 @@ class TrainerState:
     position: int
     pending: tuple[Group, ...]
     carried: tuple[PartialGroup, ...]
-    solved_fci: RunningMean
+    solved_influence: RunningMean
     batch_size: BatchSizeController
     sampled_tokens: int
     nonfinite_steps: int
@@ -184,7 +184,7 @@ class Trainer:
         with self.clock.phase("train"):
             trained = [p for p in rollout_trees if p.plan.kept and p.is_finite and p.forest.has_signal]
             self._rng("mini-batches").shuffle(trained)
-            rows = [row for problem in trained for row in problem.training_rows(method.advantage)]
+            rows = [row for problem in trained for row in problem.training_rows(method.advantage_function)]
             updated = self.policy.update(rows) if rows else {}
         with self.clock.phase("sync"):
             self.sampler.sync()
@@ -228,8 +228,8 @@ class Trainer:
             return BranchPlan(group, False, {}, branching.samples)
         rewards = [trunk.reward for trunk in group.trunks]
         if adaptive.filter:
-            kept, solved_fci = keep_problem(rewards, group.mean_fci, self.state.solved_fci)
-            self.state = replace(self.state, solved_fci=solved_fci)
+            kept, solved_influence = keep_problem(rewards, group.mean_influence, self.state.solved_influence)
+            self.state = replace(self.state, solved_influence=solved_influence)
             if not kept:
                 return BranchPlan(group, False, {}, branching.samples)
         chosen: Sequence[int] = range(len(group.trunks))
@@ -241,7 +241,7 @@ class Trainer:
         points = {
             trunk: branch_points(
                 self._signals(group, trunk),
-                criterion=branching.criterion,
+                criterion=branching.criterion_function,
                 count=branching.points,
                 rho=branching.rho,
                 spacing=branching.spacing,
@@ -254,7 +254,7 @@ class Trainer:
     def _signals(self, group: Group, trunk: int) -> RolloutSignals:
         """What the branch criterion looks at in one trunk."""
         signals = group.trunks[trunk].signals
-        if self.config.method.branching.criterion != "oracle":
+        if not self.config.method.branching.reads("dependents"):
             return signals
         texts = step_texts(self.tokenizer, group.trunks[trunk].tokens, signals.steps)
         return replace(signals, dependents=step_dependents(self.source.at(group.position), texts))

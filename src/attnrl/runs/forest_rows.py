@@ -40,7 +40,7 @@ def forest_row(rollout_tree: RolloutTree, tokenizer: PreTrainedTokenizerBase, st
             {
                 "trained": tree.trained,
                 "steps": trunk.steps.starts,
-                "fci": trunk.fci,
+                "influence": trunk.influence,
                 "entropy": trunk.entropy,
                 "branch_points": rollout_tree.plan.points.get(index, ()),
                 "nodes": nodes,

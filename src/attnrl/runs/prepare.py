@@ -96,7 +96,7 @@ def prepare(config: TrainConfig) -> PreparedRun:
         data = load_task(config, tokenizer)
         if checkpoint is not None and not config.data.allow_changed:
             require_same_data(data, checkpoint)
-        if config.method.branching.criterion == "oracle":
+        if config.method.branching.reads("dependents"):
             require_dependencies(data.source.at(0))
         for problem in data.held_out:
             encode_prompt(tokenizer, problem, config.sampling.max_prompt_tokens)
@@ -120,7 +120,7 @@ def prepare(config: TrainConfig) -> PreparedRun:
             sampler=sampler,
             data=data,
             grader=grader,
-            layers_without_fci=require_influence(model) if config.method.needs_fci else {},
+            layers_without_fci=require_influence(model) if config.method.needs_influence else {},
             checkpoints=checkpoints,
             notes=(*resume_point.skipped, *missing_record_warnings(run, checkpoint), *data.notes),
             resources=resources.pop_all(),

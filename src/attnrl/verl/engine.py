@@ -18,6 +18,7 @@ from verl.utils.device import get_device_name
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp import transformer_impl
 
+from attnrl.config.schema import BranchingConfig
 from attnrl.fci import CaptureSpec, capture
 from attnrl.verl.settings import NAME
 
@@ -45,19 +46,19 @@ class InfluenceEngine(transformer_impl.FSDPEngineWithLMHead):  # type: ignore[mi
             return result
         starts = [row.nonzero().flatten().tolist() for row in micro_batch[STEP_STARTS].unbind()]
         offsets = micro_batch["input_ids"].offsets()
-        measure = tensordict_utils.get_non_tensor_data(micro_batch, MEASURE, None)
-        with capture(self.module, self._spec(micro_batch, starts, offsets.diff().tolist(), measure)) as captured:
+        branching = BranchingConfig(**tensordict_utils.get_non_tensor_data(micro_batch, MEASURE, None))
+        with capture(self.module, self._spec(micro_batch, starts, offsets.diff().tolist(), branching)) as captured:
             loss, output = super().forward_step(micro_batch, loss_function, forward_only)
         influence_N = torch.zeros(int(offsets[-1]), device=offsets.device)
         if any(starts):
-            of_steps = captured.of_steps(measure["influence"], measure["reduction"])
+            of_steps = captured.of_steps(branching.measure)
             for first, row_starts, row_influence in zip(offsets.tolist(), starts, of_steps, strict=False):
                 influence_N[[first + start for start in row_starts]] = row_influence.to(influence_N)
         output["model_output"][INFLUENCE] = torch.nested.nested_tensor_from_jagged(influence_N, offsets)
         return loss, output
 
     def _spec(
-        self, micro_batch: TensorDict, starts: list[list[int]], lengths: list[int], measure: dict[str, Any]
+        self, micro_batch: TensorDict, starts: list[list[int]], lengths: list[int], branching: BranchingConfig
     ) -> CaptureSpec:
         packed = tensordict_utils.get_non_tensor_data(micro_batch, "use_remove_padding", True)
         # verl appends the padding as one more sequence.
@@ -65,9 +66,9 @@ class InfluenceEngine(transformer_impl.FSDPEngineWithLMHead):  # type: ignore[mi
         return CaptureSpec(
             [*starts, []] if padding else starts,
             [*lengths, padding] if padding else lengths,
-            measure["delta"],
+            branching.delta,
             packed=packed,
-            lookups=measure["influence"] == "lookups",
+            lookups=branching.measure.uses_lookups,
         )
 
     def _build_fsdp_module(self, module: torch.nn.Module) -> torch.nn.Module:

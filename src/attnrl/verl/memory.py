@@ -141,7 +141,7 @@ def scoring_memory(config: TrainConfig, shape: ModelShape) -> dict[str, float]:
         "gathered": 2 * number * shape.unit,
         "activations": 3 * number * tokens * (shape.hidden + shape.intermediate),
         "logits": tokens * shape.vocabulary * (number + 4),
-        "FCI": tokens * (12 * shape.heads + operands) if config.method.needs_fci else 0,
+        "FCI": tokens * (12 * shape.heads + operands) if config.method.needs_influence else 0,
     }
     return _in_gib(config, parts)
 

@@ -90,7 +90,7 @@ class VerlPolicy:
                 scores[index] = Score(
                     logprobs=tuple(logprob_T[prompt - 1 : -1].tolist()),
                     entropy=tuple(entropy_T[prompt - 1 : -1].tolist()),
-                    fci=tuple(influence_T[starts_S].tolist()),
+                    influence=tuple(influence_T[starts_S].tolist()),
                 )
         return [scores[index] for index in range(len(prompts))]
 

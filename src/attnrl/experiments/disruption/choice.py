@@ -11,7 +11,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from attnrl.method.influence import eligible_steps, rank_steps, share_of
+from attnrl.method.ranking import eligible_steps, rank_steps, share_of
 from attnrl.method.steps import Steps
 
 

@@ -130,7 +130,7 @@ class DisruptionExperiment:
                     all_steps[part],
                 )
                 for signals, steps, score in zip(all_signals[part], all_steps[part], scores, strict=True):
-                    signals[name] = score.fci
+                    signals[name] = score.influence
                     signals["entropy"] = tuple(fmean(score.entropy[a:b]) for a, b in steps.ranges())
                 self.progress.advance(bar, len(scores))
         return all_signals

@@ -64,7 +64,7 @@ function drawProblem(forest, all, step) {
     el("span", { class: "tag" }, `root value ${number(forest.root ?? 0)}`),
     forest.filtered ? el("span", { class: "tag warn" }, "filtered: not expanded, not trained on (eq. 8)") : null,
   ];
-  const values = forest.trees.flatMap((tree) => tree.fci).filter(known);
+  const values = forest.trees.flatMap((tree) => tree.influence).filter(known);
   const scale = {
     fci: Math.max(...values, 1e-9),
     advantage: Math.max(...forest.trees.flatMap((tree) => tree.segments.map((one) => Math.abs(one[4] ?? 0))), 1e-9),
@@ -158,11 +158,11 @@ function drawTree(tree, index, scale) {
     tree.starts.forEach((start, k) => {
       const end = tree.starts[k + 1] ?? trunk.tokens;
       const cell = svg("rect", { x: start * px, y: top, width: Math.max(1, (end - start) * px - 1), height: 18, rx: 2,
-        fill: "var(--accent)", "fill-opacity": 0.1 + 0.9 * ((tree.fci[k] ?? 0) / scale.fci) });
+        fill: "var(--accent)", "fill-opacity": 0.1 + 0.9 * ((tree.influence[k] ?? 0) / scale.fci) });
       cell.step = k;
       cell.addEventListener("pointermove", (event) => showTip(event,
         el("div", { class: "title" }, `step ${k}, ${end - start} tokens${tree.points.includes(start) ? ", branch point" : ""}`),
-        pair(null, "FCI", number(tree.fci[k] ?? 0)), known(tree.entropy[k]) ? pair(null, "mean entropy", `${number(tree.entropy[k])} nats`) : "",
+        pair(null, "FCI", number(tree.influence[k] ?? 0)), known(tree.entropy[k]) ? pair(null, "mean entropy", `${number(tree.entropy[k])} nats`) : "",
         el("div", { class: "text" }, stepText(tree, k).trim().slice(0, 240))));
       body.append(cell);
     });
@@ -213,7 +213,7 @@ function leafText(tree, index, which) {
 /* Draw FCI over the step index: the trunks of one problem, and all logged trunks of the training step. */
 function drawInfluence(forest, all, step) {
   // Ineligible steps (the first step and the last steps) have an FCI of exactly 0.
-  const measured = (tree) => tree.fci.map((value) => value || null);
+  const measured = (tree) => tree.influence.map((value) => value || null);
   const trunks = all.flatMap((one) => one.trees).map(measured).filter((fci) => fci.some(known));
   const enough = Math.max(1, trunks.length / 20); // no mean over fewer than 5% of the trunks
   const [x, mean, low, high] = [[], [], [], []];
