@@ -75,7 +75,7 @@ def test_masking(think_end: int | None, masked: tuple[float, ...]) -> None:
     steps = Steps((0, 5, 6, 8), 9, think_end)
     assert mask_influence((1.0, 2.0, 3.0, 4.0), steps) == masked
     assert eligible_steps(steps) == [step for step, value in enumerate(masked) if value]
-    with pytest.raises(ValueError, match="FCI"):
+    with pytest.raises(ValueError, match="4 steps"):
         mask_influence((1.0,), steps)
 
 
