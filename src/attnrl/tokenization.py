@@ -1,4 +1,4 @@
-"""Between text and token ids, for any transformers tokenizer."""
+"""Convert between text and token ids with any transformers tokenizer, and split responses into steps."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from attnrl.errors import UserError
 from attnrl.method.steps import Steps, split_steps
 from attnrl.types import Problem
 
-UNFINISHED = "\ufffd"  # what decoding gives for a character whose last bytes are still missing
+UNFINISHED = "\ufffd"  # decoded from an incomplete UTF-8 character
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
-    """The text of ``tokens``, special tokens included and spaces left as they are."""
+    """Return the text of ``tokens``, with special tokens and without clean-up of spaces."""
     return cast(str, tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def token_pieces(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> list[str]:
-    """The text that each token adds, so that the pieces join to the text of all.
+    """Return the text added by each token; the pieces join to the text of all tokens.
 
-    A token that ends inside a character adds ``""``; the token that completes it adds the character. What is
-    still missing at the end comes with the last token.
+    A token that ends inside a character adds ``""``; the token that completes the character adds the character. The
+    last token adds the rest of the text.
     """
     piece_of = {token: decode(tokenizer, [token]) for token in set(tokens)}
     pieces = [piece_of[token] for token in tokens]
@@ -70,12 +70,12 @@ def response_steps(
 
 
 def step_texts(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], steps: Steps) -> list[str]:
-    """The text of each step of a response."""
+    """Return the text of each step of a response."""
     return [decode(tokenizer, tokens[start:end]) for start, end in steps.ranges()]
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem, max_tokens: int) -> tuple[int, ...]:
-    """The token ids that a response to ``problem`` continues.
+    """Return the token ids of a problem's prompt.
 
     Text is encoded as it is; chat messages are rendered with the tokenizer's chat template.
 
@@ -103,7 +103,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem, max_toke
 
 
 def end_of_sequence_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token that ends a response, by the tokenizer and by the model's generation config."""
+    """Return the end-of-sequence token ids of the tokenizer and of the model's generation config."""
     declared = generation.eos_token_id if generation is not None else None
     more = declared if isinstance(declared, list) else [declared]
     return sorted({token for token in (tokenizer.eos_token_id, *more) if token is not None})

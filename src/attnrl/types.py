@@ -1,8 +1,7 @@
-"""What the training loop asks of an engine: four small protocols and the plain records they exchange.
+"""Protocols between the training loop and an engine (sampler, grader, policy), and the records of the protocols.
 
-The loop (:mod:`attnrl.rl.trainer`) is written against these; an engine (``attnrl.local``) implements
-them. Token ids are plain ints and log-probabilities are in nats, so that a record can be
-written to JSON as it is.
+The loop (:mod:`attnrl.rl.trainer`) uses the protocols; an engine (``attnrl.local``, ``attnrl.verl``) implements the
+protocols. Token ids are plain ints and log-probabilities are in nats, so a record can be written to JSON directly.
 """
 
 from __future__ import annotations
@@ -22,11 +21,10 @@ class Problem:
 
     Attributes:
         id: unique within its data set; never shared between problems.
-        prompt: text given to the model as it is, or chat messages (``role``, ``content``) to be rendered with
-            the tokenizer's chat template.
-        answers: the accepted answers, compared with what the response puts in ``\\boxed{}``.
-        source: where the problem comes from (a task name or a row's ``data_source``).
-        info: whatever else the task knows, kept for study (for ledgers: the true dependency graph).
+        prompt: raw text, or chat messages (``role``, ``content``) for the tokenizer's chat template.
+        answers: the accepted answers, compared with the content of the response's ``\\boxed{}``.
+        source: origin of the problem (a task name or a row's ``data_source``).
+        info: further data of the task, for analysis (for ledgers: the true dependency graph).
     """
 
     id: str
@@ -38,8 +36,8 @@ class Problem:
 
 #: ``stop``: an end-of-sequence token was sampled; ``length``: the budget ran out; ``unfinished``: the call ended first.
 FinishReason = Literal["stop", "length", "unfinished"]
-#: What grading came to. ``no_answer``: the response gives none; ``timeout`` and ``error``: comparing it took too long
-#: or failed; ``bad_gold``: there is no true answer to compare with.
+#: Result of grading. ``no_answer``: the response has no answer; ``timeout`` and ``error``: the comparison took too long
+#: or failed; ``bad_gold``: the problem has no valid true answer.
 Verdict = Literal["correct", "wrong", "no_answer", "timeout", "error", "bad_gold"]
 
 
@@ -49,8 +47,8 @@ class Request:
 
     Attributes:
         prompt: token ids to continue (for a branch: the prompt and the kept part of the trunk).
-        max_new_tokens: this request's own remaining budget, at least 1.
-        seed: decides every random draw of this request, whatever else is in the batch.
+        max_new_tokens: remaining token budget of this request, at least 1.
+        seed: seed of the request's random draws, independent of the rest of the batch.
     """
 
     prompt: tuple[int, ...]
@@ -60,13 +58,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """What a sampler returns for one :class:`Request`.
+    """The sampled continuation of one :class:`Request`.
 
     Attributes:
         tokens: sampled token ids, the end-of-sequence token included when ``finish_reason`` is ``stop``.
-        logprobs: log-probability of each token under the distribution at the sampling temperature, before top-p and
-            top-k, by the sampler's own arithmetic; same length as ``tokens``.
-        finish_reason: why it ended.
+        logprobs: log-probability of each token at the sampling temperature, before top-p and top-k, computed by the
+            sampler; same length as ``tokens``.
+        finish_reason: the reason for the end of the sample.
     """
 
     tokens: tuple[int, ...]
@@ -76,11 +74,11 @@ class Completion:
 
 @dataclass(frozen=True)
 class Score:
-    """What one forward of the policy tells about one response.
+    """Log-probs, entropy and influence of one response, from one forward of the policy.
 
     Attributes:
         logprobs: log-probability of each response token, length T.
-        entropy: entropy in nats of the distribution each response token was drawn from, length T.
+        entropy: entropy in nats of the sampling distribution of each response token, length T.
         influence: raw influence (FCI or lookups) of each step, before masking, length S; empty if not requested.
     """
 
@@ -96,8 +94,8 @@ class TrainingRow:
     Attributes:
         prompt: prompt token ids (not trained).
         response: response token ids.
-        old_logprobs: log-probabilities under the policy that sampled each token, as the policy computes them.
-        sampler_logprobs: the same as the sampler computed them.
+        old_logprobs: log-probabilities under the policy that sampled each token, computed by the policy.
+        sampler_logprobs: log-probabilities computed by the sampler.
         advantages: one advantage per token.
     """
 
@@ -109,7 +107,7 @@ class TrainingRow:
 
 
 class Sampler(Protocol):
-    """Draws completions from the current policy."""
+    """Samples completions from the current policy."""
 
     def generate(
         self,
@@ -121,11 +119,11 @@ class Sampler(Protocol):
         """Return one completion per request, in order. An empty batch returns an empty list.
 
         Args:
-            requests: what to sample.
-            on_finished: called in this thread with the index and the completion of each request that finishes,
-                while others still run.
-            enough: asked now and then with the indices of the unfinished requests; True ends the call, and they
-                come back as far as they are, as ``unfinished``.
+            requests: the requests.
+            on_completion: called in this thread with the index and the completion of each finished request, while
+                the remaining requests run.
+            should_stop: called from time to time with the indices of the unfinished requests; True ends the call, and
+                unfinished requests return their tokens so far with the finish reason ``unfinished``.
         """
         ...
 
@@ -136,12 +134,12 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class Grade:
-    """What a grader makes of one response.
+    """The grade of one response.
 
     Attributes:
         reward: in [0, 1]; 1 is correct.
-        verdict: why.
-        answer: what was taken for the response's answer; None where it gives none.
+        verdict: the reason for the reward.
+        answer: the answer extracted from the response; None without an answer.
     """
 
     reward: float
@@ -152,14 +150,14 @@ class Grade:
 class Grader(Protocol):
     """Scores finished responses.
 
-    A grade depends on the problem and the response alone. Which responses come together in one call is not defined.
+    A grade depends on the problem and the response only, not on the rest of the call.
     """
 
     @property
     def overlaps(self) -> bool:
-        """Whether ``grade`` may be called from a thread beside the main one, so that it overlaps with sampling.
+        """Return True if ``grade`` may be called from a second thread, concurrently with sampling.
 
-        Calls never overlap each other. False has it called from the main thread, once all responses are there.
+        Calls of ``grade`` never overlap. With False, ``grade`` is called once in the main thread, after sampling.
         """
         ...
 
@@ -177,7 +175,7 @@ class Policy(Protocol):
         responses: Sequence[Sequence[int]],
         steps: Sequence[Steps | None] | None = None,
     ) -> list[Score]:
-        """Score responses under the current weights, with the FCI of those whose ``steps`` are given."""
+        """Score responses under the current weights, with the influence of each response whose ``steps`` are given."""
         ...
 
     def update(self, rows: Sequence[TrainingRow]) -> Mapping[str, float]:

@@ -7,7 +7,7 @@ import pytest
 
 from attnrl.errors import UserError
 from attnrl.report.timeline import draw_timeline
-from attnrl.rl.metrics import Span
+from attnrl.rl.clock import Span
 from attnrl.runs.directory import TIMELINE, RunDirectory
 from attnrl.runs.recording import timeline_row
 

@@ -11,7 +11,7 @@ from helpers import Loop, fake_entropy, fake_fci, fake_loop
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnrl.rl.metrics import PhaseClock
+from attnrl.rl.clock import PhaseClock
 from attnrl.rl.rollout import PartialGroup, Trunk
 from attnrl.tokenization import decode, encode_prompt
 from attnrl.types import Request

@@ -14,8 +14,9 @@ from helpers import fake_loop
 from attnrl.config.schema import BranchingConfig, LossConfig, OptimizerConfig
 from attnrl.local.policy import LocalPolicy
 from attnrl.method.steps import Steps
+from attnrl.rl.clock import PhaseClock
 from attnrl.rl.evaluation import EvaluatedSample, Evaluation
-from attnrl.rl.metrics import PhaseClock, step_metrics
+from attnrl.rl.metrics import step_metrics
 from attnrl.rl.rollout import BranchPlan, Group, RolloutTree, Sample, Trunk
 from attnrl.types import TrainingRow
 
@@ -186,7 +187,7 @@ def test_phases_are_announced_in_order_and_timed(tokenizer):
 def test_work_beside_a_phase_counts_as_far_as_it_fell_into_it(monkeypatch):
     """The clock's zero is at 100 s; two generations, the second from 110 to 120."""
     now = iter([100.0, 101.0, 105.0, 110.0, 120.0, 120.0, 121.0])
-    monkeypatch.setattr("attnrl.rl.metrics.time.perf_counter", lambda: next(now))
+    monkeypatch.setattr("attnrl.rl.clock.time.perf_counter", lambda: next(now))
     clock = PhaseClock()
     for name in ("generate", "generate", "grade"):
         with clock.phase(name):

@@ -13,7 +13,7 @@ Rounding = Literal["ceil", "round"]
 
 @dataclass(frozen=True)
 class RunningMean:
-    """The mean of everything added so far."""
+    """Running mean of a sequence of values."""
 
     count: int = 0
     mean: float = 0.0
@@ -24,16 +24,16 @@ class RunningMean:
         return RunningMean(count, self.mean + (value - self.mean) / count)
 
 
-def keep_problem(rewards: Sequence[float], mean_fci: float, running: RunningMean) -> tuple[bool, RunningMean]:
+def keep_problem(rewards: Sequence[float], mean_influence: float, running: RunningMean) -> tuple[bool, RunningMean]:
     """Decide whether a problem is worth expanding (eq. 8).
 
-    Only a problem whose initial responses are all correct (reward 1) is judged: it is kept if its mean FCI
-    is above the mean of all such problems before it. The very first one has nothing to be compared with
-    and is kept. Every judged problem enters the mean, whether kept or not.
+    A problem whose initial responses are all correct (reward 1) is kept if the problem's mean influence is above the
+    running mean over earlier all-correct problems; the first all-correct problem is kept. Every all-correct problem,
+    kept or not, enters the running mean. A problem with a wrong initial response is always kept.
 
     Args:
         rewards: rewards of the n initial responses.
-        mean_fci: the problem's :func:`~attnrl.method.influence.mean_influence`.
+        mean_influence: the problem's :func:`~attnrl.method.ranking.mean_influence`.
         running: the mean over the all-correct problems so far.
 
     Returns:
@@ -46,7 +46,7 @@ def keep_problem(rewards: Sequence[float], mean_fci: float, running: RunningMean
         raise ValueError("keep_problem needs at least one reward")
     if min(rewards) < 1.0:
         return True, running
-    return running.count == 0 or mean_fci > running.mean, running.add(mean_fci)
+    return running.count == 0 or mean_influence > running.mean, running.add(mean_influence)
 
 
 def expansion_count(accuracy: float, trunks: int, rounding: Rounding = "ceil") -> int:
@@ -76,9 +76,9 @@ def expansion_count(accuracy: float, trunks: int, rounding: Rounding = "ceil") -
 def choose_trunks(correct: Sequence[bool], count: int, rng: random.Random) -> list[int]:
     """Choose the trunks to expand.
 
-    All correct or all wrong: the first ``count``, as they are alike. Mixed: all of the minority side, and
-    random ones of the other; if not even the minority fits, random ones of it. At a tie the generator says
-    which side counts as the minority, so that neither is favoured.
+    All correct or all wrong: the first ``count`` trunks. Mixed: all trunks of the minority side and random trunks of
+    the majority side; if ``count`` is below the size of the minority, random trunks of the minority. The generator
+    breaks a tie between the sides.
 
     Args:
         correct: whether each trunk is correct.

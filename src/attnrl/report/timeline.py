@@ -7,7 +7,7 @@ from typing import Any
 
 from attnrl.errors import UserError
 from attnrl.report.pictures import pyplot_for, save_picture
-from attnrl.rl.metrics import Span
+from attnrl.rl.clock import Span
 from attnrl.runs.directory import TIMELINE, RunDirectory
 
 LANES = ("sampler", "grader", "policy")  # from top to bottom

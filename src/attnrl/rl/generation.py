@@ -17,8 +17,8 @@ from attnrl.data.stream import ProblemSource
 from attnrl.method.advantage import influence_weights
 from attnrl.method.ranking import mask_influence
 from attnrl.method.steps import Steps
+from attnrl.rl.clock import PhaseClock
 from attnrl.rl.grading_thread import OverlappedGrading
-from attnrl.rl.metrics import PhaseClock
 from attnrl.rl.rollout import BranchPlan, Group, PartialGroup, RolloutTree, Sample, SampledTokens, Trunk
 from attnrl.tokenization import decode, encode_prompt, response_steps
 from attnrl.types import Completion, Grade, Grader, Policy, Problem, Request, Sampler, Score

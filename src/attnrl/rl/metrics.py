@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import get_args
 
@@ -14,57 +12,6 @@ from attnrl.types import Verdict
 
 CORRECT = 1.0
 MAX_EXPONENT = 700.0  # the exponential of more is no float
-
-
-#: A phase, and its start and end in seconds since the step's start.
-Span = tuple[str, float, float]
-
-
-class PhaseClock:
-    """Seconds spent in each phase of a step.
-
-    Attributes:
-        seconds: of each phase, of work beside it as ``<name>_overlapped``, and of the whole ``step`` so far.
-        spans: every time a phase was entered and left, and the work beside it as ``<name> (overlapped)``.
-    """
-
-    def __init__(self, on_phase: Callable[[str], None] | None = None) -> None:
-        """``on_phase`` hears the name of each phase when it begins."""
-        self._on_phase = on_phase
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget the last step."""
-        self.seconds: dict[str, float] = {}
-        self.spans: list[Span] = []
-        self._started = time.perf_counter()
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Add the time spent inside to phase ``name``, and keep ``step`` up to date with the whole."""
-        if self._on_phase is not None:
-            self._on_phase(name)
-        entered = time.perf_counter()
-        yield
-        left = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + left - entered
-        self.seconds["step"] = left - self._started
-        self.spans.append((name, entered - self._started, left - self._started))
-
-    def overlapped(self, name: str, spans: Sequence[tuple[float, float]], *, during: str) -> None:
-        """Add what another thread did for ``name`` while phase ``during`` was last on; the rest of it is left out.
-
-        Args:
-            name: what it worked for.
-            spans: start and end of each piece of its work, by ``time.perf_counter()``, in order.
-            during: a phase that has ended.
-        """
-        _, begun, ended = next(span for span in reversed(self.spans) if span[0] == during)
-        inside = [(max(start - self._started, begun), min(end - self._started, ended)) for start, end in spans]
-        worked = [(f"{name} (overlapped)", start, end) for start, end in inside if end > start]
-        total = self.seconds.get(f"{name}_overlapped", 0.0) + sum(end - start for _, start, end in worked)
-        self.seconds[f"{name}_overlapped"] = total
-        self.spans += worked
 
 
 def step_metrics(

@@ -40,8 +40,9 @@ from attnrl.method.adaptive import (
     keep_problem,
 )
 from attnrl.method.branching import RolloutSignals, branch_points
+from attnrl.rl.clock import PhaseClock, Span
 from attnrl.rl.generation import Generation
-from attnrl.rl.metrics import PhaseClock, Span, step_metrics
+from attnrl.rl.metrics import step_metrics
 from attnrl.rl.rollout import BranchPlan, Group, PartialGroup, RolloutTree
 from attnrl.tasks.dependencies import step_dependents
 from attnrl.tokenization import encode_prompt, step_texts

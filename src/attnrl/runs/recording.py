@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from attnrl.config.load import dump_config
 from attnrl.config.schema import TrainConfig
 from attnrl.errors import RunError
+from attnrl.rl.clock import Span
 from attnrl.rl.evaluation import Evaluation
-from attnrl.rl.metrics import Span
 from attnrl.rl.trainer import StepResult
 from attnrl.runs.directory import METRICS, SAMPLES, TIMELINE, TREES, RunDirectory
 from attnrl.runs.forest_rows import forest_row
