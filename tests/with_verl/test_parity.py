@@ -16,6 +16,7 @@ from attnrl.config.schema import TrainConfig
 from attnrl.data.run_data import grader_for, load_task
 from attnrl.inference.sampler import build_sampler
 from attnrl.local.loading import build_policy, load_model, load_tokenizer, model_directory
+from attnrl.method.advantage import ADVANTAGES
 from attnrl.rl.trainer import StepResult, Trainer
 from attnrl.types import Completion, Policy, Request, Sampler
 from attnrl.verl.launch import compose, installed_version
@@ -83,7 +84,7 @@ def one_step(config: TrainConfig, sampler: Recorded, policy: Policy) -> tuple[St
             source=load_task(config, tokenizer).source,
         )
         result = trainer.step()
-    rows = [row for problem in result.problems for row in problem.training_rows("tree")]
+    rows = [row for problem in result.problems for row in problem.training_rows(ADVANTAGES["tree"])]
     return result, policy.update(rows)
 
 
@@ -150,7 +151,9 @@ def test_branch_points_are_the_same(results):
 
 
 def test_advantages_are_the_same(results):
-    rows = [[row for problem in result.problems for row in problem.training_rows("tree")] for result in results]
+    rows = [
+        [row for problem in result.problems for row in problem.training_rows(ADVANTAGES["tree"])] for result in results
+    ]
     assert [row.advantages for row in rows[0]] == [row.advantages for row in rows[1]]
     assert [row.response for row in rows[0]] == [row.response for row in rows[1]]
     assert len({advantage for row in rows[0] for advantage in row.advantages}) > 5

@@ -1,4 +1,4 @@
-"""Grading beside sampling: responses are graded as they finish, in a thread that works while the sampler decodes."""
+"""Grade finished responses in a second thread, concurrently with sampling."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from attnrl.types import Grade, Grader, Problem
 class OverlappedGrading:
     """The grading of one generation, as a context manager; the grades do not depend on the timing.
 
-    One thread hands the grader whatever has gathered since it last did. A grader that does not ``overlap`` has
-    everything handed over by :meth:`results`, in the caller's thread, in one call.
+    A thread passes all waiting responses to the grader, repeatedly. With a grader that does not overlap,
+    :meth:`results` grades all responses in the caller's thread, in one call.
 
-    Leaving the block drops what still waits and ends the thread, once the grader is done with what it has in hand.
+    Leaving the block drops waiting responses and ends the thread after the grader's current call.
 
     Attributes:
-        spans: start and end of each piece of the thread's work, by ``time.perf_counter()``.
+        spans: start and end of each call of the grader in the thread, from ``time.perf_counter()``.
     """
 
     def __init__(self, grader: Grader) -> None:

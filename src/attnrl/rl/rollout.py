@@ -1,4 +1,4 @@
-"""The records of the loop: a problem's initial responses, what is sampled from inside them, and its forest."""
+"""Records of the training loop: initial responses of a problem, continuations of trunks, and the problem's forest."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from attnrl.types import FinishReason, TrainingRow, Verdict
 
 @dataclass(frozen=True)
 class SampledTokens:
-    """Sampled tokens and what is known of each; all tuples have the same length.
+    """Sampled tokens with log-probs and entropy; all tuples have the same length.
 
     Attributes:
-        tokens: token ids of its own (a branch does not repeat the trunk tokens it keeps).
-        logprobs: log-probability of each under the policy that sampled it, as the policy computes it.
-        sampler_logprobs: the same as the sampler computed it.
-        entropy: entropy of the distribution each was drawn from.
+        tokens: sampled token ids (a branch does not repeat the kept trunk tokens).
+        logprobs: log-probability of each token under the sampling policy, computed by the policy.
+        sampler_logprobs: log-probability of each token, computed by the sampler.
+        entropy: entropy in nats of the sampling distribution of each token.
     """
 
     tokens: tuple[int, ...]
@@ -34,7 +34,7 @@ class SampledTokens:
 
     @property
     def is_finite(self) -> bool:
-        """Whether no number about its tokens is infinite or none at all."""
+        """Return True if every log-prob and entropy is finite (no NaN, no inf)."""
         return all(all(map(math.isfinite, values)) for values in (self.logprobs, self.sampler_logprobs, self.entropy))
 
 
@@ -44,9 +44,9 @@ class Sample(SampledTokens):
 
     Attributes:
         reward: reward of the whole response.
-        verdict: why.
-        finish_reason: why it ended.
-        advantage_weights: how much the advantage of each of its tokens counts (``method.credit``); empty: all alike.
+        verdict: the reason for the reward.
+        finish_reason: the reason for the end of the sample.
+        advantage_weights: weight of each token's advantage (``method.credit``); empty: equal weights.
     """
 
     reward: float
@@ -57,14 +57,14 @@ class Sample(SampledTokens):
 
 @dataclass(frozen=True)
 class Trunk(Sample):
-    """An initial response, with its steps and their masked influence (empty where it was not measured)."""
+    """An initial response, with the response's steps and masked influence (empty if not measured)."""
 
     steps: Steps
     influence: tuple[float, ...]
 
     @property
     def signals(self) -> RolloutSignals:
-        """What a branch criterion looks at."""
+        """Return the signals for a branch criterion."""
         return RolloutSignals(self.steps, self.influence, self.entropy)
 
 
@@ -73,10 +73,10 @@ class Group:
     """A problem's initial responses.
 
     Attributes:
-        position: place of the problem in the order of the run; names it for good.
-        problem_id: its id.
-        answers: its accepted answers.
-        prompt: its prompt's token ids.
+        position: index of the problem in the run's order of problems; a permanent key.
+        problem_id: id of the problem.
+        answers: the accepted answers.
+        prompt: token ids of the prompt.
         trunks: the initial responses.
     """
 
@@ -88,28 +88,28 @@ class Group:
 
     @property
     def accuracy(self) -> float:
-        """Share of correct initial responses."""
+        """Return the share of correct initial responses."""
         return sum(trunk.reward >= 1.0 for trunk in self.trunks) / len(self.trunks)
 
     @cached_property
     def is_finite(self) -> bool:
-        """Whether no number about its responses is infinite or none at all."""
+        """Return True if every number of the initial responses is finite (no NaN, no inf)."""
         return all(trunk.is_finite and all(map(math.isfinite, trunk.influence)) for trunk in self.trunks)
 
     @property
     def mean_influence(self) -> float:
-        """Mean influence of eq. 8."""
+        """Return the mean influence of eq. 8."""
         return mean_influence([trunk.influence for trunk in self.trunks])
 
 
 @dataclass(frozen=True)
 class PartialGroup:
-    """A problem not all of whose initial responses have ended: a new one, or one carried over to the next generation.
+    """A problem with unfinished initial responses: new, or carried over to the next generation.
 
     Attributes:
-        position: place of the problem in the order of the run.
-        prompt: its prompt's token ids.
-        trunks: its initial responses: a :class:`Trunk` where it has ended, else its tokens so far.
+        position: index of the problem in the run's order of problems.
+        prompt: token ids of the prompt.
+        trunks: initial responses: a :class:`Trunk` if finished, otherwise the tokens so far.
     """
 
     position: int
@@ -118,18 +118,18 @@ class PartialGroup:
 
     @property
     def unfinished(self) -> list[SampledTokens]:
-        """The responses that have not ended, in order."""
+        """Return the unfinished responses, in order."""
         return [trunk for trunk in self.trunks if not isinstance(trunk, Trunk)]
 
 
 @dataclass(frozen=True)
 class BranchPlan:
-    """What is to be sampled from inside a group's trunks.
+    """The branch points of a group's trunks.
 
     Attributes:
         group: the initial responses.
         kept: False for a problem that attention-based filtering drops for this step.
-        points: for each trunk chosen for expansion (and training), its branch points: response tokens kept.
+        points: trunk chosen for expansion (and training) -> branch points, as numbers of kept response tokens.
         samples: continuations from each branch point.
     """
 
@@ -140,25 +140,25 @@ class BranchPlan:
 
     @property
     def branches(self) -> list[tuple[int, int]]:
-        """``(trunk, tokens kept)`` of every continuation to sample, in order."""
+        """Return ``(trunk, kept tokens)`` of every continuation to sample, in order."""
         return [(trunk, at) for trunk, ats in self.points.items() for at in ats for _ in range(self.samples)]
 
 
 @dataclass(frozen=True)
 class RolloutTree:
-    """A plan with its continuations sampled: all that is known of a problem when it comes to training."""
+    """A branch plan with the sampled continuations: the complete rollout of a problem."""
 
     plan: BranchPlan
     branches: tuple[Sample, ...]
 
     @cached_property
     def is_finite(self) -> bool:
-        """Whether no number about its responses and continuations is infinite or none at all."""
+        """Return True if every number of the responses and continuations is finite (no NaN, no inf)."""
         return self.plan.group.is_finite and all(branch.is_finite for branch in self.branches)
 
     @cached_property
     def forest(self) -> Forest:
-        """The trees of this problem, one for each trunk, branches in the order of ``plan.branches``."""
+        """Return the problem's trees, one per trunk, with branches in the order of ``plan.branches``."""
         trees = []
         for index, trunk in enumerate(self.plan.group.trunks):
             nodes = [Node(None, 0, len(trunk.tokens), trunk.reward)]
@@ -171,19 +171,19 @@ class RolloutTree:
         return [(at, sample) for (owner, at), sample in pairs if owner == trunk]
 
     def node_samples(self, tree: int) -> list[Sample]:
-        """The samples behind the nodes of one tree: the trunk, then its branches."""
+        """Return the samples of the nodes of a tree: the trunk, then the branches."""
         return [self.plan.group.trunks[tree], *(sample for _, sample in self._branches_of(tree))]
 
     def path_tokens(self, path: Path) -> tuple[int, ...]:
-        """The whole response that ends in the leaf of ``path``."""
+        """Return the token ids of the whole response of ``path``."""
         samples = self.node_samples(path.tree)
         return tuple(token for node, a, b in path.spans() for token in samples[node].tokens[a:b])
 
     def training_rows(self, advantage: Advantage) -> list[TrainingRow]:
-        """One row for each path of the trees trained on.
+        """Return one training row per path of the trained trees.
 
-        Each token keeps the log-probability of the policy that sampled it: for trunk tokens in a one-step
-        off-policy pipeline that is the policy of one step before.
+        Each token keeps the log-probability of the sampling policy: for trunk tokens in a one-step off-policy pipeline,
+        the policy of the step before.
 
         Args:
             advantage: a row of ``ADVANTAGES``, or a function of the same form.
@@ -214,5 +214,5 @@ class RolloutTree:
 
 
 def sampled_tokens(samples: Sequence[Sample]) -> int:
-    """Number of tokens that these samples drew."""
+    """Return the number of sampled tokens."""
     return sum(len(sample.tokens) for sample in samples)
