@@ -29,7 +29,8 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from transformers import GenerationConfig, PreTrainedModel
 
-from attnrl.config.schema import BranchingConfig, LossConfig, OptimizerConfig
+from attnrl.config.method import BranchingConfig
+from attnrl.config.schema import LossConfig, OptimizerConfig
 from attnrl.method.influence import forward_context_influence, step_attention
 from attnrl.method.loss import kl_k3, policy_loss, truncated_importance
 from attnrl.method.measures import REDUCTIONS

@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnrl.config.schema import BranchingConfig, LossConfig, OptimizerConfig
+from attnrl.config.method import BranchingConfig
+from attnrl.config.schema import LossConfig, OptimizerConfig
 from attnrl.inference.sampler import LocalSampler
 from attnrl.local.policy import LocalPolicy
 from attnrl.method.steps import Steps

@@ -8,7 +8,8 @@ import yaml
 from pydantic import ValidationError
 
 from attnrl.config.load import apply_overrides, dump_config, load_config, recipe_names, validate_config
-from attnrl.config.schema import DataConfig, LossConfig, MethodConfig, TrainConfig
+from attnrl.config.method import MethodConfig
+from attnrl.config.schema import DataConfig, LossConfig, TrainConfig
 from attnrl.config.sft import SftConfig
 from attnrl.errors import UserError
 

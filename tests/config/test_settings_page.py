@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ from attnrl.config.reference import Setting, setting_groups
 from attnrl.config.schema import TrainConfig
 from attnrl.config.sft import SftConfig
 from attnrl.experiments.comparison.config import Comparison
+from attnrl.method.advantage import ADVANTAGES
+from attnrl.method.branching import CRITERIA
+from attnrl.method.measures import MEASURES, REDUCTIONS
+from attnrl.method.steps import SPLITTERS
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "settings_page.py"
 
@@ -50,6 +55,21 @@ def test_the_description_of_a_choice_names_every_value(kind: type[BaseModel]) ->
         if value not in setting.description
     ]
     assert missing == []
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("method.advantage", ADVANTAGES),
+        ("method.branching.criterion", CRITERIA),
+        ("method.branching.influence", MEASURES),
+        ("method.branching.reduction", REDUCTIONS),
+        ("method.steps.splitter", SPLITTERS),
+    ],
+)
+def test_the_description_of_a_name_lists_every_row_of_its_table(name: str, table: Mapping[str, object]) -> None:
+    description = settings_of(TrainConfig)[name].description
+    assert [row for row in (*table, "module:object") if row not in description] == []
 
 
 def test_names_types_and_defaults_of_settings() -> None:

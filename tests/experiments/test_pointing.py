@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from attnrl.config.schema import BranchingConfig
+from attnrl.config.method import BranchingConfig
 from attnrl.errors import UserError
 from attnrl.experiments.pointing import (
     RULES,

@@ -17,7 +17,8 @@ from helpers import fake_loop
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from attnrl.config.schema import BranchingConfig, LossConfig, OptimizerConfig
+from attnrl.config.method import BranchingConfig
+from attnrl.config.schema import LossConfig, OptimizerConfig
 from attnrl.errors import UserError
 from attnrl.local.checkpoint import (
     OPTIMIZER_FILE,

@@ -20,7 +20,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from attnrl.config.load import load_config
-from attnrl.config.schema import BranchingConfig, LossConfig, OptimizerConfig, TrainConfig
+from attnrl.config.method import BranchingConfig
+from attnrl.config.schema import LossConfig, OptimizerConfig, TrainConfig
 from attnrl.data.run_data import held_out_problems
 from attnrl.grading.rules import RulesGrader
 from attnrl.inference.sampler import build_sampler

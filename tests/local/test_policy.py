@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig, PreTrainedModel
 
-from attnrl.config.schema import BranchingConfig, LossConfig, OptimizerConfig
+from attnrl.config.method import BranchingConfig
+from attnrl.config.schema import LossConfig, OptimizerConfig
 from attnrl.fci import forward_context_influence
 from attnrl.local.optimizer import MasterOptimizer
 from attnrl.local.policy import LocalPolicy

@@ -11,7 +11,8 @@ import helpers
 import pytest
 from helpers import fake_loop
 
-from attnrl.config.schema import BranchingConfig, LossConfig, OptimizerConfig
+from attnrl.config.method import BranchingConfig
+from attnrl.config.schema import LossConfig, OptimizerConfig
 from attnrl.local.policy import LocalPolicy
 from attnrl.method.steps import Steps
 from attnrl.rl.clock import PhaseClock

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from attnrl.config.schema import BranchingConfig
+from attnrl.config.method import BranchingConfig
 from attnrl.data.run_data import held_out_problems
 from attnrl.errors import UserError
 from attnrl.evals.candidates import NO_LIMIT, require_positions

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from attnrl.config.schema import BranchingConfig, LossConfig, OptimizerConfig
+from attnrl.config.method import BranchingConfig
+from attnrl.config.schema import LossConfig, OptimizerConfig
 from attnrl.errors import RunError
 from attnrl.local.logprobs import token_logprobs
 from attnrl.local.optimizer import MasterOptimizer, is_out_of_memory

@@ -18,7 +18,7 @@ from verl.utils.device import get_device_name
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp import transformer_impl
 
-from attnrl.config.schema import BranchingConfig
+from attnrl.config.method import BranchingConfig
 from attnrl.fci import CaptureSpec, capture
 from attnrl.verl.settings import NAME
 

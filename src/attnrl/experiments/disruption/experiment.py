@@ -9,7 +9,8 @@ from statistics import fmean
 from rich.progress import Progress
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from attnrl.config.schema import BranchingConfig, LossConfig, OptimizerConfig
+from attnrl.config.method import BranchingConfig
+from attnrl.config.schema import LossConfig, OptimizerConfig
 from attnrl.evals.candidates import sample_seed
 from attnrl.experiments.disruption.choice import choose_steps, hideable_steps
 from attnrl.experiments.disruption.hidden_steps import HiddenRequest, continue_hidden
