@@ -41,7 +41,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from attnrl.config.load import load_config
 from attnrl.config.schema import TrainConfig
-from attnrl.data.run_data import grader_for, load_task
+from attnrl.data.run_data import load_run_data
 from attnrl.inference.sampler import build_sampler
 from attnrl.local.loading import build_policy, load_model, load_tokenizer, model_directory
 from attnrl.local.packing import pack_rows, pack_trees
@@ -86,14 +86,15 @@ def grow(config: TrainConfig, steps: int) -> Recorder:
         model, tokenizer, temperature=limits.temperature, top_p=limits.top_p, max_batch=limits.max_batch
     )
     recorder = Recorder(build_policy(config, model, None))
-    with grader_for(config) as grader:
+    data = load_run_data(config, tokenizer)
+    with data.grader as grader:
         trainer = Trainer(
             config,
             sampler=sampler,
             grader=grader,
             policy=recorder,
             tokenizer=tokenizer,
-            source=load_task(config, tokenizer).source,
+            source=data.source,
         )
         for _ in range(steps):
             trainer.step()

@@ -37,14 +37,14 @@ from torch import Tensor
 
 from attnrl.config.load import load_config
 from attnrl.config.schema import TrainConfig
-from attnrl.data.run_data import grader_for, load_task
+from attnrl.data.run_data import load_run_data
 from attnrl.inference.sampler import build_sampler
 from attnrl.local.loading import build_policy, choose_device, load_model, load_tokenizer, model_directory
 from attnrl.local.policy import LocalPolicy
 from attnrl.rl.rollout import RolloutTree
 from attnrl.rl.trainer import StepResult, Trainer, TrainerState
 from attnrl.tokenization import end_of_sequence_ids
-from attnrl.types import Grader, Policy, Sampler
+from attnrl.types import Policy, Sampler
 
 SIDES = ("attnrl", "plain")
 TOLERANCE = 1e-4
@@ -85,12 +85,13 @@ class Taken:
 class Bench:
     """A recipe with its problems, and both sides."""
 
-    def __init__(self, config: TrainConfig, grader: Grader) -> None:
-        self.config, self.grader = config, grader
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
         self.directory = model_directory(config.model)
         self.device = choose_device(config.device)
         self.tokenizer = load_tokenizer(self.directory)
-        self.source = load_task(config, self.tokenizer).source
+        data = load_run_data(config, self.tokenizer)
+        self.source, self.grader = data.source, data.grader
         self.sides = {name: self.side(name) for name in SIDES}
 
     def side(self, name: str) -> Side:
@@ -319,8 +320,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     measured = [args.first + n * args.every for n in range(args.steps)]
     repeats: dict[str, list[list[Taken]]] = {name: [] for name in SIDES}
-    with grader_for(config) as grader:
-        bench = Bench(config, grader)
+    bench = Bench(config)
+    with bench.grader:
         starts = bench.starts(measured)
         parity = bench.parity(starts[0])
         if not max(parity.values()) <= TOLERANCE:  # NaN fails, too

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from attnrl.errors import UserError
 from attnrl.tasks.ledger import build_tokenizer
-from attnrl.tasks.registry import TASKS
+from attnrl.tasks.registry import find_task
 from attnrl.tokenization import UNFINISHED, decode, encode_prompt, response_steps, step_texts, token_pieces
 from attnrl.types import Problem
 
@@ -156,7 +156,7 @@ def problem(prompt: object) -> Problem:
 
 
 def test_a_prompt_of_text_is_encoded_as_it_is(tokenizer: PreTrainedTokenizerBase) -> None:
-    drawn = TASKS["ledger"].draw(random.Random(0))
+    drawn = find_task("ledger").draw(random.Random(0))
     ids = encode_prompt(tokenizer, drawn, 100)
     assert tokenizer.decode(ids) == drawn.prompt
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from attnrl.config.load import load_config
 from attnrl.config.schema import TrainConfig
-from attnrl.data.run_data import grader_for, held_out_problems, load_task
+from attnrl.data.run_data import held_out_problems, load_run_data
 from attnrl.data.stream import ProceduralProblems, ShuffledProblems
 from attnrl.errors import UserError
 from attnrl.grading.math import MathGrader
@@ -39,88 +39,99 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_run_keeps_its_evaluation_problems_out_of_training(tokenizer: PreTrainedTokenizerBase) -> None:
-    data = load_task(config("task=ledger_single", "eval.problems=50"), tokenizer)
+    data = load_run_data(config("task=ledger_single", "eval.problems=50"), tokenizer)
     assert data.training_problems is None and len({problem.id for problem in data.held_out}) == 50
     assert isinstance(data.source, ProceduralProblems)
     assert data.source.held_out == {problem.id for problem in data.held_out}
     # They are the same for every seed, and a smaller evaluation uses the first of them.
-    again = load_task(config("task=ledger_single", "eval.problems=50", "seed=7"), tokenizer)
+    again = load_run_data(config("task=ledger_single", "eval.problems=50", "seed=7"), tokenizer)
     assert again.held_out == data.held_out
     assert held_out_problems("ledger_single", 10) == list(data.held_out[:10])
-    assert load_task(config("task=ledger_single", "eval.every=0"), tokenizer).held_out == ()
+    assert load_run_data(config("task=ledger_single", "eval.every=0"), tokenizer).held_out == ()
 
 
 def test_a_run_on_reasoning_gym(tokenizer: PreTrainedTokenizerBase) -> None:
-    data = load_task(config(GYM, "eval.problems=5"), tokenizer)
+    data = load_run_data(config(GYM, "eval.problems=5"), tokenizer)
     assert data.training_problems is None and len(data.held_out) == 5
     assert list(data.held_out) == held_out_problems(GYM.removeprefix("task="), 5)
-    assert data.source.at(3) == load_task(config(GYM, "eval.problems=5"), tokenizer).source.at(3)
+    assert data.source.at(3) == load_run_data(config(GYM, "eval.problems=5"), tokenizer).source.at(3)
     chatty = build_tokenizer()
     chatty.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    chats = load_task(config(GYM, "eval.problems=5"), chatty)
+    chats = load_run_data(config(GYM, "eval.problems=5"), chatty)
     assert [problem.id for problem in chats.held_out] == [problem.id for problem in data.held_out]
     assert chats.source.at(3).prompt == ({"role": "user", "content": data.source.at(3).prompt},)
-    plain = load_task(config(GYM, "eval.problems=5", "data.chat_template=never"), chatty)
+    plain = load_run_data(config(GYM, "eval.problems=5", "data.chat_template=never"), chatty)
     assert plain.source.at(3) == data.source.at(3)
     with pytest.raises(UserError, match="max_prompt_tokens = 9"):
-        load_task(config(GYM, "sampling.max_prompt_tokens=9"), tokenizer)
+        load_run_data(config(GYM, "sampling.max_prompt_tokens=9"), tokenizer)
 
 
 def test_a_run_on_files(files: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     settings = [*FILE, "data.train=train.jsonl", "data.eval=test.jsonl"]
-    data = load_task(config(*settings), tokenizer)
+    data = load_run_data(config(*settings), tokenizer)
     assert (data.training_problems, len(data.held_out)) == (18, 6)
     assert isinstance(data.source, ShuffledProblems)
     (note,) = data.notes
     assert note.startswith("data train.jsonl: left out 2 problems that it is evaluated on (train:")
     # How many are evaluated on changes nothing in what is trained on.
-    fewer = load_task(config(*settings, "eval.problems=2"), tokenizer)
+    fewer = load_run_data(config(*settings, "eval.problems=2"), tokenizer)
     assert len(fewer.held_out) == 2 and fewer.source == data.source
-    assert load_task(config(*settings, "data.overlap=warn"), tokenizer).training_problems == 20
-    assert load_task(config(*settings, "eval.every=0"), tokenizer).training_problems == 20
+    assert load_run_data(config(*settings, "data.overlap=warn"), tokenizer).training_problems == 20
+    assert load_run_data(config(*settings, "eval.every=0"), tokenizer).training_problems == 20
 
 
 def test_duplicates_stay_in_an_evaluation_and_where_they_are_asked_for(
     files: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     twice = "data.train=[train.jsonl, train.jsonl]"
-    data = load_task(config(*FILE, twice, "data.eval=[test.jsonl, test.jsonl]"), tokenizer)
+    data = load_run_data(config(*FILE, twice, "data.eval=[test.jsonl, test.jsonl]"), tokenizer)
     assert (data.training_problems, len(data.held_out)) == (18, 12)
     assert len({problem.id for problem in data.held_out}) == 12
     assert data.notes[0] == "data train.jsonl and 1 more: left out 20 duplicates of other problems"
-    assert load_task(config(*FILE, twice, "data.deduplicate=false"), tokenizer).training_problems == 40
+    assert load_run_data(config(*FILE, twice, "data.deduplicate=false"), tokenizer).training_problems == 40
 
 
 def test_true_answers_that_cannot_be_parsed_are_told(files: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     with (files / "train.jsonl").open("a") as file:
         file.write(json.dumps({"prompt": "A=77?", "answer": "\\frac"}) + "\n")
-    notes = load_task(config(*FILE, "data.train=train.jsonl"), tokenizer).notes
+    notes = load_run_data(config(*FILE, "data.train=train.jsonl"), tokenizer).notes
     assert len(notes) == 1 and "1 true answer that no response can match (train.jsonl line 21: " in notes[0]
-    assert load_task(config(*FILE, "data.train=train.jsonl", "grader=rules"), tokenizer).notes == ()
+    assert load_run_data(config(*FILE, "data.train=train.jsonl", "grader=rules"), tokenizer).notes == ()
 
 
-def test_the_grader_is_the_tasks_own_unless_one_is_named() -> None:
+def test_the_grader_is_the_tasks_own_unless_one_is_named(files: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     expected = [
         (RulesGrader, ["task=ledger"]),
         (ReasoningGymGrader, [GYM]),
-        (MathGrader, ["task=null", "data.train=x.jsonl"]),
+        (MathGrader, ["task=null", "data.train=train.jsonl"]),
         (RulesGrader, [GYM, "grader=rules"]),
     ]
     for kind, overrides in expected:
-        with grader_for(config(*overrides)) as grader:
+        with load_run_data(config(*overrides), tokenizer).grader as grader:
             assert isinstance(grader, kind)
-    with grader_for(config("task=ledger", "flexible_answers=true")) as grader:
-        assert grader == RulesGrader(True)
-    with pytest.raises(UserError, match="exact"), grader_for(config("grader=exact")):
-        pass
+    assert load_run_data(config("task=ledger", "flexible_answers=true"), tokenizer).grader == RulesGrader(True)
+    with pytest.raises(UserError, match="exact"):
+        load_run_data(config("grader=exact"), tokenizer)
 
 
-def test_the_grader_is_closed_even_after_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_grader_is_closed_even_after_a_fault(
+    files: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
     closed = []
     monkeypatch.setattr(MathGrader, "close", lambda self: closed.append(self))
-    with pytest.raises(KeyboardInterrupt), grader_for(config("task=null", "data.train=x.jsonl")) as grader:
+    data = load_run_data(config("task=null", "data.train=train.jsonl"), tokenizer)
+    with pytest.raises(KeyboardInterrupt), data.grader:
         raise KeyboardInterrupt
-    assert closed == [grader]
+    assert closed == [data.grader]
+
+
+def test_the_task_says_whether_the_dependency_graph_is_known(files: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    load_run_data(config("task=ledger"), tokenizer).require_dependencies()
+    rows = [{"prompt": "A=1?", "answer": "1", "needs": "a column of the user"}]
+    (files / "needs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for overrides, named in [([*FILE, "data.train=needs.jsonl"], "data.train"), ([GYM], "reasoning_gym:chain_sum")]:
+        with pytest.raises(UserError, match=named):
+            load_run_data(config(*overrides), tokenizer).require_dependencies()
 
 
 @pytest.mark.parametrize(

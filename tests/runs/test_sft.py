@@ -13,7 +13,7 @@ from attnrl.errors import UserError
 from attnrl.grading.answers import extract_boxed
 from attnrl.runs.sft import IGNORED, SftProgress, build_model, demonstration_batches, learning_rate, train_sft
 from attnrl.tasks.chain_sum import build_tokenizer
-from attnrl.tasks.registry import TASKS
+from attnrl.tasks.registry import find_task
 
 TINY = [
     "architecture={model_type: llama, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 4, "
@@ -76,7 +76,7 @@ def test_a_task_of_reasoning_gym_that_has_demonstrations(tmp_path: Path) -> None
 
 
 def test_only_the_response_and_its_end_have_labels(tokenizer: PreTrainedTokenizerBase) -> None:
-    batches = demonstration_batches(TASKS["ledger"], tokenizer, 3, random.Random(0))
+    batches = demonstration_batches(find_task("ledger"), tokenizer, 3, random.Random(0))
     for _ in range(9):  # beyond one pool
         input_ids_BT, labels_BT = next(batches)
         assert input_ids_BT.shape == labels_BT.shape and len(input_ids_BT) == 3
@@ -95,7 +95,7 @@ def test_only_the_response_and_its_end_have_labels(tokenizer: PreTrainedTokenize
 
 
 def test_batches_hold_demonstrations_of_like_length(tokenizer: PreTrainedTokenizerBase) -> None:
-    batches = demonstration_batches(TASKS["ledger_single"], tokenizer, 8, random.Random(0))
+    batches = demonstration_batches(find_task("ledger_single"), tokenizer, 8, random.Random(0))
     padded = total = 0
     for _ in range(8):
         input_ids_BT, _ = next(batches)
@@ -122,10 +122,10 @@ def test_the_model_is_the_one_described(tmp_path: Path, tokenizer: PreTrainedTok
         ("architecture.model_type=nonsense", "architecture: .*nonsense"),
         ("architecture.hidden_size=wide", "architecture: .*hidden_size"),
         ("architecture={hidden_size: 32}", "architecture: .*model_type"),
-        ("stages=[{task: leger, steps: 1, learning_rate: [1, 1]}]", "stages.0.task 'leger': no such task .*ledger"),
+        ("stages=[{task: leger, steps: 1, learning_rate: [1, 1]}]", r"stages\.0\.task.*'leger'.*ledger"),
         (
             "stages=[{task: 'reasoning_gym:gcd', steps: 1, learning_rate: [1, 1]}]",
-            "stages.0.task 'reasoning_gym:gcd': has no demonstrations .*reasoning_gym:chain_sum",
+            r"stages\.0\.task.*reasoning_gym:gcd",
         ),
     ],
 )

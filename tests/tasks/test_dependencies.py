@@ -39,5 +39,5 @@ def test_every_lookup_of_the_graph_is_counted_once(task: str, seed: int) -> None
 
 
 def test_a_task_whose_graph_is_not_known_is_named() -> None:
-    with pytest.raises(UserError, match="task gsm8k: its true dependency graph is not known"):
+    with pytest.raises(UserError, match=r"gsm8k.*ledger"):
         require_dependencies(Problem("1", "1+1?", ("2",), source="gsm8k"))

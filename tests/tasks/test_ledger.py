@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
 
 from attnrl.grading.answers import extract_boxed
+from attnrl.tasks.base import draw_distinct
 from attnrl.tasks.ledger import (
     CONNECTIVES,
     RECHECKS,
@@ -23,14 +24,14 @@ from attnrl.tasks.ledger import (
     make_problem,
     work_out,
 )
-from attnrl.tasks.registry import TASKS, draw_distinct
+from attnrl.tasks.registry import find_task
 from attnrl.types import Problem
 
 NEVER = (0.0,) * 10
 ALWAYS = (1.0,) * 10
 
 problems = st.builds(
-    lambda name, seed: TASKS[name].draw(random.Random(seed)), st.sampled_from(sorted(TASKS)), st.integers(0, 2**32)
+    lambda name, seed: find_task(name).draw(random.Random(seed)), st.sampled_from(sorted(SHAPES)), st.integers(0, 2**32)
 )
 
 
@@ -123,8 +124,8 @@ def test_plans_are_used_often_or_are_the_one_decoy(problem: Problem) -> None:
     uses = [sum(plan in its_needs for its_needs in needs) for plan in problem.info["plans"]]
     unused = [count for count in uses if count == 0]
     assert len(unused) <= 1 < len(uses) or not unused
-    if problem.source in SHAPES:
-        assert all(count >= SHAPES[problem.source].min_uses == 3 for count in uses if count > 0)
+    fewest = 1 if problem.source == "ledger_single" else 3
+    assert all(count >= SHAPES[problem.source].min_uses == fewest for count in uses if count > 0)
 
 
 @given(problems)
@@ -195,8 +196,8 @@ def test_length_and_openings_of_demonstrations(
     rng = random.Random(0)
     rechecks = 0
     for _ in range(300):
-        problem = TASKS[task].draw(rng)
-        steps = TASKS[task].demonstrate(problem, rng).split(STEP_END)
+        problem = find_task(task).draw(rng)
+        steps = find_task(task).demonstrate(problem, rng).split(STEP_END)
         assert fewest <= len(steps) <= most
         openings = [step.partition(" ")[0] + " " for step in steps]
         assert set(openings) <= {*CONNECTIVES, *RECHECKS}
@@ -209,7 +210,7 @@ def test_length_and_openings_of_demonstrations(
 
 def test_plans_come_at_varied_places_in_long_ledgers() -> None:
     rng = random.Random(0)
-    drawn = [TASKS["ledger_long"].draw(rng) for _ in range(200)]
+    drawn = [find_task("ledger_long").draw(rng) for _ in range(200)]
     assert all(len(problem.info["plans"]) in (3, 4) for problem in drawn)
     assert len({problem.info["plans"] for problem in drawn}) > 50
 
@@ -219,10 +220,10 @@ def test_slips_come_at_the_rates_that_the_first_digits_set() -> None:
     rng = random.Random(0)
     read: dict[int, list[bool]] = {}
     for _ in range(600):
-        problem = TASKS["ledger"].draw(rng)
+        problem = find_task("ledger").draw(rng)
         results, _ = solve(problem.prompt)
         lines = problem.prompt.split("; ")
-        worked = worked_lines(TASKS["ledger"].demonstrate(problem, rng))
+        worked = worked_lines(find_task("ledger").demonstrate(problem, rng))
         for plan in problem.info["plans"]:
             read.setdefault(int(lines[plan][3]), []).append(worked[plan] != results[plan])
     for digit, slips in read.items():
@@ -231,7 +232,7 @@ def test_slips_come_at_the_rates_that_the_first_digits_set() -> None:
 
 
 def test_the_seed_decides_problem_and_demonstration() -> None:
-    for task in TASKS.values():
+    for task in map(find_task, SHAPES):
 
         def draw(seed: int, task=task) -> tuple[Problem, str]:
             rng = random.Random(seed)
@@ -245,7 +246,7 @@ def test_the_seed_decides_problem_and_demonstration() -> None:
 @settings(max_examples=30)
 @given(problems, st.integers(0, 2**32))
 def test_text_goes_through_the_tokenizer_and_back(problem: Problem, seed: int) -> None:
-    tokenizer = TASKS["ledger"].build_tokenizer()
+    tokenizer = find_task("ledger").build_tokenizer()
     for text in [problem.prompt, demonstrate(problem, random.Random(seed)), problem.prompt + "so A#47: +1\n\n"]:
         ids = tokenizer(text)["input_ids"]
         assert tokenizer.unk_token_id not in ids
@@ -265,7 +266,7 @@ def test_the_tokenizer_survives_saving_beside_a_model(tmp_path: Path, tokenizer:
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     rng = random.Random(3)
-    for task in TASKS.values():
+    for task in map(find_task, SHAPES):
         problem = task.draw(rng)
         text = problem.prompt + task.demonstrate(problem, rng)
         assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
@@ -276,7 +277,7 @@ def test_the_tokenizer_survives_saving_beside_a_model(tmp_path: Path, tokenizer:
 
 
 def test_distinct_problems() -> None:
-    task = TASKS["ledger_single"]
+    task = find_task("ledger_single")
     first = draw_distinct(task, 50, random.Random(0))
     assert len({problem.id for problem in first}) == 50
     # The same seed would draw the same ones again.

@@ -13,7 +13,7 @@ import torch
 
 from attnrl.config.load import load_config
 from attnrl.config.schema import TrainConfig
-from attnrl.data.run_data import grader_for, load_task
+from attnrl.data.run_data import load_run_data
 from attnrl.inference.sampler import build_sampler
 from attnrl.local.loading import build_policy, load_model, load_tokenizer, model_directory
 from attnrl.method.advantage import ADVANTAGES
@@ -74,14 +74,15 @@ class Recorded:
 def one_step(config: TrainConfig, sampler: Recorded, policy: Policy) -> tuple[StepResult, Mapping[str, float]]:
     """A step, and what a second update on its rows reports: at first the policy is the reference of the KL."""
     tokenizer = load_tokenizer(model_directory(config.model), trust_remote_code=False)
-    with grader_for(config) as grader:
+    data = load_run_data(config, tokenizer)
+    with data.grader as grader:
         trainer = Trainer(
             config,
             sampler=sampler,
             grader=grader,
             policy=policy,
             tokenizer=tokenizer,
-            source=load_task(config, tokenizer).source,
+            source=data.source,
         )
         result = trainer.step()
     rows = [row for problem in result.problems for row in problem.training_rows(ADVANTAGES["tree"])]

@@ -23,7 +23,8 @@ from attnrl.local.loading import model_directory
 from attnrl.runs.display import Display
 from attnrl.runs.prepare import prepare
 from attnrl.runs.session import train
-from attnrl.tasks.registry import draw_distinct, find_task
+from attnrl.tasks.base import draw_distinct
+from attnrl.tasks.registry import find_task
 from attnrl.verl.launch import installed_version
 from attnrl.verl.settings import environment_of
 

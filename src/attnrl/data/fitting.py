@@ -1,4 +1,4 @@
-"""Problems as one model's tokenizer is to see them: text as a chat message, and no prompt too long."""
+"""Fit problems to a tokenizer: wrap text as a chat, leave out prompts that are too long."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from attnrl.errors import UserError
-from attnrl.tasks.registry import TRIES, DrawnTask
+from attnrl.tasks.base import MAX_REPEATED_DRAWS, ProblemDrawer
 from attnrl.tokenization import encode_prompt
 from attnrl.types import Problem
 
@@ -19,9 +19,9 @@ ChatTemplate = Literal["auto", "never"]
 
 
 def as_chat(problem: Problem, tokenizer: PreTrainedTokenizerBase, chat_template: ChatTemplate = "auto") -> Problem:
-    """A text prompt as one user message, with ``auto`` where the tokenizer has a chat template.
+    """Return ``problem`` with a text prompt wrapped as one user message, if the tokenizer has a chat template.
 
-    Chat messages, and text with ``never``, stay as they are.
+    Chat messages stay unchanged; with ``never``, text stays unchanged too.
     """
     if not isinstance(problem.prompt, str) or chat_template == "never" or tokenizer.chat_template is None:
         return problem
@@ -29,10 +29,10 @@ def as_chat(problem: Problem, tokenizer: PreTrainedTokenizerBase, chat_template:
 
 
 def is_short_enough(problem: Problem, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int) -> bool:
-    """Whether the rendered prompt has at most ``max_prompt_tokens`` tokens.
+    """Return True if the rendered prompt has at most ``max_prompt_tokens`` tokens.
 
     Raises:
-        UserError: it cannot be rendered, or has no tokens; the problem is named.
+        UserError: the chat template fails, or the prompt has no tokens; names the problem.
     """
     try:
         return len(encode_prompt(tokenizer, problem, 2**62)) <= max_prompt_tokens
@@ -47,10 +47,10 @@ def fit_problems(
     max_prompt_tokens: int,
     chat_template: ChatTemplate = "auto",
 ) -> list[Problem]:
-    """The problems :func:`as_chat`, without those whose prompt is too long.
+    """Return the problems wrapped by :func:`as_chat`, without prompts of more than ``max_prompt_tokens`` tokens.
 
     Raises:
-        UserError: a prompt that cannot be rendered or has no tokens; the problem is named.
+        UserError: the chat template fails, or a prompt has no tokens; names the problem.
     """
     chats = (as_chat(problem, tokenizer, chat_template) for problem in problems)
     return [problem for problem in chats if is_short_enough(problem, tokenizer, max_prompt_tokens)]
@@ -58,26 +58,27 @@ def fit_problems(
 
 @dataclass(frozen=True)
 class FittedTask:
-    """A drawn task whose problems are fitted to a tokenizer: it draws again what is too long."""
+    """A task with problems fitted to a tokenizer: problems with a prompt that is too long are drawn again."""
 
-    task: DrawnTask
+    task: ProblemDrawer
     tokenizer: PreTrainedTokenizerBase
     max_prompt_tokens: int
     chat_template: ChatTemplate = "auto"
 
     @property
     def name(self) -> str:
-        """The task's."""
+        """The name of the task."""
         return self.task.name
 
     def draw(self, rng: random.Random) -> Problem:
-        """Draw one problem whose prompt is short enough.
+        """Return one problem with a prompt of at most ``max_prompt_tokens`` tokens.
 
         Raises:
-            UserError: the task has hardly any.
+            UserError: :data:`MAX_REPEATED_DRAWS` consecutive draws had longer prompts.
         """
-        for _ in range(TRIES):
+        for _ in range(MAX_REPEATED_DRAWS):
             problem = as_chat(self.task.draw(rng), self.tokenizer, self.chat_template)
             if is_short_enough(problem, self.tokenizer, self.max_prompt_tokens):
                 return problem
-        raise UserError(f"task {self.name}: hardly a prompt has at most max_prompt_tokens = {self.max_prompt_tokens}")
+        limit = f"max_prompt_tokens = {self.max_prompt_tokens}"
+        raise UserError(f"task {self.name}: {MAX_REPEATED_DRAWS:,} prompts in a row exceed {limit}")

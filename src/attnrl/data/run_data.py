@@ -1,12 +1,11 @@
-"""The problems of a run and their grader, whichever engine runs it."""
+"""The problems of a run and the grader of the problems, for every engine."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
@@ -23,58 +22,80 @@ from attnrl.data.datasets import (
 )
 from attnrl.data.fitting import FittedTask
 from attnrl.data.stream import ProblemSource, ProceduralProblems, ShuffledProblems
+from attnrl.grading.base import ClosableGrader
 from attnrl.grading.golds import unusable_golds
 from attnrl.grading.registry import build_grader
-from attnrl.grading.rules import RulesGrader
-from attnrl.tasks.reasoning_gym import ReasoningGymGrader, ReasoningGymTask
-from attnrl.tasks.registry import draw_distinct, find_task
-from attnrl.types import Grader, Problem
+from attnrl.tasks.base import ProblemDrawer, Task, draw_distinct
+from attnrl.tasks.dependencies import unknown_dependencies
+from attnrl.tasks.registry import find_task
+from attnrl.types import Problem
 
-EVALUATION_SEED = 20_250_930  # held-out problems are the same for every run of a task, whatever its seed
+EVALUATION_SEED = 20_250_930  # every run of a task has the same held-out problems, for every seed
 
 
 @dataclass(frozen=True)
-class TaskData:
-    """The problems of a run.
+class RunData:
+    """The problems of a run and the grader of the problems.
 
     Attributes:
         source: training problems.
-        training_problems: how many there are; None for a procedural task, which has no end.
+        training_problems: number of training problems; None for a procedural task, which has no end.
         held_out: evaluation problems.
-        notes: what was left out of data files, and what is odd about them.
-        fingerprints: of the problems that came from data files, by the setting that names them.
+        grader: the grader named by the configuration, the task's own grader, or ``math`` for data files. A context
+            manager: processes start at the first grading and end on exit.
+        task: the procedural task; None for data files.
+        notes: warnings about data files, e.g. rows left out.
+        fingerprints: SHA-256 of the problems from data files, by setting.
     """
 
     source: ProblemSource
     training_problems: int | None
     held_out: tuple[Problem, ...]
+    grader: ClosableGrader
+    task: Task | None = None
     notes: tuple[str, ...] = ()
     fingerprints: Mapping[str, str] = field(default_factory=dict)
 
+    def require_dependencies(self) -> None:
+        """Check that the true dependency graph of every problem is known (for the oracle criterion).
 
-def load_task(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> TaskData:
-    """The problems of a run, as the tokenizer's model is to see them.
+        Raises:
+            UserError: the dependency graph is unknown; names the task.
+        """
+        if self.task is None or not self.task.knows_dependencies:
+            raise unknown_dependencies(f"task {self.task.name}" if self.task is not None else "data.train")
+
+
+def load_run_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> RunData:
+    """Load or draw the problems of a run, fitted to the tokenizer, and build the grader.
 
     Raises:
-        UserError: an unknown task, a data file that will not do, or none of its problems will.
+        UserError: unknown task or grader, invalid data file, or no problem is left.
     """
+    task = find_task(config.task) if config.task is not None else None
+    if task is not None and config.grader is None:
+        grader = task.grader(flexible=config.flexible_answers)
+    else:
+        grader = build_grader(config.grader or "math", flexible=config.flexible_answers)
     held_out = config.eval.problems if config.eval.every else 0
-    if config.task is not None:
-        task = find_task(config.task)
-        if isinstance(task, ReasoningGymTask):  # the others have tokenizers of their own, and prompts of known length
-            task = FittedTask(task, tokenizer, config.sampling.max_prompt_tokens, config.data.chat_template)
-        evaluation = draw_distinct(task, held_out, random.Random(EVALUATION_SEED))
-        source = ProceduralProblems(task, config.seed, frozenset(problem.id for problem in evaluation))
-        source.at(0)  # a task of so few problems that all are held out is told now
-        return TaskData(source, None, tuple(evaluation))
-    return _load_data(config, tokenizer, held_out)
+    if task is None:
+        return _load_data(config, tokenizer, held_out, grader)
+    drawer: ProblemDrawer = task
+    if task.fits_prompts:
+        drawer = FittedTask(task, tokenizer, config.sampling.max_prompt_tokens, config.data.chat_template)
+    evaluation = draw_distinct(drawer, held_out, random.Random(EVALUATION_SEED))
+    source = ProceduralProblems(drawer, config.seed, frozenset(problem.id for problem in evaluation))
+    source.at(0)  # raises now if every problem of a small task is held out
+    return RunData(source, None, tuple(evaluation), grader, task)
 
 
-def _load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, held_out: int) -> TaskData:
+def _load_data(
+    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, held_out: int, grader: ClosableGrader
+) -> RunData:
     data = config.data
     assert data.train is not None  # TrainConfig checks it
     training = _fitted(load_problem_set(data.train, prompt_suffix=data.prompt_suffix), config, tokenizer)
-    # A benchmark is all of its rows, so it keeps its duplicates.
+    # A benchmark keeps duplicates: every row counts.
     evaluation = None
     if data.eval and held_out:
         evaluation = _fitted(load_problem_set(data.eval, prompt_suffix=data.prompt_suffix), config, tokenizer)
@@ -83,7 +104,7 @@ def _load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, held_out
     training = note_conflicts(training, data.prompt_suffix)
     chosen: tuple[Problem, ...] = ()
     if evaluation is not None:
-        # All evaluation problems, not only those drawn below: what is trained on does not depend on eval.problems.
+        # All evaluation problems, not only the sample below: the training problems do not depend on eval.problems.
         training = leave_out_overlap(training, evaluation.problems, overlap=data.overlap, suffix=data.prompt_suffix)
         chosen = evaluation.problems
         if len(chosen) > held_out:
@@ -95,11 +116,12 @@ def _load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, held_out
     prints = {"data.train": fingerprint(training.problems)}
     if evaluation is not None:
         prints["data.eval"] = fingerprint(evaluation.problems)
-    return TaskData(ShuffledProblems(training.problems, config.seed), len(training.problems), chosen, notes, prints)
+    source = ShuffledProblems(training.problems, config.seed)
+    return RunData(source, len(training.problems), chosen, grader, notes=notes, fingerprints=prints)
 
 
 def fingerprint(problems: Sequence[Problem]) -> str:
-    """A SHA-256 of all that a run sees of problems: what they ask, what is accepted, and their order."""
+    """Return the SHA-256 of the ids, prompts and accepted answers of the problems, in order."""
     digest = hashlib.sha256()
     for problem in problems:
         digest.update(json.dumps([problem.id, problem.prompt, problem.answers], default=dict).encode() + b"\n")
@@ -116,28 +138,9 @@ def _fitted(data: ProblemSet, config: TrainConfig, tokenizer: PreTrainedTokenize
 
 
 def held_out_problems(task: str, count: int) -> list[Problem]:
-    """The first ``count`` evaluation problems of a procedural task.
+    """Return the first ``count`` evaluation problems of a procedural task.
 
     Raises:
-        UserError: there is no such task, or it has not got so many problems.
+        UserError: unknown task, or the task has too few distinct problems.
     """
     return draw_distinct(find_task(task), count, random.Random(EVALUATION_SEED))
-
-
-@contextmanager
-def grader_for(config: TrainConfig) -> Iterator[Grader]:
-    """The grader that ``config.grader`` names, or else the task's own: rules, its scorer, or ``math`` for data files.
-
-    Processes that it works with are ended on leaving.
-
-    Raises:
-        UserError: there is no such grader.
-    """
-    task = find_task(config.task) if config.task is not None else None
-    if config.grader is None and isinstance(task, ReasoningGymTask):
-        yield ReasoningGymGrader(task, config.flexible_answers)
-    elif config.grader is None and task is not None:
-        yield RulesGrader(config.flexible_answers)
-    else:
-        with build_grader(config.grader or "math", flexible=config.flexible_answers) as grader:
-            yield grader

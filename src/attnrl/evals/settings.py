@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from attnrl.config.base import PROMPT_SUFFIX
 from attnrl.errors import UserError
 from attnrl.grading.registry import build_grader
-from attnrl.grading.rules import RulesGrader
-from attnrl.tasks.reasoning_gym import ReasoningGymGrader, ReasoningGymTask
 from attnrl.tasks.registry import find_task
 from attnrl.types import Grader
 
@@ -89,8 +87,5 @@ def evaluation_settings(
 def open_grader(settings: EvalSettings) -> AbstractContextManager[Grader]:
     """Return a context manager of the grader named by ``settings``."""
     if settings.grader == TASK_GRADER and settings.task is not None:
-        task = find_task(settings.task)
-        if isinstance(task, ReasoningGymTask):
-            return nullcontext(ReasoningGymGrader(task, settings.flexible_answers))
-        return nullcontext(RulesGrader(settings.flexible_answers))
+        return find_task(settings.task).grader(flexible=settings.flexible_answers)
     return build_grader(settings.grader, flexible=settings.flexible_answers)

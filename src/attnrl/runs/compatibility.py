@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attnrl.config.load import validate_config
 from attnrl.config.schema import TrainConfig
-from attnrl.data.run_data import TaskData
+from attnrl.data.run_data import RunData
 from attnrl.data.stream import ProblemSource
 from attnrl.errors import UserError
 from attnrl.local.checkpoint import Checkpoint, data_of
@@ -87,7 +87,7 @@ def _fixed_settings(settings: Mapping[str, Any], path: str = "") -> dict[str, An
     return fixed
 
 
-def require_same_data(data: TaskData, checkpoint: Checkpoint) -> None:
+def require_same_data(data: RunData, checkpoint: Checkpoint) -> None:
     """Check that the problems have the fingerprints recorded in ``checkpoint``.
 
     Raises:

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attnrl.config.schema import TrainConfig
-from attnrl.data.run_data import TaskData, grader_for, load_task
+from attnrl.data.run_data import RunData, load_run_data
 from attnrl.inference.registry import SamplerBackend, find_sampler
 from attnrl.local.checkpoint import Checkpoint, find_checkpoint, list_checkpoints
 from attnrl.local.loading import (
@@ -30,7 +30,6 @@ from attnrl.runs.compatibility import (
 )
 from attnrl.runs.directory import RunDirectory
 from attnrl.runs.trackers import require_trackers
-from attnrl.tasks.dependencies import require_dependencies
 from attnrl.tokenization import encode_prompt
 from attnrl.types import Grader
 
@@ -63,7 +62,7 @@ class PreparedRun:
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
     sampler: SamplerBackend
-    data: TaskData
+    data: RunData
     grader: Grader
     resources: ExitStack
     layers_without_fci: dict[int, str]
@@ -92,12 +91,12 @@ def prepare(config: TrainConfig) -> PreparedRun:
     require_resumable(config, run, checkpoint)
     tokenizer = load_tokenizer(directory, trust_remote_code=config.trust_remote_code)
     with ExitStack() as resources:
-        grader = resources.enter_context(grader_for(config))
-        data = load_task(config, tokenizer)
+        data = load_run_data(config, tokenizer)
+        grader = resources.enter_context(data.grader)
         if checkpoint is not None and not config.data.allow_changed:
             require_same_data(data, checkpoint)
         if config.method.branching.reads("dependents"):
-            require_dependencies(data.source.at(0))
+            data.require_dependencies()
         for problem in data.held_out:
             encode_prompt(tokenizer, problem, config.sampling.max_prompt_tokens)
         model = load_model(

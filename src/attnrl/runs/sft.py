@@ -19,7 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from attnrl.config.sft import SftConfig, SftStage
 from attnrl.errors import UserError
 from attnrl.local.loading import load_model, load_tokenizer, model_directory
-from attnrl.tasks.registry import ProceduralTask, find_demonstrated_task
+from attnrl.tasks.base import DemonstratedTask
+from attnrl.tasks.registry import find_demonstrated_task
 from attnrl.utils.files import require_writable
 
 IGNORED = -100  # label of positions without a target
@@ -64,7 +65,7 @@ def build_model(config: SftConfig, tokenizer: PreTrainedTokenizerBase) -> PreTra
 
 
 def demonstration_batches(
-    task: ProceduralTask, tokenizer: PreTrainedTokenizerBase, batch_size: int, rng: random.Random
+    task: DemonstratedTask, tokenizer: PreTrainedTokenizerBase, batch_size: int, rng: random.Random
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield ``(input_ids_BT, labels_BT)`` without end; only the response and the end-of-sequence token have labels."""
     while True:

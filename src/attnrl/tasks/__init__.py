@@ -1,1 +1,1 @@
-"""Problems and how their answers are graded."""
+"""Procedural tasks: problems drawn without end, and the graders of the tasks."""

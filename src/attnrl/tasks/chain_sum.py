@@ -1,14 +1,14 @@
-"""Demonstrations of reasoning-gym's ``chain_sum``, to train a small base model for it from nothing.
+"""Demonstrations for reasoning-gym's ``chain_sum``, used to train a small base model from random weights.
 
-The task is wholly reasoning-gym's: its prompts, its answers and its scorer. A demonstration keeps a running total,
-one term a step, each step opened by a connective that means nothing, and boxes the last total::
+Prompts, answers and scorer are reasoning-gym's. A demonstration keeps a running total, with one term per step. Each
+step starts with a meaningless connective; the last step boxes the final total::
 
     4 + 1 - 7 + 2 =   ->   so 4\n\nthen 4+1=5\n\nnow 5-7=-2\n\nnext -2+2=0\n\nand \\boxed{0}
 
-There is nothing to plan and nothing to look up but the next term: each step needs the one before, and an error
-spoils all that follow. Demonstrations slip on purpose where a total falls below zero: they lose its minus sign, at
-a rate decided by the term (:data:`SLIP_RATE`). Problems whose total stays on one side of zero are thus always
-solved by the base model, some never, and most now and then.
+Every step depends on the step before, so an error spoils all later steps. Demonstrations contain deliberate slips: if
+a total falls below zero, the demonstration drops the minus sign with a probability given by the last digit of the
+term (:data:`SLIP_RATE`). The base model therefore always solves problems whose totals stay non-negative, never solves
+some problems, and sometimes solves the rest.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from attnrl.config.base import PROMPT_SUFFIX
+from attnrl.tasks.base import DemonstratedTask
 from attnrl.tasks.ledger import CONNECTIVES, STEP_END
+from attnrl.tasks.reasoning_gym import ReasoningGymTask
 from attnrl.tasks.word_tokenizer import build_word_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from attnrl.tasks.registry import DrawnTask
     from attnrl.types import Problem
 
 QUESTION = "State the final answer to the following arithmetic problem: "
 ENDING = " =\n" + PROMPT_SUFFIX.strip()
 
-# Chance that a demonstration loses the minus sign of a total that falls below zero, by the last digit of the term.
+# Probability that a demonstration drops the minus sign of a total that falls below zero, by last digit of the term.
 SLIP_RATE = (0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.95)
 
 
 def read_terms(prompt: str) -> list[int]:
-    """The signed terms of a prompt's sum."""
+    """Return the signed terms of the sum in ``prompt``."""
     first, *rest = prompt.removeprefix(QUESTION).removesuffix(ENDING).split(" ")
     return [int(first)] + [
         int(term) if sign == "+" else -int(term) for sign, term in zip(rest[::2], rest[1::2], strict=True)
@@ -45,7 +46,7 @@ def read_terms(prompt: str) -> list[int]:
 
 
 def demonstrate(terms: Sequence[int], rng: random.Random, *, slip_rate: Sequence[float] = SLIP_RATE) -> str:
-    """A worked response to the sum of ``terms``, which loses minus signs at ``slip_rate[last digit of the term]``."""
+    """Return a worked response to the sum of ``terms``, with slips at ``slip_rate[last digit of the term]``."""
     total = terms[0]
     steps = [str(total)]
     for term in terms[1:]:
@@ -59,7 +60,7 @@ def demonstrate(terms: Sequence[int], rng: random.Random, *, slip_rate: Sequence
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer that gives one token to a digit, a sign, a word and the sentence of the prompt; it loses no text."""
+    """Return a lossless tokenizer: one token per digit, sign, word, and fixed sentence of the prompt."""
     words = [
         QUESTION, ENDING, STEP_END, "\\boxed{", "}", "+", "-", "=", " + ", " - ",
         *string.digits, *CONNECTIVES,
@@ -68,25 +69,14 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 @dataclass(frozen=True)
-class ChainSumTask:
-    """reasoning-gym's task with its parameters, demonstrated."""
-
-    task: DrawnTask
-
-    @property
-    def name(self) -> str:
-        """The task's."""
-        return self.task.name
-
-    def draw(self, rng: random.Random) -> Problem:
-        """Draw one problem."""
-        return self.task.draw(rng)
+class ChainSumTask(ReasoningGymTask, DemonstratedTask):
+    """reasoning-gym's ``chain_sum`` with demonstrations; draws and grades as :class:`ReasoningGymTask`."""
 
     def demonstrate(self, problem: Problem, rng: random.Random) -> str:
-        """Write one demonstration."""
+        """Return a worked response, with deliberate slips."""
         assert isinstance(problem.prompt, str)
         return demonstrate(read_terms(problem.prompt), rng)
 
     def build_tokenizer(self) -> PreTrainedTokenizerFast:
-        """The tokenizer of the shipped model."""
+        """Return the tokenizer of the shipped model ``chain_sum``."""
         return build_tokenizer()

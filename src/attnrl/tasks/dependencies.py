@@ -1,42 +1,44 @@
-"""The true dependency graph of a response, for tasks that know it: what the scale's upper end is made of."""
+"""The true dependency graph of a response, for tasks with a known graph: the signal of the oracle criterion."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from attnrl.errors import UserError
-from attnrl.tasks.ledger import line_of_step
+from attnrl.tasks.ledger import SHAPES, line_of_step
 from attnrl.types import Problem
 
 
 def require_dependencies(problem: Problem) -> None:
-    """Make sure that the task of ``problem`` knows its dependency graph.
+    """Check that the true dependency graph of ``problem`` is known.
 
     Raises:
-        UserError: it does not.
+        UserError: the dependency graph is unknown; names the task.
     """
     if "needs" not in problem.info:
-        raise UserError(
-            f"task {problem.source or problem.id}: its true dependency graph is not known "
-            "(it is for ledger and ledger_long)"
-        )
+        raise unknown_dependencies(f"task {problem.source or problem.id}")
+
+
+def unknown_dependencies(problems: str) -> UserError:
+    """Return the error for ``problems`` (a task or a setting) without a known dependency graph."""
+    return UserError(f"{problems}: the true dependency graph is unknown (known for {', '.join(SHAPES)})")
 
 
 def step_dependents(problem: Problem, steps: Sequence[str]) -> tuple[float, ...]:
-    """How many lines of the problem look up directly what each step of a response works out.
+    """Return the number of lines of the problem that look up the result of each step directly.
 
-    A step that works on no line (a recheck, the boxed answer, nonsense), or on one that an earlier step has
-    worked on, counts 0.
+    A step that solves no line (a recheck, the boxed answer, nonsense), or a line solved by an earlier step, has 0
+    dependents.
 
     Args:
-        problem: one whose ``info["needs"][i]`` lists the lines that line i looks up.
-        steps: texts of the response's S steps.
+        problem: a problem with ``info["needs"][i]``, the lines that line i looks up.
+        steps: texts of the S steps of a response.
 
     Returns:
-        One number for each step, length S.
+        Dependents per step, length S.
 
     Raises:
-        UserError: the problem's graph is not known.
+        UserError: the dependency graph of the problem is unknown.
     """
     require_dependencies(problem)
     needs: Sequence[Sequence[int]] = problem.info["needs"]

@@ -1,25 +1,25 @@
-"""Ledgers: procedural multi-step problems whose plans are looked up by many later steps.
+"""Ledgers: procedural multi-step problems with plans that many later steps look up.
 
-A ledger is a list of labelled lines, worked through one line a step. Accounts are single digits, and all
+A ledger is a list of labelled lines. A response works through one line per step. Results are single digits, and all
 arithmetic is modulo 10::
 
     A#=4; B=5; C2#; D3+; E4#; F@=7; G=D; H1#; I4@; JC+?
 
-* A *plan* (``A#=4``) says what a symbol means, by one digit: even adds, odd subtracts.
-* A *start* (``B=5``, ``G=D``) opens a section with a digit or with an earlier line's result.
-* An *entry* changes the running result: ``C2#`` adds or subtracts 2, whichever the symbol means, ``D3+`` adds 3,
-  ``JC+`` adds line C's result.
+* A *plan* (``A#=4``) defines a symbol by a digit: even means add, odd means subtract.
+* A *start* (``B=5``, ``G=D``) opens a section with a digit or with the result of an earlier line.
+* An *entry* changes the running result: ``C2#`` adds or subtracts 2 according to the symbol, ``D3+`` adds 3, ``JC+``
+  adds the result of line C.
 
-The answer is the last line's result. A response copies each line and works it out, one step a line, each
-opened by a connective that means nothing; an entry's step adds what it had to look up, then the result before and
-after; some steps only repeat the last result; the last step boxes the answer::
+The answer is the result of the last line. A response copies and solves each line in one step. Each step starts with a
+meaningless connective. The step of an entry appends the value looked up, then the result before and after. Some steps
+only repeat the last result. The last step boxes the answer::
 
     so A#=4: #+\n\nthen B=5: 5\n\nnow C2#+: 5=7\n\n ... and JC+7: 7=4\n\nthus \\boxed{4}
 
-A wrong plan spoils every later line that looks it up, and nothing local gives it away: that is what process
-supervision has to find. Demonstrations for the supervised base model slip there on purpose, at a rate
-decided by the plan's digit (:data:`SLIP_RATE`), so some ledgers are always solved by the base model,
-some never, and most now and then. The true dependency graph of each ledger is kept in ``Problem.info``.
+A wrong plan spoils every later line that looks up the plan, and no local sign marks the error: process supervision
+has to find the plan. Demonstrations for the supervised base model slip in plans on purpose, with a probability given
+by the digit of the plan (:data:`SLIP_RATE`). The base model therefore always solves some ledgers, never solves others,
+and sometimes solves most. ``Problem.info`` holds the true dependency graph of the ledger.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from attnrl.tasks.base import DemonstratedTask
 from attnrl.tasks.word_tokenizer import build_word_tokenizer
 from attnrl.types import Problem
 
@@ -41,34 +42,41 @@ LABELS = string.ascii_uppercase
 CONNECTIVES = ("so ", "now ", "then ", "next ", "well ", "okay ", "thus ", "and ")
 RECHECKS = ("hmm ", "wait ")
 STEP_END = "\n\n"
-AMOUNTS = "12346789"  # of entries that apply a symbol; 5 and 0 are the same in both directions, and would hide a slip
+AMOUNTS = "12346789"  # amounts of entries with a symbol; without 0 and 5, which give equal results in both directions
 
-# Chance that a demonstration reads the plan's direction wrongly, by the plan's digit. Even digits are never
-# misread; that odd ones subtract is forgotten now and then, and nearly always for 9.
+# Probability that a demonstration misreads the direction of a plan, by the digit of the plan. Even digits are never
+# misread, odd digits sometimes, 9 nearly always.
 SLIP_RATE = (0.0, 0.4, 0.0, 0.4, 0.0, 0.6, 0.0, 0.6, 0.0, 0.95)
 RECHECK_RATE = 0.12
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a ledger and the earlier lines (indices) whose results it needs."""
+    """One line of a ledger.
 
-    text: str  # in the problem
-    step: str  # in a response, after the connective
+    Attributes:
+        text: the line in the problem.
+        step: the step in a response, after the connective.
+        result: the result of the line: a digit, or the direction of a plan.
+        needs: indices of the earlier lines that the line looks up.
+    """
+
+    text: str
+    step: str
     result: str
     needs: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Shape:
-    """How large ledgers of a task are: inclusive ranges.
+class LedgerShape:
+    """The size of the ledgers of a task; ranges are inclusive.
 
     Attributes:
-        sections: sections of a ledger.
-        entries: entries of a section.
-        plans: plans that open each section and are not decoys.
-        min_uses: entries that look up each of them, at least.
-        decoy_rate: chance of one more plan, which nothing looks up.
+        sections: range of the number of sections of a ledger.
+        entries: range of the number of entries of a section.
+        decoy_rate: probability of an additional plan that no entry looks up.
+        plans: plans per section, without decoys.
+        min_uses: smallest number of entries that look up a plan.
     """
 
     sections: tuple[int, int]
@@ -78,45 +86,45 @@ class Shape:
     min_uses: int = 3
 
 
+#: The tasks by name. ``ledger_single`` is the first stage of supervised training: several plans, each looked up at
+#: least once. With a single plan, a model learns to copy the last plan whatever the symbol, and hardly unlearns that.
 SHAPES = {
-    "ledger": Shape(sections=(2, 2), entries=(4, 5), decoy_rate=0.25),
-    "ledger_long": Shape(sections=(3, 3), entries=(4, 7), decoy_rate=0.5),
+    "ledger_single": LedgerShape(sections=(1, 1), entries=(6, 10), decoy_rate=0.0, plans=3, min_uses=1),
+    "ledger": LedgerShape(sections=(2, 2), entries=(4, 5), decoy_rate=0.25),
+    "ledger_long": LedgerShape(sections=(3, 3), entries=(4, 7), decoy_rate=0.5),
 }
-# The first stage of supervised training: several plans, looked up in turn. With a single plan a model learns to
-# take the last one it saw, whatever the symbol, and hardly unlearns it.
-SINGLE_SECTION = Shape(sections=(1, 1), entries=(6, 10), decoy_rate=0.0, plans=3, min_uses=1)
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """What a ledger says, before anything is worked out.
+    """The content of a ledger, without results.
 
     Each line is ``("plan", symbol, digit)``, ``("start", digit)``, ``("start", "line N")``, ``("apply", symbol,
-    amount)``, ``("add", amount)`` or ``("ref", N)``; lines are referred to by index.
+    amount)``, ``("add", amount)`` or ``("ref", N)``; ``N`` is the index of a line.
     """
 
     lines: tuple[tuple[str, ...], ...]
 
 
 def direction_of(digit: int, *, slip: bool = False) -> str:
-    """What a plan's digit says: ``+`` if even, ``-`` if odd; a slip reads it the wrong way round."""
+    """Return the direction of a plan: ``+`` for an even digit, ``-`` for an odd digit; reversed for a slip."""
     return "+" if (digit % 2 == 0) != slip else "-"
 
 
-def draw_ledger(shape: Shape, rng: random.Random) -> Ledger:
-    """Draw a ledger in which every plan that is not a decoy is looked up often enough."""
+def draw_ledger(shape: LedgerShape, rng: random.Random) -> Ledger:
+    """Draw ledgers until every plan but decoys is looked up at least ``shape.min_uses`` times; return the ledger."""
     while True:
         ledger = _draw_once(shape, rng)
         if ledger is not None:
             return ledger
 
 
-def _draw_once(shape: Shape, rng: random.Random) -> Ledger | None:
+def _draw_once(shape: LedgerShape, rng: random.Random) -> Ledger | None:
     sections = rng.randint(*shape.sections)
     symbols = rng.sample(SYMBOLS, len(SYMBOLS))
     decoy_section = rng.randrange(sections) if rng.random() < shape.decoy_rate else -1
     lines: list[tuple[str, ...]] = []
-    results: list[int] = []  # indices of lines that hold a result (not plans)
+    results: list[int] = []  # indices of the lines with a digit as result (all but plans)
     known: list[str] = []
     uses: dict[str, int] = {}
     for section in range(sections):
@@ -133,7 +141,7 @@ def _draw_once(shape: Shape, rng: random.Random) -> Ledger | None:
         for _ in range(entries):
             kind = rng.choices(("apply", "add", "ref"), weights=(6, 2, 2))[0]
             if kind == "apply":
-                # Earlier plans keep mattering in later sections, at any distance.
+                # Later sections look up plans of earlier sections too, at any distance.
                 symbol = rng.choice(own if rng.random() < 0.6 else known)
                 uses[symbol] += 1
                 lines.append(("apply", symbol, rng.choice(AMOUNTS)))
@@ -147,7 +155,7 @@ def _draw_once(shape: Shape, rng: random.Random) -> Ledger | None:
 
 
 def work_out(ledger: Ledger, slips: Sequence[bool] | None = None) -> list[Line]:
-    """Work a ledger out line by line; ``slips[i]`` misreads the plan on line i."""
+    """Solve a ledger line by line; ``slips[i]`` misreads the plan on line i."""
     meaning: dict[str, tuple[str, int]] = {}  # direction, and the line of the plan
     values: list[int] = []
     lines: list[Line] = []
@@ -191,10 +199,10 @@ def work_out(ledger: Ledger, slips: Sequence[bool] | None = None) -> list[Line]:
 
 
 def make_problem(ledger: Ledger, source: str) -> Problem:
-    """The problem a ledger poses, with its true dependency graph.
+    """Return the problem of a ledger, with the true dependency graph.
 
     ``info["needs"][i]`` lists the lines that line i looks up directly, ``info["plans"]`` the plan lines, and
-    ``info["lines"]`` the ledger itself, from which a demonstration can be written.
+    ``info["lines"]`` the lines of the :class:`Ledger`, needed for demonstrations.
     """
     lines = work_out(ledger)
     prompt = "; ".join(line.text for line in lines) + "?"
@@ -207,7 +215,7 @@ def make_problem(ledger: Ledger, source: str) -> Problem:
 
 
 def demonstrate(problem: Problem, rng: random.Random, *, slip_rate: Sequence[float] = SLIP_RATE) -> str:
-    """A worked response to ``problem``, with deliberate slips in plans at ``slip_rate[digit]``."""
+    """Return a worked response to ``problem``, with deliberate slips in plans at ``slip_rate[digit]``."""
     ledger = Ledger(problem.info["lines"])
     slips = [line[0] == "plan" and rng.random() < slip_rate[int(line[2])] for line in ledger.lines]
     steps: list[str] = []
@@ -221,7 +229,7 @@ def demonstrate(problem: Problem, rng: random.Random, *, slip_rate: Sequence[flo
 
 
 def line_of_step(step_text: str) -> int | None:
-    """Which ledger line a response step works on, or None (a recheck, the boxed answer, nonsense)."""
+    """Return the index of the ledger line that a step solves; None for a recheck, the boxed answer, or nonsense."""
     words = step_text.strip().split(" ", 1)
     if len(words) < 2 or f"{words[0]} " not in CONNECTIVES or not words[1] or words[1][0] not in LABELS:
         return None
@@ -229,7 +237,7 @@ def line_of_step(step_text: str) -> int | None:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer that gives ledgers one token a digit, label, symbol or word, and loses no text."""
+    """Return a lossless tokenizer for ledgers: one token per digit, label, symbol and word."""
     words = [
         STEP_END, "\\boxed{", "}", ": ", "; ", "?", "+", "-", "=",
         *string.digits, *SYMBOLS, *CONNECTIVES, *RECHECKS, *LABELS,
@@ -238,20 +246,22 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 @dataclass(frozen=True)
-class LedgerTask:
-    """A procedural task of ledgers of one shape."""
+class LedgerTask(DemonstratedTask):
+    """A procedural task of ledgers with one :class:`LedgerShape`."""
 
     name: str
-    shape: Shape
+    shape: LedgerShape
+    fits_prompts = False
+    knows_dependencies = True
 
     def draw(self, rng: random.Random) -> Problem:
-        """Draw one problem."""
+        """Return one problem with a true dependency graph."""
         return make_problem(draw_ledger(self.shape, rng), self.name)
 
     def demonstrate(self, problem: Problem, rng: random.Random) -> str:
-        """Write one demonstration."""
+        """Return a worked response, with deliberate slips."""
         return demonstrate(problem, rng)
 
     def build_tokenizer(self) -> PreTrainedTokenizerFast:
-        """The tokenizer of all ledger models."""
+        """Return the tokenizer of all ledger models."""
         return build_tokenizer()

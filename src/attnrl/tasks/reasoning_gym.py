@@ -1,8 +1,8 @@
-"""Tasks of the package reasoning-gym, by name, graded with their own scorers.
+"""Tasks of the package reasoning-gym, graded by reasoning-gym's scorers.
 
-``reasoning_gym:chain_sum?min_terms=2&max_terms=3`` is the data set ``chain_sum`` with two of its parameters set.
-A problem is decided by one number: the seed with which its data set is made, of which it is the only entry. So the
-grader makes the entry again, and nothing of it has to be kept.
+``reasoning_gym:chain_sum?min_terms=2&max_terms=3`` is the dataset ``chain_sum`` with two parameters. A problem is the
+only entry of a dataset of size 1, so the seed of the dataset determines the problem: the grader creates the entry
+again from ``Problem.info["seed"]``.
 """
 
 from __future__ import annotations
@@ -19,60 +19,45 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from attnrl.config.base import PROMPT_SUFFIX
 from attnrl.errors import UserError
 from attnrl.grading.answers import extract_boxed, last_number
-from attnrl.tasks.registry import REASONING_GYM
+from attnrl.grading.base import ClosableGrader
+from attnrl.tasks.base import Task
 from attnrl.types import Grade, Problem
 from attnrl.utils.yaml import load_yaml
 
+REASONING_GYM = "reasoning_gym:"
 INSTRUCTION = "\n" + PROMPT_SUFFIX.strip()
 
-# Their entries depend on the order of Python sets of strings, which differs from process to process: a resumed run
-# would see other problems than the run that it continues.
+# Datasets with entries that depend on the iteration order of sets of strings, which differs between processes: a
+# resumed run would see other problems.
 NOT_REPRODUCIBLE = frozenset({"isomorphic_strings", "polynomial_multiplication", "ransom_note"})
 
-# Their scorers run the answer as Python, by themselves or by way of sympy's parse_expr.
+# Datasets with scorers that evaluate the answer as Python code: with eval, or in sympy's parse_expr.
 EVALUATED_AS_PYTHON = frozenset({"binary_matrix", "n_queens", "spiral_matrix", "string_insertion"})
 PARSED_BY_SYMPY = frozenset({"countdown", "intermediate_integration", "puzzle24", "simple_integration"})
 
-_FUNCTIONS = frozenset(
-    {
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "asin",
-        "acos",
-        "atan",
-        "sinh",
-        "cosh",
-        "tanh",
-        "exp",
-        "log",
-        "ln",
-        "sqrt",
-    }
-)
+_FUNCTIONS = frozenset({"sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan", "sinh", "cosh", "tanh"})
+_FUNCTIONS |= {"exp", "log", "ln", "sqrt"}
 _CONSTANTS = frozenset({"pi", "E", "C"})
 MAX_EXPRESSION_CHARS = 300
 TRIES_TO_MAKE = 10
-DEADLINE = 5.0  # seconds to score one answer
-MAX_SIZE = 100  # digits of the largest number, or degree, that an expression may come to
+DEADLINE = 5.0  # seconds per answer
+MAX_SIZE = 100  # largest number of digits, or largest degree, of an expression's value
 
 
 @dataclass(frozen=True)
-class ReasoningGymTask:
-    """One data set of reasoning-gym with its parameters, as a procedural task.
+class ReasoningGymTask(Task):
+    """A dataset of reasoning-gym with parameters, as a procedural task.
 
     Attributes:
-        name: as recipes give it, parameters included.
-        data_set: its name in reasoning-gym.
-        parameters: of its configuration, by name.
+        name: value of the setting ``task``, with the parameters.
+        data_set: name of the dataset in reasoning-gym.
+        parameters: names and values of the dataset's parameters.
     """
 
     name: str
@@ -80,17 +65,17 @@ class ReasoningGymTask:
     parameters: tuple[tuple[str, Any], ...] = ()
 
     def draw(self, rng: random.Random) -> Problem:
-        """Draw one problem: ``info["seed"]`` decides it, and :meth:`entry` gives the whole of it.
+        """Return one problem; ``info["seed"]`` determines :meth:`entry`.
 
         Raises:
-            UserError: reasoning-gym cannot make one with these parameters.
+            UserError: reasoning-gym failed with the parameters for :data:`TRIES_TO_MAKE` seeds.
         """
         for tries_left in reversed(range(TRIES_TO_MAKE)):
             seed = rng.getrandbits(31)
             try:
                 entry = self.entry(seed)
                 break
-            except UserError:  # some data sets fail with some seeds
+            except UserError:  # some datasets fail with some seeds
                 if not tries_left:
                     raise
         question, answer = str(entry["question"]), entry["answer"]
@@ -103,31 +88,35 @@ class ReasoningGymTask:
         )
 
     def entry(self, seed: int) -> Mapping[str, Any]:
-        """The entry of reasoning-gym that ``seed`` decides.
+        """Return reasoning-gym's entry for ``seed``.
 
         Raises:
-            UserError: it cannot be made.
+            UserError: reasoning-gym raised an exception.
         """
         return _make(self, seed)[1]
 
     def score(self, answer: str, seed: int) -> float:
-        """What the data set's own scorer gives an answer; 0 for one that it would run as code and should not."""
+        """Return the scorer's score of ``answer``; 0 for an answer that is unsafe to evaluate as Python code."""
         if self.data_set in EVALUATED_AS_PYTHON and not runs_no_code(answer):
             return 0.0
         if self.data_set in PARSED_BY_SYMPY and not is_small_expression(answer):
             return 0.0
         data_set, entry = _make(self, seed)
-        return float(data_set.score_answer(answer, deepcopy(entry)))  # a copy, should the scorer change it
+        return float(data_set.score_answer(answer, deepcopy(entry)))  # a copy, because a scorer may change the entry
+
+    def grader(self, *, flexible: bool) -> ClosableGrader:
+        """Return the grader that calls :meth:`score`."""
+        return ReasoningGymGrader(self, flexible)
 
 
-@lru_cache(maxsize=1024)  # an entry is asked for again with each response, and may be slow to make
+@lru_cache(maxsize=1024)  # grading needs the entry again for every response, and some entries are slow to create
 def _make(task: ReasoningGymTask, seed: int) -> tuple[Any, Mapping[str, Any]]:
-    """The data set of one entry that ``seed`` decides, and the entry."""
+    """Return the dataset of size 1 for ``seed``, and the only entry."""
     try:
-        # Not entry number ``seed`` of one data set: some have no more entries than they were made for.
+        # Not the entry ``seed`` of a large dataset: some datasets have only ``size`` entries.
         data_set = _package().create_dataset(task.data_set, seed=seed, size=1, **dict(task.parameters))
         return data_set, data_set[0]
-    except Exception as error:  # assertions, type errors and whatever else a configuration may raise
+    except Exception as error:  # datasets raise many types for invalid parameters
         raise UserError(f"task {task.name}: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
@@ -139,12 +128,18 @@ def _package() -> Any:
     return reasoning_gym
 
 
-def find_reasoning_gym_task(name: str) -> ReasoningGymTask:
-    """The task ``reasoning_gym:NAME?KEY=VALUE&...``; the values are YAML.
+def find_reasoning_gym_task(
+    name: str, *, demonstrated: Mapping[str, type[ReasoningGymTask]] = MappingProxyType({})
+) -> ReasoningGymTask:
+    """Return the task ``reasoning_gym:NAME?KEY=VALUE&...``; the values are YAML.
+
+    Args:
+        name: name of the task, with the prefix and the parameters.
+        demonstrated: classes of the datasets with demonstrations, by dataset.
 
     Raises:
-        UserError: there is no such data set, it does not take these parameters, its problems cannot be reproduced,
-            or the package is not installed.
+        UserError: unknown dataset, invalid parameters, a dataset of :data:`NOT_REPRODUCIBLE`, or reasoning-gym is not
+            installed.
     """
     data_set, _, query = name.removeprefix(REASONING_GYM).partition("?")
     parameters: dict[str, Any] = {}
@@ -153,7 +148,7 @@ def find_reasoning_gym_task(name: str) -> ReasoningGymTask:
         if not equals or not key or key in parameters:
             raise UserError(f"task {name}: expected {REASONING_GYM}NAME?KEY=VALUE&..., each key once")
         if key in {"seed", "size"}:
-            raise UserError(f"task {name}: {key} is not a parameter here, the run decides it")
+            raise UserError(f"task {name}: {key} is not a parameter, the seed of the run determines {key}")
         try:
             parameters[key] = _hashable(load_yaml(value))
         except ValueError as error:
@@ -162,12 +157,12 @@ def find_reasoning_gym_task(name: str) -> ReasoningGymTask:
     if data_set not in known:
         near = difflib.get_close_matches(data_set, known, n=3)
         raise UserError(
-            f"task {name}: reasoning-gym has no data set {data_set!r}" + (f" (near: {', '.join(near)})" if near else "")
+            f"task {name}: reasoning-gym has no dataset {data_set!r}" + (f" (near: {', '.join(near)})" if near else "")
         )
     if data_set in NOT_REPRODUCIBLE:
-        raise UserError(f"task {name}: its problems differ from process to process, so a run could not be resumed")
-    task = ReasoningGymTask(name, data_set, tuple(parameters.items()))
-    task.draw(random.Random(0))  # finds faulty parameters now
+        raise UserError(f"task {name}: the problems differ between processes, so a run cannot be resumed")
+    task = demonstrated.get(data_set, ReasoningGymTask)(name, data_set, tuple(parameters.items()))
+    task.draw(random.Random(0))  # raises for invalid parameters
     return task
 
 
@@ -178,22 +173,22 @@ def _hashable(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class ReasoningGymGrader:
-    """Grades with a data set's own scorer what a response boxes last; see :class:`attnrl.types.Grader`.
+class ReasoningGymGrader(ClosableGrader):
+    """Grade the last box of a response with the scorer of the dataset.
 
-    The reward is the score, which may be part of 1; correct is a score of 1.
+    The reward is the score, in [0, 1]; the verdict is ``correct`` for a score of 1.
 
     Attributes:
-        task: whose problems it grades.
-        flexible: take the last number of a response that boxes nothing.
+        task: the task of the problems.
+        flexible: if a response has no box, take the last number.
     """
 
     task: ReasoningGymTask
     flexible: bool = False
-    overlaps = False  # signals, which keep a scorer's deadline, reach the main thread only
+    overlaps = False  # the deadline needs signals, which only the main thread receives
 
     def grade(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Grade]:
-        """Grade each response; the problems must be this task's."""
+        """Return one grade per response, in order; the problems must come from :attr:`task`."""
         return [self._grade(problem, response) for problem, response in zip(problems, responses, strict=True)]
 
     def _grade(self, problem: Problem, response: str) -> Grade:
@@ -210,20 +205,20 @@ class ReasoningGymGrader:
                 score = min(1.0, max(0.0, self.task.score(answer, problem.info["seed"])))
         except _TimeoutError:
             return Grade(0.0, "timeout", answer)
-        except Exception:  # a scorer that stumbles over an answer is no reason to end a run
+        except Exception:  # an exception in a scorer does not end the run
             return Grade(0.0, "error", answer)
         return Grade(score, "correct" if score >= 1.0 else "wrong", answer)
 
 
 class _TimeoutError(BaseException):
-    """Not an Exception, which scorers catch."""
+    """Deadline exceeded. A BaseException, because scorers catch Exception."""
 
 
 @contextmanager
 def _deadline(seconds: float) -> Iterator[None]:
-    """Interrupt Python code that takes longer; without effect outside the main thread and on Windows.
+    """Raise :class:`_TimeoutError` in the body after ``seconds``; no effect outside the main thread and on Windows.
 
-    The scorers are Python, and the numbers that they get are small: no C function keeps them from being interrupted.
+    Scorers are Python code with small numbers, so no long C call delays the signal handler.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
@@ -242,17 +237,17 @@ def _deadline(seconds: float) -> Iterator[None]:
 
 
 def runs_no_code(answer: str) -> bool:
-    """Whether Python can evaluate the answer without running anything: a literal, a bare name, or no Python at all."""
+    """Return True if evaluating ``answer`` runs no code: a literal, a name, or invalid Python syntax."""
     try:
         tree = ast.parse(answer, mode="eval")
     except (SyntaxError, ValueError, MemoryError, RecursionError):
-        return True  # evaluating it fails in the same way
+        return True  # evaluation fails with the same error
     plain = (ast.Expression, ast.Constant, ast.List, ast.Tuple, ast.Name, ast.Load, ast.UnaryOp, ast.USub)
     return all(isinstance(node, plain) for node in ast.walk(tree))
 
 
 def is_small_expression(answer: str) -> bool:
-    """Whether the answer is arithmetic and known functions only, and cannot come to a huge number or polynomial."""
+    """Return True if ``answer`` holds only arithmetic and known functions, with a value of at most :data:`MAX_SIZE`."""
     if len(answer) > MAX_EXPRESSION_CHARS:
         return False
     try:
@@ -262,7 +257,7 @@ def is_small_expression(answer: str) -> bool:
 
 
 def _size(node: ast.expr) -> float:
-    """A bound on the digits of a number, or the degree of a polynomial; ValueError for what is neither."""
+    """Return a bound on the digits of a number or the degree of a polynomial; raise ValueError for other syntax."""
     match node:
         case ast.Constant(value=int() | float()) if not isinstance(node.value, bool):
             return len(str(node.value))
@@ -278,9 +273,9 @@ def _size(node: ast.expr) -> float:
             power = right.operand if isinstance(right, ast.UnaryOp) else right
             if isinstance(power, ast.Constant) and isinstance(power.value, int) and power.value <= MAX_SIZE:
                 return _size(left) * max(1, power.value)
-            # A power that is an expression: e^(-x). Of a number it might be huge, so the base must be e.
+            # An expression as exponent: e^(-x). The base must be a name, because a power of a number may be huge.
             if isinstance(left, ast.Name) and not any(isinstance(inner, ast.Pow) for inner in ast.walk(right)):
                 return 1 + _size(right)
         case ast.Call(func=ast.Name(id=name), args=[argument], keywords=[]) if name in _FUNCTIONS:
             return 1 + _size(argument)
-    raise ValueError("not plain arithmetic")
+    raise ValueError("not arithmetic")

@@ -1,4 +1,4 @@
-"""Tokenizers of the small models that come with the package: a word a token, and no text lost."""
+"""Word-level tokenizers of the small models shipped with the package."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-SPECIAL = ("<pad>", "<eos>", "<unk>")  # with the ids 0, 1 and 2
+SPECIAL = ("<pad>", "<eos>", "<unk>")  # ids 0, 1 and 2
 
 
 def build_word_tokenizer(words: Sequence[str], pieces: str) -> PreTrainedTokenizerFast:
-    """A tokenizer whose vocabulary is the special tokens and ``words``, in this order.
+    """Return a tokenizer with the special tokens and ``words`` as vocabulary, in this order.
 
     Args:
         words: the tokens.
-        pieces: a regular expression that cuts any text into what should be tokens.
+        pieces: regular expression that splits a text into tokens.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

@@ -15,7 +15,7 @@ from typing import Any
 from warnings import catch_warnings, simplefilter
 
 from attnrl.config.schema import TrainConfig
-from attnrl.data.run_data import grader_for, load_task
+from attnrl.data.run_data import load_run_data
 from attnrl.errors import RunError, UserError, one_line
 from attnrl.local.loading import load_tokenizer, model_directory
 from attnrl.runs.compatibility import require_same_settings
@@ -152,9 +152,7 @@ def prepare(config: TrainConfig) -> Any:
         require_same_settings(config, run)
     directory = model_directory(config.model)
     tokenizer = load_tokenizer(directory, trust_remote_code=config.trust_remote_code)
-    with grader_for(config):
-        pass  # raises for an unknown grader; graders start no process before the first grading
-    load_task(config, tokenizer)
+    load_run_data(config, tokenizer)
     return compose(config, str(directory))
 
 

@@ -18,7 +18,7 @@ from transfer_queue import KVBatchMeta
 from transformers import GenerationConfig
 from verl.trainer.ppo.v1 import PPOTrainer, register_trainer
 
-from attnrl.data.run_data import grader_for, load_task
+from attnrl.data.run_data import load_run_data
 from attnrl.errors import UserError, one_line
 from attnrl.rl.state import state_from_json, state_to_json
 from attnrl.rl.trainer import Trainer, TrainerState
@@ -68,7 +68,7 @@ class AttnRLTrainer(PPOTrainer):  # type: ignore[misc]
 
     def _init_dataloader(self) -> None:
         """Load the problems of the recipe, open no data loader, and set the number of steps."""
-        self.data = load_task(self.recipe, self.tokenizer)
+        self.data = load_run_data(self.recipe, self.tokenizer)
         self.recorder = RunRecorder(self.recipe, self.tokenizer)
         self.train_dataloader = _NoDataLoader()
         self.total_training_steps = self.recipe.steps
@@ -84,7 +84,7 @@ class AttnRLTrainer(PPOTrainer):  # type: ignore[misc]
         self.agent_loop_manager = agent_loop_manager
         self.recorder.open(self.state.step if self.state is not None else None)
         self.evaluation_sampler = self._watched_sampler(self.recipe.eval.temperature, self.recipe.eval.top_p)
-        with grader_for(self.recipe) as self.grader:
+        with self.data.grader as self.grader:
             self.loop = Trainer(
                 self.recipe,
                 sampler=self._watched_sampler(self.recipe.sampling.temperature, self.recipe.sampling.top_p),
