@@ -263,10 +263,10 @@ def test_a_state_that_runs_along_the_row_is_refused(name):
     config = architectures.config_of(ARCHITECTURES[name])
     if config is None:
         pytest.skip(f"this transformers does not know {ARCHITECTURES[name].config}")
-    with pytest.raises(TreesUnsupportedError, match="do not only attend"):
+    with pytest.raises(TreesUnsupportedError, match="packed sequences"):
         check_trees(architectures.build(config))
     config.initializer_range = 0.002  # so that what is carried over is too little to be seen in the numbers
-    with pytest.raises(TreesUnsupportedError, match="do not only attend"):
+    with pytest.raises(TreesUnsupportedError, match="packed sequences"):
         check_trees(architectures.build(config, torch.bfloat16))
 
 
