@@ -42,7 +42,8 @@ from attnrl.inference.sampler import build_sampler
 from attnrl.local.loading import build_policy, choose_device, load_model, load_tokenizer, model_directory
 from attnrl.local.policy import LocalPolicy
 from attnrl.rl.rollout import RolloutTree
-from attnrl.rl.trainer import StepResult, Trainer, TrainerState
+from attnrl.rl.state import TrainerState
+from attnrl.rl.trainer import StepResult, Trainer
 from attnrl.tokenization import end_of_sequence_ids
 from attnrl.types import Policy, Sampler
 

@@ -27,10 +27,10 @@ MAX_LOOSE_MODULES = 5
 MAX_PER_100_WORDS = {"whole": 5.0, "folder": 7.0}
 MIN_DOCSTRING_WORDS = 5
 MIN_SENTENCE_WORDS = 3
-PRONOUNS = frozenset(
-    "it its that what which those these them they their so such one ones other others whose whom whoever where there "
-    "nobody none".split()
-)
+PRONOUNS = {
+    *("it", "its", "that", "what", "which", "those", "these", "them", "they", "their", "so", "such", "one", "ones"),
+    *("other", "others", "whose", "whom", "whoever", "where", "there", "nobody", "none"),
+}
 CODE = re.compile(r"``[^`]*``|:[a-z]+:`[^`]*`|`[^`]*`")
 SECTION_HEAD = re.compile(r"(?m)^\s*(Args|Returns|Raises|Attributes|Examples?|Yields):.*$")
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n\s*\n|\n(?=\s+\w+:)")

@@ -17,7 +17,8 @@ from attnrl.cli import app as cli
 from attnrl.config.load import load_config
 from attnrl.config.schema import TrainConfig
 from attnrl.method.steps import Steps
-from attnrl.rl.trainer import Trainer, TrainerState
+from attnrl.rl.state import TrainerState
+from attnrl.rl.trainer import Trainer
 from attnrl.types import Completion, Grade, Problem, Request, Score, TrainingRow
 
 

@@ -34,7 +34,7 @@ from attnrl.local.policy import LocalPolicy
 from attnrl.method.adaptive import RunningMean
 from attnrl.method.steps import Steps
 from attnrl.rl.rollout import SampledTokens, Trunk
-from attnrl.rl.trainer import TrainerState
+from attnrl.rl.state import TrainerState
 from attnrl.types import TrainingRow
 from attnrl.utils.files import MANIFEST, read_manifest, write_manifest
 

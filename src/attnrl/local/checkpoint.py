@@ -25,8 +25,7 @@ from attnrl.errors import UserError, one_line
 from attnrl.local.model_files import refuse_pickles
 from attnrl.local.policy import LocalPolicy
 from attnrl.rl.rollout import Group, PartialGroup
-from attnrl.rl.state import count, state_from_json, state_to_json
-from attnrl.rl.trainer import TrainerState
+from attnrl.rl.state import TrainerState, count, state_from_json, state_to_json
 from attnrl.utils.files import MANIFEST, fsync_path, read_manifest, verify_manifest, write_manifest
 
 STATE_FILE = "trainer_state.json"

@@ -1,14 +1,15 @@
-"""One generation of a training step: what is asked of the sampler in it, and what comes back graded and scored.
+"""One generation of a training step: requests to the sampler, and the completions graded and scored.
 
-A generation mixes three kinds of requests, in this order: continuations from inside the trunks of the batch that is
-trained on, initial responses that the generation before left unfinished, and initial responses to new problems.
+A generation mixes two kinds of requests: continuations from inside the trunks of the batch that is trained on, and
+initial responses, new or carried over from the generation before. Each request is tagged with the place of the result.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -26,15 +27,59 @@ from attnrl.types import Completion, Grade, Grader, Policy, Problem, Request, Sa
 NOTHING = SampledTokens((), (), (), ())
 
 
+class Tag(NamedTuple):
+    """Place of the result of a request.
+
+    Attributes:
+        kind: ``branch``, a continuation of a plan; or ``trunk``, an initial response of a group.
+        group: index of the plan or of the group.
+        slot: index among ``plan.branches`` or ``group.trunks``.
+    """
+
+    kind: Literal["branch", "trunk"]
+    group: int
+    slot: int
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A response to sample from some token on.
+
+    Attributes:
+        tag: place of the result.
+        problem: the problem of the response.
+        prompt: token ids of the problem's prompt.
+        kept: trunk tokens that a branch keeps; empty for an initial response.
+        begun: tokens of the response that the generation before has sampled.
+        may_be_carried: True for a new initial response, which may go on in the next generation.
+    """
+
+    tag: Tag
+    problem: Problem
+    prompt: tuple[int, ...]
+    kept: tuple[int, ...] = ()
+    begun: SampledTokens = NOTHING
+    may_be_carried: bool = False
+
+    def request(self, max_new_tokens: int, seed: int) -> Request:
+        """Return the request for the rest of the response; ``max_new_tokens`` is the budget of the whole response."""
+        so_far = self.kept + self.begun.tokens
+        return Request(self.prompt + so_far, max_new_tokens - len(so_far), seed)
+
+    def sampled(self, completion: Completion) -> tuple[int, ...]:
+        """Return all sampled tokens: those of the generation before and those of ``completion``."""
+        return self.begun.tokens + completion.tokens
+
+
 @dataclass(frozen=True)
 class GenerationResult:
-    """What one generation comes to.
+    """The outcome of one generation.
 
     Attributes:
         rollout_trees: the plans with their continuations, in order.
-        groups: the problems whose initial responses have all ended, carried ones first.
+        groups: the problems whose initial responses have all ended, carried problems first.
         carried: the problems that go on in the next generation.
-        tokens: how many were sampled.
+        tokens: number of tokens sampled.
     """
 
     rollout_trees: list[RolloutTree]
@@ -44,34 +89,8 @@ class GenerationResult:
 
 
 @dataclass(frozen=True)
-class Continuation:
-    """Where a response to sample begins.
-
-    Attributes:
-        problem: its problem.
-        prompt: the problem's prompt.
-        kept: tokens of the trunk that a continuation keeps.
-        begun: what the generation before has sampled of it.
-    """
-
-    problem: Problem
-    prompt: tuple[int, ...]
-    kept: tuple[int, ...] = ()
-    begun: SampledTokens = NOTHING
-
-    def request(self, max_new_tokens: int, seed: int) -> Request:
-        """Ask for the rest of the response; ``max_new_tokens`` is the budget of the whole."""
-        so_far = self.kept + self.begun.tokens
-        return Request(self.prompt + so_far, max_new_tokens - len(so_far), seed)
-
-    def own(self, completion: Completion) -> tuple[int, ...]:
-        """The tokens of the sample: all that was sampled from here."""
-        return self.begun.tokens + completion.tokens
-
-
-@dataclass(frozen=True)
 class Generation:
-    """Samples, grades and scores one mixed batch, with the parts of a :class:`attnrl.rl.trainer.Trainer`."""
+    """Samples, grades and scores mixed batches, with the parts of a :class:`attnrl.rl.trainer.Trainer`."""
 
     config: TrainConfig
     sampler: Sampler
@@ -88,65 +107,38 @@ class Generation:
         positions: Sequence[int],
         seeds: random.Random,
     ) -> GenerationResult:
-        """Sample what ``plans`` ask for, the rest of ``carried``, and initial responses to new problems.
+        """Sample the continuations of ``plans``, the rest of ``carried``, and initial responses to new problems.
 
-        With ``sampling.carry_over`` some of the new problems may come back unfinished; at least one group is whole.
+        With ``sampling.carry_over`` some new problems may come back unfinished; at least one group is whole.
 
         Args:
-            plans: of the batch that is trained on.
-            carried: what the generation before left unfinished; it ends in this one.
-            positions: of the new problems.
+            plans: plans of the batch that is trained on.
+            carried: unfinished groups of the generation before; all end in this generation.
+            positions: positions of the new problems in the order of the run.
             seeds: draws the seed of each request, in order.
 
         Raises:
             UserError: a prompt is too long.
-            Exception: whatever the grader or an engine raises.
+            Exception: an exception of the grader, the sampler or the policy.
         """
         groups = [*carried, *map(self._new_group, positions)]
-        branches = [opening for plan in plans for opening in self._continuations(plan)]
-        initial = [opening for group in groups for opening in self._responses(group)]
-        # Continuations and carried responses are waited for; some new problems may go on in the next generation.
-        waited_for = len(branches) + sum(len(group.unfinished) for group in carried)
-        may_go_on = min(int(self.config.sampling.carry_over * len(groups)), len(groups) - 1)
-
-        def should_stop(unfinished: Collection[int]) -> bool:
-            if len(unfinished) > may_go_on * self.config.method.trunks:
-                return False  # at once: it is asked after every token
-            late = {(index - waited_for) // self.config.method.trunks for index in unfinished}
-            return len(late) <= may_go_on and all(place >= 0 for place in late)
-
-        openings = [*branches, *initial]
-        completions, grades = self._complete(openings, seeds, should_stop)
+        continuations = [
+            *(branch for index, plan in enumerate(plans) for branch in self._branches(index, plan)),
+            *(trunk for index, group in enumerate(groups) for trunk in self._trunks(index, group, len(carried))),
+        ]
+        completions, grades = self._complete(continuations, seeds, self._stop_rule(continuations, len(groups)))
         with self.clock.phase("score"):
-            steps = {
-                index: response_steps(
-                    self.tokenizer,
-                    openings[index].own(completions[index]),
-                    ended=completions[index].finish_reason == "stop",
-                    split=self.config.method.steps.split,
-                )
-                for index in grades
-                if index >= len(branches) or self.config.method.weighs_steps
-            }
-            scores = self._score(openings, completions, steps, continuations=len(branches))
-
-        tokens = [_tokens(*result) for result in zip(openings, completions, scores, strict=True)]
-        samples = {
-            index: self._sample(tokens[index], grade, completions[index], steps.get(index), scores[index])
-            for index, grade in grades.items()
+            steps = self._steps(continuations, completions, grades)
+            scores = self._score(continuations, completions, steps)
+        results = {
+            continuation.tag: self._result(continuation, completions[i], scores[i], grades.get(i), steps.get(i))
+            for i, continuation in enumerate(continuations)
         }
-        trunks = {
-            index: _trunk(samples[index], its_steps, scores[index])
-            for index, its_steps in steps.items()
-            if index >= len(branches)
-        }
-        continuations = iter([samples[index] for index in range(len(branches))])
-        responses = iter([trunks.get(index, tokens[index]) for index in range(len(branches), len(openings))])
-        groups = [_filled(group, responses) for group in groups]
+        finished = [_fill(index, group, results) for index, group in enumerate(groups)]
         return GenerationResult(
-            rollout_trees=[RolloutTree(plan, tuple(next(continuations) for _ in plan.branches)) for plan in plans],
-            groups=tuple(self._whole(group) for group in groups if not group.unfinished),
-            carried=tuple(group for group in groups if group.unfinished),
+            rollout_trees=[_grow(index, plan, results) for index, plan in enumerate(plans)],
+            groups=tuple(self._whole(group) for group in finished if not group.unfinished),
+            carried=tuple(group for group in finished if group.unfinished),
             tokens=sum(len(completion.tokens) for completion in completions),
         )
 
@@ -159,97 +151,146 @@ class Generation:
         trunks = tuple(trunk for trunk in group.trunks if isinstance(trunk, Trunk))
         return Group(group.position, problem.id, problem.answers, group.prompt, trunks)
 
-    def _continuations(self, plan: BranchPlan) -> list[Continuation]:
-        """One for each of ``plan.branches``, in order."""
+    def _branches(self, index: int, plan: BranchPlan) -> list[Continuation]:
+        """Return a continuation for each of ``plan.branches``, in order."""
         group, problem = plan.group, self.source.at(plan.group.position)
-        return [Continuation(problem, group.prompt, group.trunks[trunk].tokens[:at]) for trunk, at in plan.branches]
+        return [
+            Continuation(Tag("branch", index, slot), problem, group.prompt, kept=group.trunks[trunk].tokens[:at])
+            for slot, (trunk, at) in enumerate(plan.branches)
+        ]
 
-    def _responses(self, group: PartialGroup) -> list[Continuation]:
-        """One for each of ``group.unfinished``, in order."""
-        problem = self.source.at(group.position)
-        return [Continuation(problem, group.prompt, begun=tokens) for tokens in group.unfinished]
+    def _trunks(self, index: int, group: PartialGroup, carried: int) -> list[Continuation]:
+        """Return a continuation for each unfinished initial response; the first ``carried`` groups must end."""
+        problem, is_new = self.source.at(group.position), index >= carried
+        return [
+            Continuation(Tag("trunk", index, slot), problem, group.prompt, begun=tokens, may_be_carried=is_new)
+            for slot, tokens in enumerate(group.trunks)
+            if not isinstance(tokens, Trunk)
+        ]
+
+    def _stop_rule(self, continuations: Sequence[Continuation], groups: int) -> Callable[[Collection[int]], bool]:
+        """Return the rule that ends a generation: only new responses of few enough groups are unfinished."""
+        may_go_on = min(int(self.config.sampling.carry_over * groups), groups - 1)
+
+        def should_stop(unfinished: Collection[int]) -> bool:
+            if len(unfinished) > may_go_on * self.config.method.trunks:
+                return False  # the cheap answer first: the sampler asks after every token
+            late = {continuations[index].tag.group for index in unfinished}
+            return len(late) <= may_go_on and all(continuations[index].may_be_carried for index in unfinished)
+
+        return should_stop
 
     def _complete(
-        self, openings: Sequence[Continuation], seeds: random.Random, should_stop: Callable[[Collection[int]], bool]
+        self,
+        continuations: Sequence[Continuation],
+        seeds: random.Random,
+        should_stop: Callable[[Collection[int]], bool],
     ) -> tuple[list[Completion], dict[int, Grade]]:
-        """Sample, and grade what finishes: completions in order, and the grades of the finished ones by index."""
-        requests = [opening.request(self.config.sampling.max_new_tokens, seeds.getrandbits(62)) for opening in openings]
+        """Sample all responses and grade finished responses meanwhile; return completions, and grades by index."""
+        budget = self.config.sampling.max_new_tokens
+        requests = [continuation.request(budget, seeds.getrandbits(62)) for continuation in continuations]
         with OverlappedGrading(self.grader) as grading:
 
             def grade(index: int, completion: Completion) -> None:
-                opening = openings[index]
-                response = decode(self.tokenizer, opening.kept + opening.own(completion))
-                grading.submit(index, opening.problem, response)
+                continuation = continuations[index]
+                response = decode(self.tokenizer, continuation.kept + continuation.sampled(completion))
+                grading.submit(index, continuation.problem, response)
 
-            def ends(unfinished: Collection[int]) -> bool:
+            def stop_or_raise(unfinished: Collection[int]) -> bool:
                 grading.check()  # a grader that has failed need not wait for the longest response
                 return should_stop(unfinished)
 
             with self.clock.phase("generate"):
-                completions = self.sampler.generate(requests, on_completion=grade, should_stop=ends)
+                completions = self.sampler.generate(requests, on_completion=grade, should_stop=stop_or_raise)
             with self.clock.phase("grade"):
                 grades = grading.results()
         self.clock.overlapped("grade", grading.spans, during="generate")
-        return completions, dict(sorted(grades.items()))
+        return completions, grades
+
+    def _steps(
+        self, continuations: Sequence[Continuation], completions: Sequence[Completion], grades: Mapping[int, Grade]
+    ) -> dict[int, Steps]:
+        """Return the steps of each graded response whose steps are read: trunks, and branches if credit is weighed."""
+        return {
+            index: response_steps(
+                self.tokenizer,
+                continuations[index].sampled(completions[index]),
+                ended=completions[index].finish_reason == "stop",
+                split=self.config.method.steps.split,
+            )
+            for index in sorted(grades)
+            if continuations[index].tag.kind == "trunk" or self.config.method.weighs_steps
+        }
 
     def _score(
-        self,
-        openings: Sequence[Continuation],
-        completions: Sequence[Completion],
-        steps: Mapping[int, Steps],
-        continuations: int,
+        self, continuations: Sequence[Continuation], completions: Sequence[Completion], steps: Mapping[int, Steps]
     ) -> list[Score]:
-        """Score the samples' own tokens in one call, with the FCI of those in ``steps`` where it is looked at."""
-        scores_all = self.config.sampling.score_continuations or self.config.method.weighs_steps
-        own = [opening.own(completion) for opening, completion in zip(openings, completions, strict=True)]
+        """Score the sampled tokens in one call, with the influence of ``steps`` if the method reads influence."""
+        scores_branches = self.config.sampling.score_continuations or self.config.method.weighs_steps
+        sampled = [c.sampled(completion) for c, completion in zip(continuations, completions, strict=True)]
         asked = [
             index
-            for index in range(0 if scores_all else continuations, len(openings))
-            if own[index]  # others were still waiting for a place
+            for index, continuation in enumerate(continuations)
+            # Without tokens: a response that was still waiting for a slot when the generation ended.
+            if sampled[index] and (scores_branches or continuation.tag.kind == "trunk")
         ]
         scored = self.policy.score(
-            [openings[index].prompt + openings[index].kept for index in asked],
-            [own[index] for index in asked],
+            [continuations[index].prompt + continuations[index].kept for index in asked],
+            [sampled[index] for index in asked],
             [steps.get(index) for index in asked] if self.config.method.needs_influence else None,
         )
         scores = dict(zip(asked, scored, strict=True))
         return [scores.get(index, Score(completion.logprobs, (), ())) for index, completion in enumerate(completions)]
 
-    def _sample(
-        self, tokens: SampledTokens, grade: Grade, completion: Completion, steps: Steps | None, score: Score
-    ) -> Sample:
-        advantage_weights: tuple[float, ...] = ()
+    def _result(
+        self,
+        continuation: Continuation,
+        completion: Completion,
+        score: Score,
+        grade: Grade | None,
+        steps: Steps | None,
+    ) -> SampledTokens:
+        """Return a :class:`Trunk` or a branch's :class:`Sample`; the tokens alone of a response that has not ended."""
+        tokens = _sampled_tokens(continuation, completion, score)
+        if grade is None:
+            return tokens
+        weights: tuple[float, ...] = ()
         if steps is not None and self.config.method.weighs_steps:
             credit = self.config.method.credit
-            advantage_weights = influence_weights(score.influence, steps, credit.top_share, credit.rest_weight)
-        return Sample(
+            weights = influence_weights(score.influence, steps, credit.top_share, credit.rest_weight)
+        sample = Sample(
             **vars(tokens),
             reward=grade.reward,
             verdict=grade.verdict,
             finish_reason=completion.finish_reason,
-            advantage_weights=advantage_weights,
+            advantage_weights=weights,
         )
+        if continuation.tag.kind == "branch":
+            return sample
+        assert steps is not None  # every graded trunk has been split
+        influence = mask_influence(score.influence, steps) if score.influence else ()
+        return Trunk(**vars(sample), steps=steps, influence=influence)
 
 
-def _tokens(opening: Continuation, completion: Completion, score: Score) -> SampledTokens:
-    """The sample's own tokens, each with the numbers of the policy that sampled it; ``score`` is of all of them."""
-    begun = opening.begun
+def _sampled_tokens(continuation: Continuation, completion: Completion, score: Score) -> SampledTokens:
+    """Return all sampled tokens, each with the numbers of the policy that sampled the token; ``score`` is of all."""
+    begun = continuation.begun
     old = len(begun.tokens)
     return SampledTokens(
-        opening.own(completion),
+        continuation.sampled(completion),
         begun.logprobs + score.logprobs[old:],
         begun.sampler_logprobs + completion.logprobs,
         begun.entropy + score.entropy[old:],
     )
 
 
-def _trunk(sample: Sample, steps: Steps, score: Score) -> Trunk:
-    return Trunk(
-        **vars(sample), steps=steps, influence=mask_influence(score.influence, steps) if score.influence else ()
-    )
+def _grow(index: int, plan: BranchPlan, results: Mapping[Tag, SampledTokens]) -> RolloutTree:
+    """Return the plan with the samples of its branches."""
+    samples = [results[Tag("branch", index, slot)] for slot in range(len(plan.branches))]
+    return RolloutTree(plan, tuple(sample for sample in samples if isinstance(sample, Sample)))
 
 
-def _filled(group: PartialGroup, responses: Iterator[SampledTokens]) -> PartialGroup:
-    """The group with the next of ``responses`` in place of each unfinished one."""
-    trunks = tuple(trunk if isinstance(trunk, Trunk) else next(responses) for trunk in group.trunks)
-    return replace(group, trunks=trunks)
+def _fill(index: int, group: PartialGroup, results: Mapping[Tag, SampledTokens]) -> PartialGroup:
+    """Return the group with the result of each initial response that was unfinished."""
+    trunks = (results.get(Tag("trunk", index, slot), trunk) for slot, trunk in enumerate(group.trunks))
+    return replace(group, trunks=tuple(trunks))

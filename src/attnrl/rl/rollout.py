@@ -114,7 +114,7 @@ class PartialGroup:
 
     position: int
     prompt: tuple[int, ...]
-    trunks: tuple[SampledTokens, ...]
+    trunks: tuple[Trunk | SampledTokens, ...]
 
     @property
     def unfinished(self) -> list[SampledTokens]:

@@ -1,223 +1,190 @@
-"""The loop's state as JSON: what the checkpoints of every engine hold beside the weights.
+"""State of the loop between training steps, and the JSON of the state in the checkpoints of every engine.
 
-A checkpoint may have passed through other hands: what is read is checked to be what the loop could have written, so
-that a fault in it is named where it is, and not met somewhere in a later step.
+A checkpoint may come from another machine: the JSON is validated by pydantic and held against what the loop can write,
+so that a fault is named with its place in the file, before a later step meets the fault.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
-from typing import Any, TypeVar, get_args
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from transformers import PreTrainedTokenizerBase
+
+from attnrl.config.schema import TrainConfig
+from attnrl.data.stream import ProblemSource
 from attnrl.method.adaptive import BatchSizeController, RunningMean
-from attnrl.method.steps import Steps
 from attnrl.rl.rollout import Group, PartialGroup, SampledTokens, Trunk
-from attnrl.rl.trainer import TrainerState
-from attnrl.types import FinishReason, Verdict
+from attnrl.tokenization import encode_prompt
 
-LARGEST = 2**53  # of a whole number: up to there a float has it exactly
-T = TypeVar("T")
-Fields = Mapping[str, Any]
+LARGEST_INTEGER = 2**53  # beyond, a float does not hold every integer
+LARGEST_TOKEN_ID = 2**31 - 1
+
+
+class NextBatch(NamedTuple):
+    """Problems that a generation samples initial responses to: carried over, and the positions of new problems."""
+
+    carried: tuple[PartialGroup, ...] = ()
+    positions: Sequence[int] = ()
+
+
+@with_config(ConfigDict(strict=True, extra="forbid"))
+@dataclass(frozen=True)
+class TrainerState:
+    """Everything that the loop carries from one training step to the next, beside the policy's weights.
+
+    Random choices are drawn from the run's seed and the step number, so the state holds no generator.
+
+    Attributes:
+        step: training steps done.
+        position: problems drawn so far.
+        pending: initial responses of the next batch.
+        carried: problems whose initial responses the last generation left unfinished (``sampling.carry_over``).
+        solved_influence: running mean influence of all-correct problems (eq. 8).
+        batch_size: the prompt batch size controller (eq. 10).
+        sampled_tokens: tokens generated so far.
+        nonfinite_steps: consecutive steps with a NaN or inf, up to the last step.
+    """
+
+    step: int
+    position: int
+    pending: tuple[Group, ...]
+    carried: tuple[PartialGroup, ...]
+    solved_influence: RunningMean
+    batch_size: BatchSizeController
+    sampled_tokens: int
+    nonfinite_steps: int
+
+    def take_next_batch(self) -> tuple[NextBatch, TrainerState]:
+        """Return the problems of the next generation, and the state without these problems."""
+        end = self.position + max(0, self.batch_size.size - len(self.carried))
+        return NextBatch(self.carried, range(self.position, end)), replace(self, position=end, carried=())
+
+
+def initial_state(config: TrainConfig) -> TrainerState:
+    """Return the state before the first training step."""
+    growth = config.method.adaptive.max_growth
+    controller = BatchSizeController(
+        batch=config.prompts,
+        target=config.prompts * config.method.leaves,
+        minimum=max(1, round(config.prompts / growth)),
+        maximum=round(config.prompts * growth),
+        smoothing=config.method.adaptive.smoothing,
+    )
+    return TrainerState(0, 0, (), (), RunningMean(), controller, 0, 0)
+
+
+def drop_stale_samples(
+    state: TrainerState, source: ProblemSource, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int
+) -> TrainerState:
+    """Return the state without samples in flight whose problem has changed at its position in ``source``.
+
+    After a change of data files or held-out problems, such samples would be graded by the answers of another problem.
+    """
+
+    def prompt(position: int) -> tuple[int, ...]:
+        return encode_prompt(tokenizer, source.at(position), max_prompt_tokens)
+
+    def is_current(group: Group) -> bool:
+        problem = source.at(group.position)
+        same = (problem.id, problem.answers) == (group.problem_id, group.answers)
+        return same and prompt(group.position) == group.prompt
+
+    return replace(
+        state,
+        pending=tuple(group for group in state.pending if is_current(group)),
+        carried=tuple(group for group in state.carried if prompt(group.position) == group.prompt),
+    )
 
 
 def state_to_json(state: TrainerState) -> dict[str, Any]:
-    """All of the state, in numbers, texts, lists and mappings."""
+    """Return the state as numbers, strings, lists and mappings."""
     return asdict(state)
 
 
-def state_from_json(fields: Fields) -> TrainerState:
-    """The inverse of :func:`state_to_json`.
+def state_from_json(fields: Mapping[str, Any]) -> TrainerState:
+    """Return the state that :func:`state_to_json` gave as ``fields``.
 
     Raises:
-        TypeError, ValueError: it is not what that wrote; the message says where.
+        ValueError: fields that the loop cannot have written; the message names the first fault by its path.
     """
-    state = TrainerState(
-        step=count(fields, "step"),
-        position=count(fields, "position"),
-        pending=_each(fields, "pending", _group),
-        carried=_each(fields, "carried", _unfinished_group),
-        solved_influence=_record(fields, "solved_influence", _running_mean),
-        batch_size=_record(fields, "batch_size", _batch_size),
-        sampled_tokens=count(fields, "sampled_tokens"),
-        nonfinite_steps=count(fields, "nonfinite_steps"),
-    )
-    groups: tuple[Group | PartialGroup, ...] = (*state.pending, *state.carried)
-    drawn = max((group.position + 1 for group in groups), default=0)
-    if drawn > state.position:
-        raise ValueError(f"position: is {state.position}, and there is a problem of position {drawn - 1}")
+    try:
+        state = TypeAdapter(TrainerState).validate_json(json.dumps(fields))
+    except ValidationError as error:
+        raise ValueError(_first_fault(error)) from None
+    for path, fault in _faults(state):
+        raise ValueError(f"{path}: {fault}")
     return state
 
 
-def count(fields: Fields, name: str, at_least: int = 0) -> int:
-    """The whole number ``name``.
+def count(fields: Mapping[str, Any], name: str, at_least: int = 0) -> int:
+    """Return the whole number ``name`` of a JSON object.
 
     Raises:
-        TypeError, ValueError: it is missing, or none, or out of range.
+        ValueError: the number is missing, not a whole number, or out of range.
     """
-    value: int = _typed(fields, name, int, "a whole number")
-    if not at_least <= value <= LARGEST:
-        raise ValueError(f"{name}: is out of range")
-    return value
+    value = fields.get(name)
+    if type(value) is not int or not at_least <= value <= LARGEST_INTEGER:  # a bool is an int in Python
+        raise ValueError(f"{name}: a whole number of at least {at_least} expected")
+    return int(value)
 
 
-def _group(fields: Fields) -> Group:
-    return Group(
-        position=count(fields, "position"),
-        problem_id=_typed(fields, "problem_id", str, "a text"),
-        answers=_several(fields, "answers", {str}, "texts"),
-        prompt=_prompt(fields),
-        trunks=_some(fields, _trunk),
-    )
+def _first_fault(error: ValidationError) -> str:
+    """Return path and message of the first fault; of a response that may be a trunk, the fault as a trunk."""
+    faults = error.errors()
+    fault = next((fault for fault in faults if Trunk.__name__ in fault["loc"]), faults[0])
+    parts = [part for part in fault["loc"] if part not in (Trunk.__name__, SampledTokens.__name__)]
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
+    return f"{path}: {fault['msg']}"
 
 
-def _unfinished_group(fields: Fields) -> PartialGroup:
-    # Only what has ended has been cut into steps.
-    trunks = _some(fields, lambda trunk: _trunk(trunk) if "steps" in trunk else SampledTokens(**_tokens(trunk)))
-    return PartialGroup(count(fields, "position"), _prompt(fields), trunks)
+def _faults(state: TrainerState) -> Iterator[tuple[str, str]]:
+    """Yield path and message of every value that has the right type and that the loop cannot have written."""
+    for name in ("step", "position", "sampled_tokens", "nonfinite_steps"):
+        if not 0 <= getattr(state, name) <= LARGEST_INTEGER:
+            yield name, "out of range"
+    for name, value in (
+        ("solved_influence.mean", state.solved_influence.mean),
+        ("batch_size.target", state.batch_size.target),
+    ):
+        if not math.isfinite(value):
+            yield name, "not finite"
+    in_flight: dict[str, Sequence[Group | PartialGroup]] = {"pending": state.pending, "carried": state.carried}
+    for kind, groups in in_flight.items():
+        for index, group in enumerate(groups):
+            path = f"{kind}[{index}]"
+            if not 0 <= group.position < state.position:
+                yield f"{path}.position", f"{group.position}, of {state.position} problems drawn"
+            if not group.prompt or not _are_token_ids(group.prompt):
+                yield f"{path}.prompt", "token ids expected"
+            if not group.trunks:
+                yield f"{path}.trunks", "no response"
+            for number, trunk in enumerate(group.trunks):
+                for field, fault in _faults_of(trunk):
+                    yield f"{path}.trunks[{number}].{field}", fault
 
 
-def _trunk(fields: Fields) -> Trunk:
-    sampled = _tokens(fields)
-    trunk = Trunk(
-        **sampled,
-        reward=_number(fields, "reward"),
-        verdict=_one_of(fields, "verdict", get_args(Verdict)),
-        finish_reason=_one_of(fields, "finish_reason", get_args(FinishReason)),
-        steps=_record(fields, "steps", _steps),
-        influence=_numbers(fields, "influence"),
-        advantage_weights=_numbers({"advantage_weights": [], **fields}, "advantage_weights"),
-    )
-    tokens = len(trunk.tokens)
-    if trunk.steps.length != tokens:
-        raise ValueError(f"steps.length: {trunk.steps.length} for {tokens} tokens")
-    _of_length(trunk.influence, "influence", {0, len(trunk.steps)})  # 0: was not measured
-    _of_length(trunk.advantage_weights, "advantage_weights", {0, tokens})
-    if not 0 <= trunk.reward <= 1:
-        raise ValueError("reward: is not between 0 and 1")
-    return trunk
+def _faults_of(response: SampledTokens) -> Iterator[tuple[str, str]]:
+    """Yield field and message of every fault of one response."""
+    tokens = len(response.tokens)
+    if not _are_token_ids(response.tokens):
+        yield "tokens", "token ids expected"
+    lengths = {"logprobs": {tokens}, "sampler_logprobs": {tokens}, "entropy": {tokens}}
+    if isinstance(response, Trunk):
+        if not 0 <= response.reward <= 1:
+            yield "reward", "not between 0 and 1"
+        if response.steps.length != tokens:
+            yield "steps.length", f"{response.steps.length} for {tokens} tokens"
+        # Empty: not measured.
+        lengths |= {"influence": {0, len(response.steps)}, "advantage_weights": {0, tokens}}
+    for field, allowed in lengths.items():
+        if len(getattr(response, field)) not in allowed:
+            yield field, f"{len(getattr(response, field))} numbers, not {max(allowed)}"
 
 
-def _tokens(fields: Fields) -> dict[str, Any]:
-    """What :class:`SampledTokens` has."""
-    tokens = _token_ids(fields, "tokens")
-    values = {name: _numbers(fields, name) for name in ("logprobs", "sampler_logprobs", "entropy")}
-    for name, its in values.items():
-        _of_length(its, name, {len(tokens)})
-    return {"tokens": tokens, **values}
-
-
-def _steps(fields: Fields) -> Steps:
-    think_end = None if fields.get("think_end") is None else count(fields, "think_end")
-    return Steps(_several(fields, "starts", {int}, "whole numbers"), count(fields, "length"), think_end)
-
-
-def _running_mean(fields: Fields) -> RunningMean:
-    return RunningMean(count(fields, "count"), _number(fields, "mean"))
-
-
-def _batch_size(fields: Fields) -> BatchSizeController:
-    return BatchSizeController(
-        batch=_number(fields, "batch"),
-        target=_number(fields, "target"),
-        maximum=count(fields, "maximum"),
-        minimum=count(fields, "minimum"),
-        smoothing=_number(fields, "smoothing"),
-        max_ratio=_number(fields, "max_ratio"),
-    )
-
-
-# --- values -----------------------------------------------------------------------------------------------------------
-
-
-def _typed(fields: Fields, name: str, kind: type, words: str) -> Any:
-    if name not in fields:
-        raise ValueError(f"{name}: is missing")
-    value = fields[name]
-    if type(value) is not kind:  # a bool is an int, and none of ours
-        raise TypeError(f"{name}: {words} expected")
-    return value
-
-
-def _number(fields: Fields, name: str) -> float:
-    """A finite number."""
-    (value,) = _numbers({name: [fields.get(name)]}, name)
-    if not math.isfinite(value):
-        raise ValueError(f"{name}: is out of range")
-    return value
-
-
-def _one_of(fields: Fields, name: str, choices: Sequence[str]) -> Any:
-    value = _typed(fields, name, str, "a text")
-    if value not in choices:
-        raise ValueError(f"{name}: one of {', '.join(choices)} expected")
-    return value
-
-
-def _several(fields: Fields, name: str, kinds: set[type], words: str) -> tuple[Any, ...]:
-    values = _typed(fields, name, list, f"a list of {words}")
-    if not set(map(type, values)) <= kinds:
-        raise TypeError(f"{name}: {words} expected")
-    return tuple(values)
-
-
-def _numbers(fields: Fields, name: str) -> tuple[float, ...]:
-    """Numbers of the types that they have: what is written again must be the same text.
-
-    Some may be infinite or none at all: their problem is left out when its turn comes.
-    """
-    values = _several(fields, name, {int, float}, "numbers")
-    if any(type(value) is int and abs(value) > LARGEST for value in values):
-        raise ValueError(f"{name}: is out of range")
-    return values
-
-
-def _token_ids(fields: Fields, name: str) -> tuple[int, ...]:
-    ids = _several(fields, name, {int}, "whole numbers")
-    if ids and not 0 <= min(ids) <= max(ids) < 2**31:
-        raise ValueError(f"{name}: token ids expected")
-    return ids
-
-
-def _prompt(fields: Fields) -> tuple[int, ...]:
-    prompt = _token_ids(fields, "prompt")
-    if not prompt:
-        raise ValueError("prompt: has no tokens")
-    return prompt
-
-
-def _of_length(values: Sequence[float], name: str, lengths: set[int]) -> None:
-    if len(values) not in lengths:
-        raise ValueError(f"{name}: has {len(values)} numbers, not {max(lengths)}")
-
-
-def _record(fields: Fields, name: str, build: Callable[[Fields], T]) -> T:
-    value = _typed(fields, name, dict, "a mapping")
-    with _inside(name):
-        return build(value)
-
-
-def _some(fields: Fields, build: Callable[[Fields], T]) -> tuple[T, ...]:
-    """The responses to a problem, of which there is one at least."""
-    trunks = _each(fields, "trunks", build)
-    if not trunks:
-        raise ValueError("trunks: there are none")
-    return trunks
-
-
-def _each(fields: Fields, name: str, build: Callable[[Fields], T]) -> tuple[T, ...]:
-    found = []
-    for number, value in enumerate(_several(fields, name, {dict}, "mappings")):
-        with _inside(f"{name}[{number}]"):
-            found.append(build(value))
-    return tuple(found)
-
-
-@contextmanager
-def _inside(name: str) -> Iterator[None]:
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}.{error}") from None
+def _are_token_ids(tokens: Sequence[int]) -> bool:
+    return not tokens or 0 <= min(tokens) <= max(tokens) <= LARGEST_TOKEN_ID

@@ -13,7 +13,7 @@ from attnrl.data.run_data import RunData
 from attnrl.data.stream import ProblemSource
 from attnrl.errors import UserError
 from attnrl.local.checkpoint import Checkpoint, data_of
-from attnrl.rl.trainer import TrainerState, drop_stale_samples
+from attnrl.rl.state import TrainerState, drop_stale_samples
 from attnrl.runs.directory import METRICS, RunDirectory
 
 #: Settings that may change when a run resumes: length, placement and monitoring of the run, never the learning.

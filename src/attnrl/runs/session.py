@@ -27,7 +27,8 @@ from attnrl.local.checkpoint import (
 )
 from attnrl.local.loading import build_policy, load_model
 from attnrl.rl.evaluation import Evaluation
-from attnrl.rl.trainer import StepResult, Trainer, TrainerState
+from attnrl.rl.state import TrainerState
+from attnrl.rl.trainer import StepResult, Trainer
 from attnrl.runs.compatibility import resumed_state
 from attnrl.runs.directory import METRICS, RunDirectory
 from attnrl.runs.display import Display

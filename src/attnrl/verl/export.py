@@ -27,8 +27,7 @@ from attnrl.local.checkpoint import OPTIMIZER_FILE, staged_directory, write_stat
 from attnrl.local.loading import LOADING_ERRORS, load_model_config, load_tokenizer
 from attnrl.local.model_files import check_model_files
 from attnrl.local.optimizer import MASTER
-from attnrl.rl.state import state_from_json
-from attnrl.rl.trainer import TrainerState
+from attnrl.rl.state import TrainerState, state_from_json
 from attnrl.utils.files import require_writable
 from attnrl.verl.settings import STATE_FILE
 from attnrl.verl.shards import Pieces, Shards

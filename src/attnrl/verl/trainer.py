@@ -20,8 +20,8 @@ from verl.trainer.ppo.v1 import PPOTrainer, register_trainer
 
 from attnrl.data.run_data import load_run_data
 from attnrl.errors import UserError, one_line
-from attnrl.rl.state import state_from_json, state_to_json
-from attnrl.rl.trainer import Trainer, TrainerState
+from attnrl.rl.state import TrainerState, state_from_json, state_to_json
+from attnrl.rl.trainer import Trainer
 from attnrl.runs.compatibility import resumed_state
 from attnrl.runs.evaluation import evaluate_held_out, is_evaluation_due
 from attnrl.runs.recording import Metrics, RunRecorder
