@@ -167,7 +167,7 @@ class Grader(Protocol):
 
 
 class Policy(Protocol):
-    """The model being trained."""
+    """The model that is trained: scores responses and takes optimizer steps."""
 
     def score(
         self,

@@ -74,7 +74,7 @@ class OptimizerConfig(Strict):
 
 
 class SamplingConfig(Strict):
-    """Sampling of training responses."""
+    """How training responses are sampled, and the limits on their length."""
 
     temperature: PositiveFloat = Field(1.0, description="sampling temperature")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling: probability mass kept; 1: off")
@@ -144,7 +144,7 @@ class DataConfig(Strict):
 
 
 class EvalConfig(Strict):
-    """Held-out evaluation during training."""
+    """Held-out evaluation during training: how often, and with how many samples."""
 
     every: NonNegativeInt = Field(10, description="training steps between evaluations; 0: no evaluation")
     problems: PositiveInt = Field(100, description="number of held-out problems, at most")
@@ -154,7 +154,7 @@ class EvalConfig(Strict):
 
 
 class CheckpointConfig(Strict):
-    """Checkpoint interval and retention."""
+    """When checkpoints are saved, and how many are kept (retention)."""
 
     every: NonNegativeInt = Field(
         50, description="training steps between checkpoints; 0: only the last step, which always saves"

@@ -15,7 +15,7 @@ CACHED_PROBLEMS = 1_024
 
 
 class ProblemSource(Protocol):
-    """Training problems by position."""
+    """Training problems by their position in the order of a run."""
 
     def at(self, position: int) -> Problem:
         """Return the problem at ``position`` (0, 1, 2, ... without end)."""

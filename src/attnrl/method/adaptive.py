@@ -133,7 +133,6 @@ class BatchSizeController:
     max_ratio: float = 2.0
 
     def __post_init__(self) -> None:
-        """Check the attributes."""
         if not 1 <= self.minimum <= self.batch <= self.maximum:
             raise ValueError(f"need 1 <= minimum <= batch <= maximum, got {self.minimum}, {self.batch}, {self.maximum}")
         if self.target <= 0 or not 0 <= self.smoothing <= 1 or self.max_ratio < 1:

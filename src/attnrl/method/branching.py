@@ -44,7 +44,6 @@ class RolloutSignals:
     dependents: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check the lengths."""
         lengths = {"influence": len(self.steps), "entropy": self.steps.length, "dependents": len(self.steps)}
         for name, length in lengths.items():
             values = getattr(self, name)

@@ -61,7 +61,7 @@ class Segment:
 
     @property
     def length(self) -> int:
-        """Number of tokens."""
+        """Return the number of tokens of the segment."""
         return self.end - self.start
 
 
@@ -85,7 +85,7 @@ class Path:
 
     @property
     def length(self) -> int:
-        """Number of response tokens."""
+        """Return the number of response tokens."""
         return sum(segment.length for segment in self.segments)
 
     def spans(self) -> list[Span]:
@@ -165,7 +165,6 @@ class Forest:
     trees: tuple[Tree, ...]
 
     def __post_init__(self) -> None:
-        """Check the attributes."""
         if not self.trees:
             raise ValueError("a forest needs at least one tree")
         for index, tree in enumerate(self.trees):

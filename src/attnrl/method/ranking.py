@@ -21,7 +21,7 @@ def rank_steps(values: Sequence[float], among: Iterable[int]) -> list[int]:
 
 
 def share_of(share: float, count: int) -> int:
-    """Return ``ceil(share * count)``."""
+    """Return ``share * count``, rounded up to a whole number."""
     # 1e-9 absorbs rounding: 0.07 * 100 is a little over 7 in floating point.
     return math.ceil(share * count - 1e-9)
 

@@ -36,7 +36,6 @@ class Steps:
     think_end: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the attributes."""
         if self.length < 0:
             raise ValueError(f"length must not be negative, got {self.length}")
         edges = [*self.starts, self.length]
@@ -90,7 +89,6 @@ class StepSettings:
     think_marker: str = "</think>"
 
     def __post_init__(self) -> None:
-        """Check the attributes."""
         if self.chunk_tokens < 1:
             raise ValueError(f"chunk_tokens must be at least 1, got {self.chunk_tokens}")
         if not self.think_marker:

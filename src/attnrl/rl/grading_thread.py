@@ -43,7 +43,7 @@ class OverlappedGrading:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the thread."""
+        """Drop what waits, and end the thread."""
         with self._changed:
             self._ended = True
             self._waiting.clear()
