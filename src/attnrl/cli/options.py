@@ -42,7 +42,9 @@ TrustRemoteCodeOption = Annotated[
 class ResponseOptions:
     """Options of every command that samples and grades responses."""
 
-    task: Annotated[str | None, typer.Option(help="A procedural task; its held-out problems are used.")] = None
+    task: Annotated[
+        str | None, typer.Option(help="A task by name or module:object; the held-out problems are used.")
+    ] = None
     data: Annotated[
         str | None, typer.Option(help="A file of problems (parquet, jsonl, json, csv), or HUB_ID of a data set.")
     ] = None
