@@ -186,7 +186,7 @@ class TrainConfig(Strict):
     output_dir: Path = Field(description="run directory; all output of the run is written there")
     task: str | None = Field(
         None,
-        description="a task of the package, reasoning_gym:NAME?KEY=VALUE&..., or module:object; null: data.train is used",
+        description="a task by name, reasoning_gym:NAME?KEY=VALUE&..., or module:object; null: data.train is used",
     )
     data: DataConfig = DataConfig()
     grader: str | None = Field(
