@@ -47,10 +47,10 @@ def test_a_name_with_its_source(folder: Path) -> None:
         ("aime26", ["'aime26'", "aime26*", "aime24_1.parquet", "olympiad", "aime26=PATH", "--data-dir"]),
         ("math50", ["'math50'"]),
         ("two", ["two_a.json, two_b.json", "two=PATH"]),
-        ("x,aime24,x", ["x is named more than once"]),
+        ("x,aime24,x", ["--benchmark", "x"]),
         ("x=", ["NAME=PATH"]),
         ("=x", ["NAME=PATH"]),
-        (",", ["names none", "aime24"]),
+        (",", ["--benchmark", "aime24"]),
     ],
 )
 def test_names_that_will_not_do(names: str, said: list[str], folder: Path) -> None:
@@ -62,14 +62,14 @@ def test_names_that_will_not_do(names: str, said: list[str], folder: Path) -> No
 
 def test_where_it_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ATTNRL_DATA", raising=False)
-    with pytest.raises(UserError, match=r"'aime24'.*--data-dir DIR, ATTNRL_DATA=DIR, aime24=PATH.*minerva"):
+    with pytest.raises(UserError, match=r"aime24.*--data-dir DIR.*ATTNRL_DATA=DIR.*aime24=PATH.*minerva"):
         find_benchmarks(["aime24"])
-    with pytest.raises(UserError, match=r"no data file.*known: aime24"):
+    with pytest.raises(UserError, match=r"aime24\*.*--data-dir .*minerva"):
         find_benchmarks(["aime24"], tmp_path)
-    with pytest.raises(UserError, match="no such directory"):
+    with pytest.raises(UserError, match=r"--data-dir .*none"):
         find_benchmarks(["aime24"], tmp_path / "none")
     monkeypatch.setenv("ATTNRL_DATA", str(tmp_path / "none"))
-    with pytest.raises(UserError, match=r"\$ATTNRL_DATA .*none: no such directory"):
+    with pytest.raises(UserError, match=r"\$ATTNRL_DATA .*none"):
         find_benchmarks(["aime24"])
 
 

@@ -81,7 +81,7 @@ def test_a_row_whose_answer_is_empty_is_left_out_with_a_count(write: Write) -> N
     assert len(data.problems) == 2
     (note,) = data.notes
     assert note.endswith("x.jsonl: left out 2 rows without a true answer (x.jsonl line 2, x.jsonl line 3)")
-    with pytest.raises(UserError, match=r"the true answer of every row is empty"):
+    with pytest.raises(UserError, match=r"x\.jsonl"):
         load_problem_set(write(*rows[1:3]))
 
 
@@ -153,10 +153,11 @@ def test_duplicates_and_conflicts() -> None:
     )
     kept = leave_out_duplicates(data)
     assert ids(kept) == "p0 p2 p3 p4 p5"
-    assert kept.notes == ("data t: left out 1 duplicate of other problems",)
+    assert len(kept.notes) == 1 and "data t: left out 1 duplicate" in kept.notes[0]
     assert [[problem.id for problem in group] for group in find_conflicts(kept.problems)] == [["p0", "p2"]]
     noted = note_conflicts(kept)
-    assert noted.notes[1:] == ("data t: 1 problem with other answers in other rows (t row 0 and t row 2)",)
+    (note,) = noted.notes[1:]
+    assert note.startswith("data t: 1 problem ") and "(t row 0 and t row 2)" in note
     assert noted.problems == kept.problems
     assert note_conflicts(leave_out_duplicates(make(("a", "1"), ("b", "1")))).notes == ()
 
@@ -175,12 +176,14 @@ def test_overlap_is_dropped_or_told() -> None:
     evaluation = [Problem(id=f"e{n}", prompt=prompt, answers=("1",)) for n, prompt in enumerate(["find z", "find x"])]
     dropped = leave_out_overlap(data, evaluation, overlap="drop")
     assert ids(dropped) == "p1"
-    assert dropped.notes == ("data t: left out 2 problems that it is evaluated on (p0 is e1, p2 is e0)",)
+    (note,) = dropped.notes
+    assert note.startswith("data t: left out 2 ") and "(p0 is e1, p2 is e0)" in note
     told = leave_out_overlap(data, evaluation, overlap="warn")
     assert told.problems == data.problems
-    assert told.notes == ("data t: trains on 2 problems that it is evaluated on (p0 is e1, p2 is e0)",)
+    (note,) = told.notes
+    assert note.startswith("data t: trains on 2 ") and "(p0 is e1, p2 is e0)" in note
     assert leave_out_overlap(data, [replace(evaluation[0], prompt="Find w")], overlap="drop") == data
-    with pytest.raises(UserError, match=r"data t: every training problem is .*data\.overlap=warn"):
+    with pytest.raises(UserError, match=r"data t.*data\.overlap=warn"):
         leave_out_overlap(make(("Find z", "1")), evaluation, overlap="drop")
 
 
@@ -189,7 +192,7 @@ def test_prompts_that_are_too_long_are_dropped_with_a_count(tokenizer: PreTraine
     fitted = fit_problem_set(data, tokenizer, max_prompt_tokens=4)
     assert ids(fitted) == "p0 p2"
     assert fitted.notes == ("data t: left out 1 prompt of more than 4 tokens",)
-    with pytest.raises(UserError, match="data t: every prompt has more than max_prompt_tokens = 3 tokens"):
+    with pytest.raises(UserError, match=r"data t.*max_prompt_tokens = 3"):
         fit_problem_set(data, tokenizer, max_prompt_tokens=3)
 
 
@@ -197,7 +200,8 @@ def test_true_answers_that_cannot_be_parsed_are_named_by_row() -> None:
     data = make(("A=1?", "1"), ("A=2?", "\\frac"))
     assert note_unusable(data, []) == data
     noted = note_unusable(data, [UnusableGold(1, "p1", ("\\frac",), "cannot be parsed")])
-    assert noted.notes == ("data t: 1 true answer that no response can match (t row 1: '\\\\frac' cannot be parsed)",)
+    (note,) = noted.notes
+    assert note.startswith("data t: 1 ") and "(t row 1: '\\\\frac' cannot be parsed)" in note
 
 
 def shared_data() -> Path:

@@ -43,10 +43,10 @@ def test_what_is_too_long_is_left_out(tokenizer: PreTrainedTokenizerBase, chatty
 
 
 def test_what_cannot_be_rendered_is_named(tokenizer: PreTrainedTokenizerBase, chatty: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(UserError, match=r"problem chat: chat messages, but .* no chat template"):
+    with pytest.raises(UserError, match="problem chat"):
         fit_problems([CHAT], tokenizer, max_prompt_tokens=9)
     system = replace(CHAT, prompt=({"role": "system", "content": "S"}, *CHAT.prompt))
-    with pytest.raises(UserError, match=r"problem chat: the chat template refuses its messages \(only users\)"):
+    with pytest.raises(UserError, match=r"problem chat.*only users"):
         fit_problems([system], chatty, max_prompt_tokens=9)
 
 

@@ -57,37 +57,37 @@ def test_formats(row: dict[str, Any], prompt: Any, answers: tuple[str, ...]) -> 
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "field"),
     [
-        ({"answer": "2"}, "no prompt, problem or question"),
-        ({"prompt": None, "answer": "2"}, "no prompt, problem or question"),
-        ({"prompt": "  ", "answer": "2"}, "prompt is empty"),
-        ({"question": "", "answer": "2"}, "question is empty"),
-        ({"prompt": [], "answer": "2"}, "prompt must be"),
-        ({"prompt": 7, "answer": "2"}, "prompt must be"),
-        ({"problem": 7, "answer": "2"}, "problem must be"),
-        ({"prompt": ["hi"], "answer": "2"}, "prompt needs a role and a content"),
-        ({"prompt": [{"role": "user"}], "answer": "2"}, "role and a content"),
-        ({"prompt": [{"role": "user", "content": [1]}], "answer": "2"}, "role and a content"),
-        ({"prompt": [{"role": "system", "content": "x"}], "answer": "2"}, "prompt has no user message"),
-        ({"prompt": "1+1?"}, "no true answer in reward_model.ground_truth, answer or solution"),
-        ({"prompt": "1+1?", "answer": None}, "no true answer"),
-        ({"prompt": "1+1?", "answer": True}, "answer is no true answer"),
-        ({"prompt": "1+1?", "answer": float("nan")}, "answer is no true answer"),
-        ({"prompt": "1+1?", "solution": {"a": 1}}, "solution is no true answer"),
-        ({"prompt": "1+1?", "answer": ["2", None]}, "answer is no true answer"),
-        ({"prompt": "1+1?", "answer": ["2", ""]}, "answer is no true answer (one of its list is empty)"),
-        ({"prompt": "1+1?", "reward_model": "2"}, "no true answer"),
-        ({"prompt": "1+1?", "reward_model": {"ground_truth": {}}}, "reward_model.ground_truth is no true answer"),
-        ({"prompt": "\ud800?", "answer": "2"}, "prompt is not valid Unicode"),
-        ({"prompt": "1+1?", "answer": "\udfff"}, "answer is not valid Unicode"),
+        ({"answer": "2"}, "prompt, problem or question"),
+        ({"prompt": None, "answer": "2"}, "prompt, problem or question"),
+        ({"prompt": "  ", "answer": "2"}, "prompt"),
+        ({"question": "", "answer": "2"}, "question"),
+        ({"prompt": [], "answer": "2"}, "prompt"),
+        ({"prompt": 7, "answer": "2"}, "prompt"),
+        ({"problem": 7, "answer": "2"}, "problem"),
+        ({"prompt": ["hi"], "answer": "2"}, "prompt"),
+        ({"prompt": [{"role": "user"}], "answer": "2"}, "prompt"),
+        ({"prompt": [{"role": "user", "content": [1]}], "answer": "2"}, "prompt"),
+        ({"prompt": [{"role": "system", "content": "x"}], "answer": "2"}, "prompt"),
+        ({"prompt": "1+1?"}, "reward_model.ground_truth, answer or solution"),
+        ({"prompt": "1+1?", "answer": None}, "answer or solution"),
+        ({"prompt": "1+1?", "answer": True}, "answer"),
+        ({"prompt": "1+1?", "answer": float("nan")}, "answer"),
+        ({"prompt": "1+1?", "solution": {"a": 1}}, "solution"),
+        ({"prompt": "1+1?", "answer": ["2", None]}, "answer"),
+        ({"prompt": "1+1?", "answer": ["2", ""]}, "answer"),
+        ({"prompt": "1+1?", "reward_model": "2"}, "answer or solution"),
+        ({"prompt": "1+1?", "reward_model": {"ground_truth": {}}}, "reward_model.ground_truth"),
+        ({"prompt": "\ud800?", "answer": "2"}, "prompt"),
+        ({"prompt": "1+1?", "answer": "\udfff"}, "answer"),
     ],
 )
-def test_a_faulty_row_is_named_with_the_field(row: dict[str, Any], said: str) -> None:
+def test_a_faulty_row_is_named_with_the_field(row: dict[str, Any], field: str) -> None:
     with pytest.raises(UserError) as caught:
         read_prompt(row, "here")
         read_answers(row, "here")
-    assert str(caught.value).startswith("here: ") and said in str(caught.value)
+    assert str(caught.value).startswith("here: ") and field in str(caught.value)
 
 
 def test_an_empty_list_is_an_empty_answer() -> None:

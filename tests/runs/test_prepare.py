@@ -72,7 +72,7 @@ def test_a_run_on_files(files: Path, tokenizer: PreTrainedTokenizerBase) -> None
     assert (data.training_problems, len(data.held_out)) == (18, 6)
     assert isinstance(data.source, ShuffledProblems)
     (note,) = data.notes
-    assert note.startswith("data train.jsonl: left out 2 problems that it is evaluated on (train:")
+    assert note.startswith("data train.jsonl: left out 2 ")
     # How many are evaluated on changes nothing in what is trained on.
     fewer = load_run_data(config(*settings, "eval.problems=2"), tokenizer)
     assert len(fewer.held_out) == 2 and fewer.source == data.source
@@ -95,7 +95,7 @@ def test_true_answers_that_cannot_be_parsed_are_told(files: Path, tokenizer: Pre
     with (files / "train.jsonl").open("a") as file:
         file.write(json.dumps({"prompt": "A=77?", "answer": "\\frac"}) + "\n")
     notes = load_run_data(config(*FILE, "data.train=train.jsonl"), tokenizer).notes
-    assert len(notes) == 1 and "1 true answer that no response can match (train.jsonl line 21: " in notes[0]
+    assert len(notes) == 1 and "train.jsonl line 21" in notes[0]
     assert load_run_data(config(*FILE, "data.train=train.jsonl", "grader=rules"), tokenizer).notes == ()
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks that ``attnrl eval --benchmark`` knows by name: the paper's protocol, and where their files are."""
+"""The benchmarks of ``attnrl eval --benchmark`` by name: the paper's protocol, and the search for the data files."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from attnrl.errors import UserError
 DATA_DIR_VARIABLE = "ATTNRL_DATA"
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 TEMPERATURE = 0.6
-TOP_P = 1.0  # the paper names no other for its evaluation
+TOP_P = 1.0  # the paper gives no top-p for evaluation
 MAX_NEW_TOKENS = 32_768
 
 
 @dataclass(frozen=True)
-class Known:
+class BenchmarkProtocol:
     """The paper's protocol for one benchmark.
 
     Attributes:
-        title: as the paper's Table 1 names it.
-        samples: responses to each problem (the k of avg@k).
-        problems: how many there are.
+        title: name in Table 1 of the paper.
+        samples: responses per problem (the k of avg@k).
+        problems: number of problems.
     """
 
     title: str
@@ -32,50 +32,58 @@ class Known:
 
 
 KNOWN = {
-    "aime24": Known("AIME24", 32, 30),
-    "aime25": Known("AIME25", 32, 30),
-    "amc23": Known("AMC23", 32, 40),
-    "math500": Known("MATH-500", 4, 500),
-    "minerva": Known("Minerva", 4, 272),
-    "olympiad": Known("Olympiad", 4, 674),
+    "aime24": BenchmarkProtocol("AIME24", 32, 30),
+    "aime25": BenchmarkProtocol("AIME25", 32, 30),
+    "amc23": BenchmarkProtocol("AMC23", 32, 40),
+    "math500": BenchmarkProtocol("MATH-500", 4, 500),
+    "minerva": BenchmarkProtocol("Minerva", 4, 272),
+    "olympiad": BenchmarkProtocol("Olympiad", 4, 674),
 }
-OTHER_SAMPLES = 4  # of a benchmark that is not the paper's: as for its larger ones
+OTHER_SAMPLES = 4  # for benchmarks absent from the paper: as for the larger benchmarks of the paper
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A named set of problems: ``source`` is its file, or the id of a data set on the Hugging Face hub."""
+    """A named set of problems.
+
+    Attributes:
+        name: name of the benchmark, in lower case.
+        source: path of the data file, or id of a data set on the Hugging Face Hub.
+    """
 
     name: str
     source: Path | str
 
     @property
     def samples(self) -> int:
-        """Responses to each problem, unless the user says otherwise."""
+        """Return the default number of responses per problem."""
         return KNOWN[self.name].samples if self.name in KNOWN else OTHER_SAMPLES
 
     @property
     def title(self) -> str:
-        """The name for a table's head."""
+        """Return the name for the header of a table."""
         return KNOWN[self.name].title if self.name in KNOWN else self.name
 
 
 def find_benchmarks(names: Sequence[str], data_dir: Path | None = None) -> list[Benchmark]:
-    """The benchmarks that the user names, each entry one or several (separated by commas).
+    """Return the benchmarks with the given names.
 
-    A name stands for a file in ``data_dir`` (or in ``$ATTNRL_DATA``) that is called so, with an ending such as
-    ``_1`` or ``-test`` or without; ``NAME=PATH`` and ``NAME=HUB_ID`` say where it is.
+    Args:
+        names: each entry is one name, or several names separated by commas. A name selects the data file of the same
+            name in ``data_dir``; the file name may have an ending, e.g. ``_1`` or ``-test``. ``NAME=PATH`` and
+            ``NAME=HUB_ID`` give the source explicitly.
+        data_dir: directory of the data files; None: ``$ATTNRL_DATA``.
 
     Raises:
-        UserError: there is no such file, or more than one, or a name comes twice.
+        UserError: no file or several files match a name, or a name is repeated.
     """
     entries = [entry.strip() for given in names for entry in given.split(",") if entry.strip()]
     found = [_find(entry, data_dir) for entry in entries]
     if not found:
-        raise UserError(f"--benchmark: names none (known: {', '.join(KNOWN)})")
+        raise UserError(f"--benchmark: expected at least one name (known: {', '.join(KNOWN)})")
     twice = sorted({benchmark.name for benchmark in found if [b.name for b in found].count(benchmark.name) > 1})
     if twice:
-        raise UserError(f"--benchmark: {', '.join(twice)} is named more than once")
+        raise UserError(f"--benchmark: {', '.join(twice)} repeated")
     return found
 
 
@@ -95,7 +103,7 @@ def _find(entry: str, data_dir: Path | None) -> Benchmark:
         said = f"${DATA_DIR_VARIABLE} {place}"
     else:
         raise UserError(
-            f"benchmark {name!r}: say where its file is with --data-dir DIR, {DATA_DIR_VARIABLE}=DIR, "
+            f"benchmark {name!r}: give the data file with --data-dir DIR, {DATA_DIR_VARIABLE}=DIR, "
             f"{name}=PATH or {name}=HUB_ID (known: {', '.join(KNOWN)})"
         )
     if not place.is_dir():
@@ -107,17 +115,18 @@ def _find(entry: str, data_dir: Path | None) -> Benchmark:
         return Benchmark(name, matches[0])
     if matches:
         raise UserError(
-            f"benchmark {name!r}: {said} holds {', '.join(path.name for path in matches)}: say which ({name}=PATH)"
+            f"benchmark {name!r}: several files in {said} match: {', '.join(path.name for path in matches)}; "
+            f"choose one with {name}=PATH"
         )
     raise UserError(
         f"benchmark {name!r}: no file {name}*{{{','.join(SUFFIXES)}}} in {said} "
-        f"(there: {', '.join(path.name for path in files) or 'no data file'}; known: {', '.join(KNOWN)}; "
-        f"or say {name}=PATH or {name}=HUB_ID)"
+        f"(data files: {', '.join(path.name for path in files) or 'none'}; known benchmarks: {', '.join(KNOWN)}; "
+        f"or give {name}=PATH or {name}=HUB_ID)"
     )
 
 
 def _is_called(stem: str, name: str) -> bool:
-    """Whether a file's stem is the name and an ending: ``math500_1``, and not ``math5000``."""
+    """Return True if a file's stem is the name with an ending: ``math500_1``, but not ``math5000``."""
     rest = stem.removeprefix(name)
     return rest != stem and not rest[:1].isalnum()
 
@@ -125,7 +134,7 @@ def _is_called(stem: str, name: str) -> bool:
 def deviations(
     name: str, *, problems: int, samples: int, max_new_tokens: int, temperature: float, top_p: float
 ) -> list[str]:
-    """In what an evaluation differs from the paper's protocol; nothing for a benchmark that the paper does not have."""
+    """Return the differences from the paper's protocol; empty for a benchmark absent from the paper."""
     if name not in KNOWN:
         return []
     known = KNOWN[name]

@@ -1,4 +1,4 @@
-"""Problems from data files and Hugging Face data sets: read, named, rid of duplicates, fitted to a tokenizer."""
+"""Load problems from data files and data sets: read, assign ids, drop duplicates, fit to a tokenizer."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from attnrl.errors import UserError
 from attnrl.grading.golds import UnusableGold
 from attnrl.types import Problem
 
-NAMED = 3  # problems that a note names
+MAX_NAMED = 3  # problems named in a note
 
 
 @dataclass(frozen=True)
 class ProblemSet:
-    """Problems of one or more sources, and what was left out of them.
+    """Problems of one or more sources, with notes.
 
     Attributes:
-        name: of the sources, for messages.
-        problems: in the order of their rows.
-        places: the file and row of each problem, by its id.
-        notes: what was left out and what is odd, in a line each; none if there is nothing to tell.
+        name: name of the sources, for messages.
+        problems: the problems, in the order of the rows.
+        places: file and row of each problem, by problem id.
+        notes: remarks of one line each: problems left out, conflicts, unusable true answers.
     """
 
     name: str
@@ -49,10 +49,10 @@ class ProblemSet:
 
 
 def load_problems(source: str | Path | Sequence[str], *, prompt_suffix: str = PROMPT_SUFFIX) -> list[Problem]:
-    """The problems of :func:`load_problem_set`.
+    """Return the problems of :func:`load_problem_set`.
 
     Raises:
-        UserError: naming the source and row.
+        UserError: a source or row is invalid; names the source and the row.
     """
     return list(load_problem_set(source, prompt_suffix=prompt_suffix).problems)
 
@@ -60,11 +60,11 @@ def load_problems(source: str | Path | Sequence[str], *, prompt_suffix: str = PR
 def load_problem_set(source: str | Path | Sequence[str], *, prompt_suffix: str = PROMPT_SUFFIX) -> ProblemSet:
     """Read problems from files or data sets; see :mod:`attnrl.data.rows` for the formats of a row.
 
-    ``prompt_suffix`` is appended to each last user message that has not got it. A row whose true answer is empty
-    cannot be graded and is left out. Ids do not depend on place: see :func:`problem_ids`.
+    ``prompt_suffix`` is appended to the text or the last user message, unless already present. Rows with an empty true
+    answer are left out. Ids do not depend on the position of a row: see :func:`problem_ids`.
 
     Raises:
-        UserError: a source or row that will not do (it is named), or no row has a true answer.
+        UserError: a source or row is invalid (names source and row), or no row has a true answer.
     """
     sources = [source] if isinstance(source, (str, Path)) else list(source)
     name = f"data {sources[0]}" + (f" and {len(sources) - 1} more" if len(sources) > 1 else "")
@@ -104,9 +104,9 @@ def _to_problem(row: Row, default_source: str) -> Problem:
 
 
 def problem_ids(problems: Sequence[Problem]) -> list[str]:
-    """An id for each problem: its source and a hash of source, prompt and answers, so that rows may come and go.
+    """Return a distinct id per problem: the source, and a hash of source, prompt and answers.
 
-    The second and later of problems that agree in all three get ``-2``, ``-3``, ... appended: no two ids are equal.
+    Ids are stable when rows are added or removed. Repeated problems get ``-2``, ``-3``, ... appended.
     """
     seen: Counter[str] = Counter()
     ids = []
@@ -120,17 +120,17 @@ def problem_ids(problems: Sequence[Problem]) -> list[str]:
 
 
 def drop_duplicates(problems: Sequence[Problem], suffix: str = "") -> list[Problem]:
-    """The first of all problems with the same normalised prompt and answers."""
+    """Return the problems without duplicates (equal normalised prompt and answers); the first of equals is kept."""
     kept: dict[Hashable, Problem] = {}
     for problem in problems:
-        # What a chat says beside the question (a system prompt, examples) makes another problem of it.
+        # Chats with different system prompts or examples are different problems.
         others = () if isinstance(problem.prompt, str) else tuple(m["content"] for m in problem.prompt[:-1])
         kept.setdefault((question_key(problem, suffix), others, answers_key(problem)), problem)
     return list(kept.values())
 
 
 def leave_out_duplicates(data: ProblemSet, suffix: str = "") -> ProblemSet:
-    """:func:`drop_duplicates` with a note of how many were left out."""
+    """Apply :func:`drop_duplicates` and add a note with the number of duplicates."""
     kept = tuple(drop_duplicates(data.problems, suffix))
     if len(kept) == len(data.problems):
         return data
@@ -139,7 +139,7 @@ def leave_out_duplicates(data: ProblemSet, suffix: str = "") -> ProblemSet:
 
 
 def find_conflicts(problems: Sequence[Problem], suffix: str = "") -> list[list[Problem]]:
-    """Groups of problems with the same normalised question and no accepted answer that all of them share."""
+    """Return groups of problems with equal normalised questions and no common accepted answer."""
     groups: dict[str, list[Problem]] = {}
     for problem in problems:
         groups.setdefault(question_key(problem, suffix), []).append(problem)
@@ -148,12 +148,12 @@ def find_conflicts(problems: Sequence[Problem], suffix: str = "") -> list[list[P
 
 
 def note_conflicts(data: ProblemSet, suffix: str = "") -> ProblemSet:
-    """A note of :func:`find_conflicts`; the problems stay, since nobody knows which of them is right."""
+    """Add a note on the groups of :func:`find_conflicts`. No problem is dropped: the correct answer is unknown."""
     conflicts = find_conflicts(data.problems, suffix)
     if not conflicts:
         return data
     rows = _some([" and ".join(_row(data.places[problem.id]) for problem in group) for group in conflicts])
-    note = f"{data.name}: {_count(len(conflicts), 'problem')} with other answers in other rows ({rows})"
+    note = f"{data.name}: {_count(len(conflicts), 'problem')} with conflicting answers ({rows})"
     return replace(data, notes=(*data.notes, note))
 
 
@@ -164,10 +164,10 @@ def fit_problem_set(
     max_prompt_tokens: int,
     chat_template: ChatTemplate = "auto",
 ) -> ProblemSet:
-    """:func:`attnrl.data.fitting.fit_problems` with a note of how many were left out.
+    """Apply :func:`attnrl.data.fitting.fit_problems` and add a note with the number of problems left out.
 
     Raises:
-        UserError: a prompt that cannot be rendered or has no tokens, or none is short enough.
+        UserError: a prompt cannot be rendered or has no tokens, or every prompt is too long.
     """
     fitting = fit_problems(data.problems, tokenizer, max_prompt_tokens=max_prompt_tokens, chat_template=chat_template)
     dropped = len(data.problems) - len(fitting)
@@ -178,36 +178,36 @@ def fit_problem_set(
 
 
 def note_unusable(data: ProblemSet, unusable: Sequence[UnusableGold]) -> ProblemSet:
-    """A note of the rows whose true answer no response can be compared with."""
+    """Add a note on the rows without a usable true answer."""
     if not unusable:
         return data
     found = [f"{_row(data.places[gold.id])}: {gold.answers[0][:60]!r} {gold.reason}" for gold in unusable]
     rows = _some(found, named=20)
-    note = f"{data.name}: {_count(len(unusable), 'true answer')} that no response can match ({rows})"
+    note = f"{data.name}: {_count(len(unusable), 'unusable true answer')} ({rows})"
     return replace(data, notes=(*data.notes, note))
 
 
 def leave_out_overlap(
     training: ProblemSet, evaluation: Sequence[Problem], *, overlap: Literal["drop", "warn"], suffix: str = ""
 ) -> ProblemSet:
-    """Drop or only note the training problems that are evaluation problems too, however they are set.
+    """Drop the training problems equal to an evaluation problem, or only add a note with ``overlap="warn"``.
 
     Raises:
-        UserError: none is left.
+        UserError: no training problem is left.
     """
     found = find_overlap(training.problems, evaluation, suffix)
     if not found:
         return training
     named = _some([f"{training.problems[place].id} is {other.id}" for place, other in found.items()])
     if overlap == "warn":
-        note = f"{training.name}: trains on {_count(len(found), 'problem')} that it is evaluated on ({named})"
+        note = f"{training.name}: trains on {_count(len(found), 'evaluation problem')} ({named})"
         return replace(training, notes=(*training.notes, note))
     kept = tuple(problem for place, problem in enumerate(training.problems) if place not in found)
     if not kept:
         raise UserError(
-            f"{training.name}: every training problem is an evaluation problem too (data.overlap=warn trains on them)"
+            f"{training.name}: every training problem is an evaluation problem (to train anyway: data.overlap=warn)"
         )
-    note = f"{training.name}: left out {_count(len(found), 'problem')} that it is evaluated on ({named})"
+    note = f"{training.name}: left out {_count(len(found), 'evaluation problem')} ({named})"
     return replace(training, problems=kept, notes=(*training.notes, note))
 
 
@@ -216,10 +216,10 @@ def _count(number: int, noun: str) -> str:
 
 
 def _row(place: str) -> str:
-    """A place without the folder of its file: ``train.jsonl line 3``."""
+    """Return a place without the folder of the file: ``train.jsonl line 3``."""
     source, _, row = place.rpartition(", ")
     return f"{Path(re.sub('^data (file|set) ', '', source)).name} {row}"
 
 
-def _some(names: Sequence[str], named: int = NAMED) -> str:
+def _some(names: Sequence[str], named: int = MAX_NAMED) -> str:
     return ", ".join(names[:named]) + (", ..." if len(names) > named else "")

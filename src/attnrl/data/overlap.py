@@ -1,4 +1,4 @@
-"""Which problems are the same, however they are set: duplicates, and training problems that are evaluated on."""
+"""Find equal problems by normalised text: duplicates, and overlap of training and evaluation (contamination)."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _SPACING = re.compile(
 )
 _FRACTION = re.compile(r"\\[dt]frac(?![a-zA-Z])")
 _DELIMITERS = re.compile(r"\\[()\[\]]|\$")
-# Punctuation before or between digits means something (.5 and 1.5 are not 5 and 15), and so do n! and f'.
+# Punctuation before or between digits is kept (.5 and 1.5 differ from 5 and 15), and n! and f' are kept too.
 _PUNCTUATION = re.compile(r"\.(?!\d)|(?<!\d)[,;:?\"`*_#]|[,;:?\"`*_#](?!\d)")
 _ONE_SPELLING = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "−": "-", "–": "-", "—": "-"})
 _WHITESPACE = re.compile(r"(?<!\w)\s+|\s+(?!\w)")
 
 
-@lru_cache(maxsize=1 << 16)  # duplicates and overlap look at each text several times
+@lru_cache(maxsize=1 << 16)  # each text is normalised several times, for duplicates and overlap
 def normalize_text(text: str) -> str:
-    """Spell the same problem the same way: case, whitespace, punctuation, LaTeX spacing and delimiters go.
+    """Return a normalised spelling: without case, whitespace, punctuation, LaTeX spacing and LaTeX delimiters.
 
-    Operators, brackets and digits stay. Spaces stay only between words and numbers.
+    Operators, brackets and digits are kept. Spaces are kept only between words and numbers.
     """
     text = unicodedata.normalize("NFKC", text).translate(_ONE_SPELLING)
     text = _FRACTION.sub(r"\\frac", _SPACING.sub(" ", _THOUSANDS.sub(",", text)))
@@ -35,7 +35,7 @@ def normalize_text(text: str) -> str:
     return _WHITESPACE.sub("", " ".join(text.split()))
 
 
-#: Instructions that data sets append to their problems.
+#: Instructions appended to the problems of common data sets.
 _SUFFIXES = (
     normalize_text(PROMPT_SUFFIX),
     normalize_text("Please reason step by step, and put your final answer within \\boxed{}."),
@@ -43,7 +43,7 @@ _SUFFIXES = (
 
 
 def question_key(problem: Problem, suffix: str = "") -> str:
-    """The normalised text of a problem, or of the last user message of a chat, without the suffix."""
+    """Return the normalised text of a problem (of the last user message of a chat), without ``suffix``."""
     prompt = problem.prompt
     if not isinstance(prompt, str):
         prompt = [message["content"] for message in prompt if message["role"] == "user"][-1]
@@ -54,12 +54,12 @@ def question_key(problem: Problem, suffix: str = "") -> str:
 
 
 def answers_key(problem: Problem) -> tuple[str, ...]:
-    """The accepted answers as the rules of grading spell them, in an order of their own."""
+    """Return the accepted answers, normalised as in grading by rules, sorted and without duplicates."""
     return tuple(sorted({normalize_answer(answer) for answer in problem.answers}))
 
 
 def find_overlap(training: Sequence[Problem], evaluation: Sequence[Problem], suffix: str = "") -> dict[int, Problem]:
-    """Training problems (by place) that are also evaluation problems, each with one that it equals."""
+    """Return the training problems (by index) equal to an evaluation problem, each with the evaluation problem."""
     known = {question_key(problem, suffix): problem for problem in reversed(evaluation)}
     keys = (question_key(problem, suffix) for problem in training)
     return {place: known[key] for place, key in enumerate(keys) if key in known}

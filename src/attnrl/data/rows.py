@@ -1,4 +1,4 @@
-"""One row of data as a prompt and its true answers: the formats of verl, TRL, GSM8K, MATH and DeepScaleR."""
+"""Read prompt and true answers from a row of data: the formats of verl, TRL, GSM8K, MATH and DeepScaleR."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ ANSWER_FIELDS = ("reward_model.ground_truth", "answer", "solution")
 
 
 def read_prompt(row: Mapping[str, Any], where: str) -> str | Chat:
-    """The prompt of a row: the first of ``prompt``, ``problem`` and ``question`` that it has, text or chat messages.
+    """Return the prompt of a row, text or chat messages: the first present field of :data:`PROMPT_FIELDS`.
 
     Raises:
-        UserError: there is none, or it is neither; ``where`` and the field are named.
+        UserError: no field is present, or the value is neither text nor chat messages; names ``where`` and the field.
     """
     field = next((name for name in PROMPT_FIELDS if row.get(name) is not None), None)
     if field is None:
@@ -41,15 +41,15 @@ def read_prompt(row: Mapping[str, Any], where: str) -> str | Chat:
 
 
 def read_answers(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    """The accepted answers of a row; none where the row has the field and leaves it empty.
+    """Return the accepted answers of a row, from the first present field of :data:`ANSWER_FIELDS`; () if empty.
 
-    They are in the first field of :data:`ANSWER_FIELDS` that the row has: text, a number, or a list of those. In
-    ``answer`` and ``solution``, text that ends in a line ``#### 72`` (GSM8K) stands for what follows the mark, and
-    text with a ``\\boxed{}`` (MATH) for its last box. A worked ``solution`` to a ``problem`` or ``question`` that
-    boxes nothing gives no answer; beside a ``prompt`` it is the answer itself, as in TRL.
+    The value is text, a number, or a list of texts and numbers. In ``answer`` and ``solution``, text with a last line
+    ``#### 72`` (GSM8K) gives the text after the mark, and text with a ``\\boxed{}`` (MATH) gives the last box. A worked
+    ``solution`` to a ``problem`` or ``question`` without a box gives no answer. In a row with a ``prompt``, the
+    ``solution`` is the answer (TRL).
 
     Raises:
-        UserError: there is no such field, or it holds something else; ``where`` and the field are named.
+        UserError: no field is present, or the value has another type; names ``where`` and the field.
     """
     field, found = _answer_field(row)
     if field is None:
@@ -59,7 +59,7 @@ def read_answers(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
         number = isinstance(answer, int) and not isinstance(answer, bool)
         number = number or (isinstance(answer, float) and math.isfinite(answer))
         if not number and not isinstance(answer, str):
-            raise UserError(f"{where}: {field} is no true answer (text, a number or a list of those)")
+            raise UserError(f"{where}: {field}: expected text, a number, or a list of texts and numbers")
         text = _sound(str(answer), where, field)
         if isinstance(answer, str) and field != "reward_model.ground_truth":
             worked = field == "solution" and row.get("prompt") is None
@@ -68,7 +68,7 @@ def read_answers(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
     if all(not text.strip() for text in texts):
         return ()
     if any(not text.strip() for text in texts):
-        raise UserError(f"{where}: {field} is no true answer (one of its list is empty)")
+        raise UserError(f"{where}: {field}: an answer of the list is empty")
     return tuple(texts)
 
 
@@ -80,18 +80,18 @@ def _answer_field(row: Mapping[str, Any]) -> tuple[str | None, Any]:
 
 
 def read_source_name(row: Mapping[str, Any], default: str, where: str) -> str:
-    """Where the row says that it is from (``data_source``), or else ``default``.
+    """Return the ``data_source`` of the row, or ``default`` if absent or empty.
 
     Raises:
-        UserError: no file can hold what it says; ``where`` is named.
+        UserError: the value is not valid Unicode; names ``where``.
     """
     return _sound(" ".join(str(row.get("data_source") or default).split()), where, "data_source")
 
 
 def other_columns(row: Mapping[str, Any]) -> dict[str, Any]:
-    """All columns but the prompt, as far as JSON can say them: for graders that look at more than the answer.
+    """Return all columns except the prompt as JSON values, for custom graders.
 
-    Dates and the like become text; bytes, which JSON cannot say, are left out.
+    Values of other types, e.g. dates, become text; bytes are left out.
     """
     field = next((name for name in PROMPT_FIELDS if row.get(name) is not None), None)
     columns = {str(name): value for name, value in row.items() if name != field}
@@ -111,7 +111,7 @@ def _jsonable(value: Any) -> Any:
 
 
 def with_suffix(prompt: str | Chat, suffix: str) -> str | Chat:
-    """``suffix`` appended to the text, or to the last user message, unless it is there already."""
+    """Return the prompt with ``suffix`` appended to the text or the last user message, unless already present."""
     if isinstance(prompt, str):
         return prompt if prompt.rstrip().endswith(suffix.strip()) else prompt + suffix
     last = max(i for i, message in enumerate(prompt) if message["role"] == "user")
@@ -122,6 +122,6 @@ def with_suffix(prompt: str | Chat, suffix: str) -> str | Chat:
 def _sound(text: str, where: str, field: str) -> str:
     try:
         text.encode()
-    except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell and no tokenizer can read
+    except UnicodeEncodeError:  # a lone surrogate: possible in JSON, unreadable for tokenizers
         raise UserError(f"{where}: {field} is not valid Unicode text") from None
     return text

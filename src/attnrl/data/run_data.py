@@ -23,7 +23,6 @@ from attnrl.data.datasets import (
 from attnrl.data.fitting import FittedTask
 from attnrl.data.stream import ProblemSource, ProceduralProblems, ShuffledProblems
 from attnrl.grading.base import ClosableGrader
-from attnrl.grading.golds import unusable_golds
 from attnrl.grading.registry import build_grader
 from attnrl.tasks.base import ProblemDrawer, Task, draw_distinct
 from attnrl.tasks.dependencies import unknown_dependencies
@@ -110,8 +109,7 @@ def _load_data(
         if len(chosen) > held_out:
             chosen = tuple(random.Random(EVALUATION_SEED).sample(chosen, held_out))
     sets = [one for one in (training, evaluation) if one is not None]
-    if config.grader in {None, "math"}:
-        sets = [note_unusable(one, unusable_golds(one.problems)) for one in sets]
+    sets = [note_unusable(one, grader.unusable_golds(one.problems)) for one in sets]
     notes = tuple(note for one in sets for note in one.notes)
     prints = {"data.train": fingerprint(training.problems)}
     if evaluation is not None:

@@ -1,4 +1,4 @@
-"""Rows of data, each with the place it comes from: local files and Hugging Face data sets."""
+"""Read rows of data, each with file and line: local files and Hugging Face data sets."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _HUB_ID = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^@\[\]]+))?
 
 @dataclass(frozen=True)
 class Row:
-    """One row as it was read.
+    """One row of a source.
 
     Attributes:
-        where: the file and the line (text files, from 1) or row (tables, from 0), for messages.
-        fields: what is there; an object if the row is a sound one.
+        where: file and line (text files, from 1) or row (tables, from 0), for messages.
+        fields: content of the row; a mapping if the row is valid.
     """
 
     where: str
@@ -37,7 +37,7 @@ def read_source(source: str | Path) -> list[Row]:
     """Read the rows of a data file, or of a Hugging Face data set (see :func:`read_data_set`).
 
     Raises:
-        UserError: the source is missing, empty, of another kind or malformed (with the line where one is known).
+        UserError: the source is missing, empty, malformed or of an unknown kind; names the line if known.
     """
     path = Path(source)
     if path.suffix in FILE_KINDS or path.is_file():
@@ -46,7 +46,7 @@ def read_source(source: str | Path) -> list[Row]:
 
 
 def source_name(source: str | Path) -> str:
-    """A short name of a source: a file's without folder and kind, a data set's without configuration and split."""
+    """Return a short name: a file without folder and suffix, a data set without configuration and split."""
     path = Path(source)
     if path.suffix in FILE_KINDS:
         return path.stem
@@ -60,7 +60,7 @@ def read_file(path: Path) -> list[Row]:
     """Read the rows of a .parquet, .jsonl, .json or .csv file.
 
     Raises:
-        UserError: the file is missing, empty, of another kind or malformed (with the line where one is known).
+        UserError: the file is missing, empty, malformed or of an unknown kind; names the line if known.
     """
     if not path.is_file():
         raise UserError(f"data file {path}: no such file")
@@ -86,13 +86,13 @@ def _numbered(name: str, rows: Iterable[Any]) -> list[Row]:
 def _read_parquet(path: Path) -> list[Row]:
     try:
         return _numbered(f"data file {path}", pyarrow.parquet.read_table(path).to_pylist())
-    except Exception as error:  # of pyarrow, and of Python's dates, decimals and text, which take less than its columns
+    except Exception as error:  # of pyarrow, or of the conversion to Python dates, decimals and text (smaller ranges)
         raise UserError(f"data file {path}: not readable as parquet ({one_line(error)})") from None
 
 
 def _read_text(path: Path) -> str:
     try:
-        # Not read_text(): it would turn the line ends inside quoted fields and strings into others.
+        # Not read_text(): universal newlines would change line ends inside quoted fields and strings.
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"data file {path}: not UTF-8 text") from None
@@ -115,7 +115,7 @@ def _read_json(path: Path) -> list[Row]:
 
 def _read_jsonl(path: Path) -> list[Row]:
     rows = []
-    # Not splitlines(): text in a row may hold line separators such as U+2028 as they are.
+    # Not splitlines(): a string in a row may hold line separators, e.g. U+2028.
     for number, line in enumerate(_read_text(path).split("\n"), start=1):
         if line.strip():
             where = f"data file {path}, line {number}"
@@ -133,7 +133,7 @@ def _read_csv(path: Path) -> list[Row]:
     header: list[str] | None = None
     line = 1
     while True:
-        line = reader.line_num + 1  # a quoted field may span lines: a row is named by its first
+        line = reader.line_num + 1  # a quoted field may span lines: the number of a row is the first line
         where = f"data file {path}, line {line}"
         try:
             fields = next(reader, None)
@@ -154,14 +154,14 @@ def _read_csv(path: Path) -> list[Row]:
 
 
 def read_data_set(source: str) -> list[Row]:
-    """Read the rows of ``NAME:CONFIG@REVISION[SPLIT]``; all but the name may be left out.
+    """Read the rows of ``NAME:CONFIG@REVISION[SPLIT]``; every part except NAME is optional.
 
-    The name is a data set of the Hugging Face Hub, or a local folder that ``datasets`` can load (data files, or
-    what ``save_to_disk`` wrote). Loading scripts are never run. The split may be left out where there is only one.
+    NAME is a data set of the Hugging Face Hub, or a local folder readable by ``datasets`` (data files, or the output of
+    ``save_to_disk``). Loading scripts are never run. SPLIT is required if the data set has several splits.
 
     Raises:
-        UserError: there is no such data set or split, it has no rows, it cannot be loaded, or the package
-            ``datasets`` is not installed.
+        UserError: the data set or the split is missing or empty, loading fails, or the package ``datasets`` is not
+            installed.
     """
     folder = Path(source).is_dir()
     name, split = source, None
@@ -176,9 +176,7 @@ def read_data_set(source: str) -> list[Row]:
     try:
         import datasets
     except ImportError:
-        raise UserError(
-            f"data set {source}: there is no file of that name, and data sets need: pip install attnrl[hub]"
-        ) from None
+        raise UserError(f"data set {source}: no such file, and data sets need: pip install attnrl[hub]") from None
     try:
         if folder and any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json")):
             loaded = datasets.load_from_disk(name)
@@ -187,11 +185,11 @@ def read_data_set(source: str) -> list[Row]:
         if isinstance(loaded, dict):
             loaded = _choose_split(loaded, split, source)
         elif split is not None and folder and str(loaded.split) not in {split, "None"}:
-            raise UserError(f"data set {source}: no split {split} (there is {loaded.split})")
+            raise UserError(f"data set {source}: no split {split} (known: {loaded.split})")
         rows = _numbered(f"data set {source}", (dict(row) for row in loaded))
     except UserError:
         raise
-    except Exception as error:  # of datasets, its readers or the network, which share no base class
+    except Exception as error:  # of datasets, file readers or the network: no common base class
         raise UserError(f"data set {source}: cannot be loaded ({type(error).__name__}: {one_line(error)})") from None
     if not rows:
         raise UserError(f"data set {source}: no rows")

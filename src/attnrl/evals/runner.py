@@ -25,7 +25,7 @@ from attnrl.evals.settings import EvalSettings, open_grader
 from attnrl.evals.suites import Suite
 from attnrl.evals.summary import Summary, summarize_outcomes
 from attnrl.evals.tables import EvalProgress, Report
-from attnrl.grading.golds import unusable_golds
+from attnrl.grading.base import ClosableGrader
 from attnrl.inference.sampler import build_sampler
 from attnrl.local.loading import choose_device
 from attnrl.rl.evaluation import respond
@@ -93,7 +93,7 @@ class EvaluationRun:
         """
         report = Report([candidate.name for candidate in self.candidates], [(s.name, s.title) for s in self.suites])
         with open_grader(self.settings) as grader:
-            for note in self._notes():
+            for note in self._notes(grader):
                 print_line(self.console, note)
             loaded = self._load_first_needed()
             try:
@@ -125,11 +125,11 @@ class EvaluationRun:
         if self.directory is not None:
             self.directory.write_results(self.record)
 
-    def _notes(self) -> Iterator[str]:
+    def _notes(self, grader: ClosableGrader) -> Iterator[str]:
         """Yield remarks on the suites, on problems without usable answer, and on the limits of the models."""
         for suite in self.suites:
             yield from suite.notes
-            for gold in unusable_golds(suite.problems) if self.settings.grader == "math" else ():
+            for gold in grader.unusable_golds(suite.problems):
                 place = suite.places.get(gold.id, f"problem {gold.id}")
                 yield f"{suite.name}, {place}: its true answer {gold.answers[0][:60]!r} {gold.reason}."
         for candidate in self.candidates:

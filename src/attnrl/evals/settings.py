@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from attnrl.config.base import PROMPT_SUFFIX
 from attnrl.errors import UserError
+from attnrl.grading.base import ClosableGrader
 from attnrl.grading.registry import build_grader
 from attnrl.tasks.registry import find_task
-from attnrl.types import Grader
 
 TASK_GRADER = "task"
 
@@ -84,8 +83,8 @@ def evaluation_settings(
     )
 
 
-def open_grader(settings: EvalSettings) -> AbstractContextManager[Grader]:
-    """Return a context manager of the grader named by ``settings``."""
+def open_grader(settings: EvalSettings) -> ClosableGrader:
+    """Return the grader named by ``settings``, a context manager."""
     if settings.grader == TASK_GRADER and settings.task is not None:
         return find_task(settings.task).grader(flexible=settings.flexible_answers)
     return build_grader(settings.grader, flexible=settings.flexible_answers)

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Self
 
+from attnrl.grading.golds import UnusableGold
 from attnrl.types import Grade, Problem
 
 
@@ -21,6 +22,10 @@ class ClosableGrader(ABC):
     @abstractmethod
     def grade(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Grade]:
         """Return one grade per response, in order; ``problems`` and ``responses`` have the same length."""
+
+    def unusable_golds(self, problems: Sequence[Problem]) -> list[UnusableGold]:
+        """Return the problems without a true answer usable by the grader. By default, every true answer is usable."""
+        return []
 
     def close(self) -> None:  # noqa: B027 - most graders hold nothing
         """End the processes of the grader. May be called more than once."""

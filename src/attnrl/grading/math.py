@@ -18,7 +18,7 @@ from attnrl.grading.answers import (
     true_answers,
 )
 from attnrl.grading.base import ClosableGrader
-from attnrl.grading.golds import MAX_GOLD_CHARS
+from attnrl.grading.golds import MAX_GOLD_CHARS, UnusableGold, unusable_golds
 from attnrl.grading.guesses import expects_list, offers_alternatives, question_of, repeats_problem
 from attnrl.grading.jobs import Job, JobResult
 from attnrl.grading.worker_pool import DEADLINE, WorkerPool
@@ -71,6 +71,10 @@ class MathGrader(ClosableGrader):
         ]
         results = self._compare([job for grade in first if isinstance(grade, _Pending) for job in grade.jobs])
         return [grade if isinstance(grade, Grade) else _with_results(grade, results) for grade in first]
+
+    def unusable_golds(self, problems: Sequence[Problem]) -> list[UnusableGold]:
+        """Return the problems without a true answer parseable by math-verify; starts worker processes if needed."""
+        return unusable_golds(problems)
 
     def _without_algebra(self, problem: Problem, response: str) -> Grade | _Pending:
         """Return the grade if computer algebra is not needed, or else the jobs for the workers."""
