@@ -59,7 +59,7 @@ $(VERL_INSTALLED): pyproject.toml constraints-verl.txt
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) $(VERL_VENV) runs results
 
-# All tables and pictures of docs/results.md, in `results`: many hours. It goes on where it was stopped; what is done is
+# All tables and pictures of docs/findings.md, in `results`: many hours. It goes on where it was stopped; what is done is
 # not done again, whatever changed: remove its directory for that. The pages in docs then take their tables from there.
 results: results/point-ledger results/point-ledger_long results/disruption-ledger results/disruption-demo \
 		results/disruption-ledger_long results/disruption-smollm2

@@ -1,7 +1,7 @@
 """Write problems that a small language model can do in several steps: chains of names, most of them copies of others.
 
 Two names in a chain have numbers, all others the number of a name before them; a step works one of them out. Worked
-examples stand before the question, so a model that was never trained on this knows the form. `docs/disruption.md` takes
+examples stand before the question, so a model that was never trained on this knows the form. `docs/findings.md` takes
 SmolLM2 apart on them::
 
     python scripts/copy_chains.py chains.jsonl

@@ -1,54 +1,46 @@
-"""Bring the newest results into the documentation: ``make results`` and ``make soak`` end with it.
+"""Bring measured tables and pictures from ``results/`` into the documentation.
 
-Copies tables, numbers and pictures from ``results/NAME`` to ``docs/results/NAME``, and puts each table into the pages
-(``docs/results.md``, ``docs/disruption.md``, ``docs/reliability.md``) between its markers, ``<!-- NAME -->`` and
-``<!-- /NAME -->``. What stands around them is written by hand, and has to be read again when numbers change.
+    python scripts/results_page.py
+
+``make results`` and ``make soak`` end with this script. Each table between ``<!-- NAME -->`` and ``<!-- /NAME -->`` is
+replaced by ``results/NAME/results.md``; a table without a file in ``results/`` stays. The text around the markers is
+written by hand: read the text again when numbers change.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-KEPT = ("results.json", "results.md", "curves.png", "dynamics.png", "disruption.png")
-PAGES = ("results.md", "disruption.md", "reliability.md")
+PAGES = ("findings.md", "reliability.md")
+PICTURES = {"learning-curves.png": "ledger/curves.png", "disruption.png": "disruption-demo/disruption.png"}
 TABLE = re.compile(r"<!-- (?P<name>[\w-]+) -->.*?<!-- /(?P=name) -->", re.DOTALL)
 
 
-def copy_results(source: Path, target: Path, names: Iterable[str]) -> None:
-    """Copy what is kept of the directories of results called so, if they are there."""
-    for directory in (source / name for name in names):
-        files = [directory / name for name in KEPT if (directory / name).is_file()]
-        for file in files:
-            (target / directory.name).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target / directory.name / file.name)
-
-
 def fill_tables(page: str, results: Path) -> str:
-    """The page with each table that has markers as it is in ``results/NAME/results.md``, if there is one."""
+    """Return the page with each marked table replaced by ``results/NAME/results.md``, where the file exists."""
 
     def table(match: re.Match[str]) -> str:
         name = match["name"]
         file = results / name / "results.md"
         if not file.is_file():
             return match[0]
-        text = file.read_text(encoding="utf-8")
-        return f"<!-- {name} -->\n{text.strip()}\n<!-- /{name} -->"
+        return f"<!-- {name} -->\n{file.read_text(encoding='utf-8').strip()}\n<!-- /{name} -->"
 
     return TABLE.sub(table, page)
 
 
-def main() -> None:
-    docs = ROOT / "docs"
-    pages = {docs / name: (docs / name).read_text(encoding="utf-8") for name in PAGES}
-    names = [match["name"] for page in pages.values() for match in TABLE.finditer(page)]
-    copy_results(ROOT / "results", docs / "results", names)
-    for path, page in pages.items():
-        path.write_text(fill_tables(page, docs / "results"), encoding="utf-8")
+def update_docs(docs: Path, results: Path) -> None:
+    """Fill the tables of all pages of ``docs`` and copy the measured pictures."""
+    for name in PAGES:
+        page = docs / name
+        page.write_text(fill_tables(page.read_text(encoding="utf-8"), results), encoding="utf-8")
+    for name, source in PICTURES.items():
+        if (results / source).is_file():
+            shutil.copyfile(results / source, docs / name)
 
 
 if __name__ == "__main__":
-    main()
+    update_docs(ROOT / "docs", ROOT / "results")

@@ -1,4 +1,4 @@
-"""The tables of the pages of results are those that were measured."""
+"""``scripts/results_page.py``: measured tables and pictures reach the pages of docs."""
 
 from __future__ import annotations
 
@@ -14,21 +14,24 @@ spec.loader.exec_module(results_page)
 
 
 @pytest.mark.parametrize("name", results_page.PAGES)
-def test_the_page_holds_the_tables_as_they_are_in_the_results(name: str) -> None:
+def test_every_marker_of_a_page_is_closed(name: str) -> None:
     page = (ROOT / "docs" / name).read_text()
-    assert results_page.fill_tables(page, ROOT / "docs" / "results") == page
-    assert page.count("<!-- /") >= 2
+    tables = list(results_page.TABLE.finditer(page))
+    assert len(tables) == page.count("<!-- /") >= 2
+    assert all((ROOT / "docs" / picture).is_file() for picture in results_page.PICTURES)
 
 
-def test_tables_are_brought_in_between_their_markers(tmp_path: Path) -> None:
-    (tmp_path / "from" / "a").mkdir(parents=True)
-    (tmp_path / "from" / "a" / "results.md").write_text("| new |\n")
-    (tmp_path / "from" / "a" / "steps.jsonl").write_text("{}\n")
-    (tmp_path / "from" / "unnamed").mkdir()
-    (tmp_path / "from" / "unnamed" / "results.md").write_text("| other |\n")
-    results_page.copy_results(tmp_path / "from", tmp_path / "to", ["a", "not measured yet"])
-    assert [str(path.relative_to(tmp_path / "to")) for path in (tmp_path / "to").rglob("*.*")] == ["a/results.md"]
-    page = "before\n<!-- a -->\n| old |\n<!-- /a -->\nafter\n"
-    assert results_page.fill_tables(page, tmp_path / "to") == page.replace("old", "new")
-    not_measured = "<!-- b -->\n| as it was |\n<!-- /b -->"
-    assert results_page.fill_tables(not_measured, tmp_path / "to") == not_measured
+def test_tables_and_pictures_are_replaced_where_results_exist(tmp_path: Path) -> None:
+    docs, results = tmp_path / "docs", tmp_path / "results"
+    docs.mkdir()
+    for name in ("a", "ledger"):
+        (results / name).mkdir(parents=True)
+        (results / name / "results.md").write_text("| new |\n")
+    (results / "ledger" / "curves.png").write_bytes(b"picture")
+    page = "before\n<!-- a -->\n| old |\n<!-- /a -->\n<!-- b -->\n| as measured |\n<!-- /b -->\nafter\n"
+    for name in results_page.PAGES:
+        (docs / name).write_text(page)
+    results_page.update_docs(docs, results)
+    assert {(docs / name).read_text() for name in results_page.PAGES} == {page.replace("old", "new")}
+    assert (docs / "learning-curves.png").read_bytes() == b"picture"
+    assert not (docs / "disruption.png").exists()
