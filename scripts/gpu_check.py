@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Check attnrl on a GPU, in parts: correctness of kernels, times, peak memory, and short runs.
 
-    python scripts/gpu_check.py --src src --out OUT [--device cuda] [--budget 400] [--parts env,triton] [--tiny]
+    python scripts/gpu_check.py --src src --out OUT [--device cuda] [--budget 700] [--parts env,triton] [--tiny]
 
 Each part runs in a process of its own with a time limit and ends in one JSON line. A part that fails, hangs or runs out
 of memory has ``"ok": false``; the next part runs all the same. A part prints each number as soon as the number exists,
@@ -38,7 +38,7 @@ A = argparse.ArgumentParser()
 A.add_argument("--src", default=os.environ.get("ATTNRL_SRC", "attnrl_src/src"))
 A.add_argument("--out", default=os.environ.get("OUT", "gpu_check_out"))
 A.add_argument("--device", default="cuda")
-A.add_argument("--budget", type=float, default=400)
+A.add_argument("--budget", type=float, default=700)
 A.add_argument("--parts", default=",".join(PARTS))
 A.add_argument("--tiny", action="store_true")
 A.add_argument("--part")
@@ -357,7 +357,8 @@ def tree():
     """0.5B shape: one policy update on trees and path by path; time, peak memory, cosine of the gradients."""
     import torch
 
-    from attnrl.config.schema import BranchingConfig, LossConfig, OptimizerConfig
+    from attnrl.config.method import BranchingConfig
+    from attnrl.config.schema import LossConfig, OptimizerConfig
     from attnrl.local.policy import LocalPolicy
     from attnrl.types import TrainingRow
 
@@ -582,7 +583,8 @@ def parity():
     """The ledger model's log-probs, entropy and FCI on CPU and on the device, as trees and as rows, fp32 and bf16."""
     import torch
 
-    from attnrl.config.schema import BranchingConfig, LossConfig, OptimizerConfig
+    from attnrl.config.method import BranchingConfig
+    from attnrl.config.schema import LossConfig, OptimizerConfig
     from attnrl.inference.sampler import build_sampler
     from attnrl.local.loading import load_model, load_tokenizer, model_directory
     from attnrl.local.policy import LocalPolicy
