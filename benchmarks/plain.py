@@ -109,10 +109,10 @@ class PlainSampler:
             attention_mask=valid_BT.to(self.model.device),
             generation_config=config,
         )
-        tokens_BN = output.sequences[:, width:]
-        logits_BNV = torch.stack(output.logits, dim=1).float() / (self.temperature or 1.0)
-        logprobs_BN = logits_BNV.log_softmax(-1).gather(2, tokens_BN[:, :, None]).squeeze(2)
-        rows = zip(requests, tokens_BN.tolist(), logprobs_BN.tolist(), strict=True)
+        tokens_BJ = output.sequences[:, width:]
+        logits_BJV = torch.stack(output.logits, dim=1).float() / (self.temperature or 1.0)
+        logprobs_BJ = logits_BJV.log_softmax(-1).gather(2, tokens_BJ[:, :, None]).squeeze(2)
+        rows = zip(requests, tokens_BJ.tolist(), logprobs_BJ.tolist(), strict=True)
         return [self._cut(request, tokens, logprobs) for request, tokens, logprobs in rows]
 
     def _cut(self, request: Request, tokens: list[int], logprobs: list[float]) -> Completion:

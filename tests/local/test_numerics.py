@@ -82,10 +82,10 @@ def ledger_batch() -> Batch:
     prompts = [tuple(encode_prompt(tokenizer, problem, 128)) for problem in problems]
     drawn = sampler.generate([Request(prompt, 256, seed) for seed, prompt in enumerate(prompts)])
     grades = RulesGrader(False).grade(problems, [decode(tokenizer, one.tokens) for one in drawn])
-    reward_GN = torch.tensor([grade.reward for grade in grades]).view(4, 4)
-    advantage_GN = reward_GN - reward_GN.mean(1, keepdim=True)
-    assert advantage_GN.abs().sum() > 1
-    return scored(model, prompts, [one.tokens for one in drawn], advantage_GN.flatten().tolist())
+    reward = torch.tensor([grade.reward for grade in grades]).view(4, 4)
+    advantage = reward - reward.mean(1, keepdim=True)
+    assert advantage.abs().sum() > 1
+    return scored(model, prompts, [one.tokens for one in drawn], advantage.flatten().tolist())
 
 
 def tiny_batch() -> Batch:
@@ -170,14 +170,14 @@ def test_logprobs_and_entropies_of_a_bf16_model_are_those_of_its_logits_in_fp32(
     coarse = 0.0
     for row, score in zip(rows, its, strict=True):
         with torch.no_grad():
-            logits_TV = policy.model(torch.tensor([[*row.prompt, *row.response]])).logits[0, len(row.prompt) - 1 : -1]
-        assert logits_TV.dtype == torch.bfloat16
-        target_T1 = torch.tensor(row.response)[:, None]
-        fine_TV = (logits_TV.double() / TEMPERATURE).log_softmax(-1)
-        expected = fine_TV.gather(1, target_T1)[:, 0].tolist()
+            logits_NV = policy.model(torch.tensor([[*row.prompt, *row.response]])).logits[0, len(row.prompt) - 1 : -1]
+        assert logits_NV.dtype == torch.bfloat16
+        target_N1 = torch.tensor(row.response)[:, None]
+        fine_NV = (logits_NV.double() / TEMPERATURE).log_softmax(-1)
+        expected = fine_NV.gather(1, target_N1)[:, 0].tolist()
         assert score.logprobs == pytest.approx(expected, abs=2e-5)
-        assert score.entropy == pytest.approx((-(fine_TV.exp() * fine_TV).sum(-1)).tolist(), abs=2e-5)
-        in_bf16 = (logits_TV / TEMPERATURE).log_softmax(-1).gather(1, target_T1)[:, 0].tolist()
+        assert score.entropy == pytest.approx((-(fine_NV.exp() * fine_NV).sum(-1)).tolist(), abs=2e-5)
+        in_bf16 = (logits_NV / TEMPERATURE).log_softmax(-1).gather(1, target_N1)[:, 0].tolist()
         coarse = max(coarse, *(abs(a - b) for a, b in zip(in_bf16, expected, strict=True)))
     assert coarse > 1e-3  # what is tested makes a difference
 
@@ -268,9 +268,9 @@ def test_the_bounds_tell_a_softmax_in_bf16(monkeypatch: pytest.MonkeyPatch) -> N
     model, bounds = copy.deepcopy(batch.model).bfloat16(), BOUNDS["ledger"]
     fine = logprob_error(model, batch)
 
-    def in_bf16(logits_SV: Tensor, slot_N: Tensor, target_N: Tensor, temperature: float) -> Tensor:
-        scaled_SV = logits_SV / temperature
-        return (scaled_SV[slot_N, target_N] - scaled_SV.logsumexp(-1)[slot_N]).float()
+    def in_bf16(logits_wV: Tensor, slot_N: Tensor, target_N: Tensor, temperature: float) -> Tensor:
+        scaled_wV = logits_wV / temperature
+        return (scaled_wV[slot_N, target_N] - scaled_wV.logsumexp(-1)[slot_N]).float()
 
     monkeypatch.setattr(logprobs, "_logprobs_of", in_bf16)
     assert fine < bounds.logprob < logprob_error(model, batch)

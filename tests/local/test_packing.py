@@ -153,18 +153,18 @@ def gradient_by_path(model, reference, rows, loss):
     for row in rows:
         ids = torch.tensor([[*row.prompt, *row.response]])
         places, target = slice(len(row.prompt) - 1, -1), torch.tensor(row.response)[:, None]
-        new_R = (plain(ids).logits[0, places].float() / 0.8).log_softmax(-1).gather(1, target)[:, 0]
+        new_N = (plain(ids).logits[0, places].float() / 0.8).log_softmax(-1).gather(1, target)[:, 0]
         with torch.no_grad():
-            reference_R = (its_reference(ids).logits[0, places].float() / 0.8).log_softmax(-1).gather(1, target)[:, 0]
-        old_R, sampler_R, advantage_R = map(torch.tensor, (row.old_logprobs, row.sampler_logprobs, row.advantages))
-        ratio_R = (new_R - old_R).exp()
-        loss_R = -torch.minimum(ratio_R * advantage_R, ratio_R.clamp(0.8, 1.28) * advantage_R)
+            reference_N = (its_reference(ids).logits[0, places].float() / 0.8).log_softmax(-1).gather(1, target)[:, 0]
+        old_N, sampler_N, advantage_N = map(torch.tensor, (row.old_logprobs, row.sampler_logprobs, row.advantages))
+        ratio_N = (new_N - old_N).exp()
+        loss_N = -torch.minimum(ratio_N * advantage_N, ratio_N.clamp(0.8, 1.28) * advantage_N)
         if loss.tis is not None:
-            loss_R = loss_R * (old_R - sampler_R).exp().clamp(max=loss.tis)
-        kl_R = (reference_R - new_R).exp() - (reference_R - new_R) - 1
-        ((loss_R.sum() + loss.kl * kl_R.sum()) / total).backward()
-        policy_sum += float(loss_R.detach().sum()) / total
-        kl_sum += float(kl_R.detach().sum()) / total
+            loss_N = loss_N * (old_N - sampler_N).exp().clamp(max=loss.tis)
+        kl_N = (reference_N - new_N).exp() - (reference_N - new_N) - 1
+        ((loss_N.sum() + loss.kl * kl_N.sum()) / total).backward()
+        policy_sum += float(loss_N.detach().sum()) / total
+        kl_sum += float(kl_N.detach().sum()) / total
     return policy_sum, kl_sum, flat_gradient(plain)
 
 

@@ -63,9 +63,9 @@ def eager_copy(model: PreTrainedModel) -> PreTrainedModel:
 def plain_distributions(
     model: PreTrainedModel, prompt: Sequence[int], response: Sequence[int], temperature: float
 ) -> Tensor:
-    """Log-probs ``[T, V]`` of the distributions that the response tokens are drawn from."""
-    logits_TV = model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
-    return (logits_TV / temperature).log_softmax(-1)
+    """Log-probs ``[N, V]`` of the distributions that the response tokens are drawn from."""
+    logits_NV = model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
+    return (logits_NV / temperature).log_softmax(-1)
 
 
 @pytest.fixture(scope="module")
@@ -95,12 +95,12 @@ def test_score_is_that_of_each_row_alone(model, texts, budget, temperature):
     plain = eager_copy(model)
     for prompt, response, score in zip(*texts, scores, strict=True):
         with torch.no_grad():
-            logprobs_TV = plain_distributions(plain, prompt, response, temperature)
-        entropy_T = torch.distributions.Categorical(logits=logprobs_TV).entropy()
+            logprobs_NV = plain_distributions(plain, prompt, response, temperature)
+        entropy_N = torch.distributions.Categorical(logits=logprobs_NV).entropy()
         torch.testing.assert_close(
-            torch.tensor(score.logprobs), logprobs_TV[range(len(response)), response], atol=1e-5, rtol=0
+            torch.tensor(score.logprobs), logprobs_NV[range(len(response)), response], atol=1e-5, rtol=0
         )
-        torch.testing.assert_close(torch.tensor(score.entropy), entropy_T, atol=1e-5, rtol=0)
+        torch.testing.assert_close(torch.tensor(score.entropy), entropy_N, atol=1e-5, rtol=0)
         assert score.influence == ()
 
 
@@ -178,8 +178,8 @@ def rows(model) -> list[TrainingRow]:
     for prompt_length, response_length in ROW_LENGTHS:
         prompt, response = random_tokens(rng, prompt_length), random_tokens(rng, response_length)
         with torch.no_grad():
-            logprobs_TV = plain_distributions(plain, prompt, response, 1.0)
-        old = [float(logprobs_TV[t, token]) + rng.gauss(0, 0.5) for t, token in enumerate(response)]
+            logprobs_NV = plain_distributions(plain, prompt, response, 1.0)
+        old = [float(logprobs_NV[t, token]) + rng.gauss(0, 0.5) for t, token in enumerate(response)]
         advantages = [rng.choice([-1.5, -0.5, 0.0, 0.7, 1.2]) for _ in response]
         rows.append(TrainingRow(prompt, response, tuple(old), tuple(old), tuple(advantages)))
     return rows
@@ -194,18 +194,18 @@ def plain_token_losses(
     model: PreTrainedModel, row: TrainingRow, settings: LossConfig, reference: PreTrainedModel | None = None
 ) -> list[Tensor]:
     """The loss of each token of a row, straight from eq. 1."""
-    logprobs_TV = plain_distributions(model, row.prompt, row.response, 1.0)
+    logprobs_NV = plain_distributions(model, row.prompt, row.response, 1.0)
     losses = []
     for t, token in enumerate(row.response):
-        ratio = (logprobs_TV[t, token] - row.old_logprobs[t]).exp()
+        ratio = (logprobs_NV[t, token] - row.old_logprobs[t]).exp()
         bounded = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
         loss = -torch.minimum(ratio * row.advantages[t], bounded * row.advantages[t])
         if settings.dual_clip is not None and row.advantages[t] < 0:
             loss = torch.minimum(loss, torch.tensor(-settings.dual_clip * row.advantages[t]))
         if reference is not None:
             with torch.no_grad():
-                reference_TV = plain_distributions(reference, row.prompt, row.response, 1.0)
-            difference = reference_TV[t, token] - logprobs_TV[t, token]
+                reference_NV = plain_distributions(reference, row.prompt, row.response, 1.0)
+            difference = reference_NV[t, token] - logprobs_NV[t, token]
             loss = loss + settings.kl * (difference.exp() - difference - 1)
         losses.append(loss)
     return losses
@@ -300,9 +300,9 @@ def test_share_of_clipped_tokens_and_mean_ratio_are_over_all_tokens(model, rows)
     ratios, above, below, bounded = [], [], [], []
     for row in rows:
         with torch.no_grad():
-            logprobs_TV = plain_distributions(plain, row.prompt, row.response, 1.0)
+            logprobs_NV = plain_distributions(plain, row.prompt, row.response, 1.0)
         for t, (token, old, advantage) in enumerate(zip(row.response, row.old_logprobs, row.advantages, strict=True)):
-            ratios.append(float((logprobs_TV[t, token] - old).exp()))
+            ratios.append(float((logprobs_NV[t, token] - old).exp()))
             above.append(advantage > 0 and ratios[-1] > 1.28)
             below.append(advantage < 0 and ratios[-1] < 0.8)
             bounded.append(advantage < 0 and ratios[-1] > 1.1)  # what the dual clip above is for

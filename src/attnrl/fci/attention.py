@@ -5,9 +5,7 @@ if flash attention supports the layer; otherwise (soft-capped scores, another he
 windows on a CPU) with :func:`panels`, which compute a few attention rows at a time. Neither allocates a T x T matrix.
 Both carry gradients; with gradients, autograd keeps every panel, the memory of eager attention.
 
-Shape letters: B rows of the batch, T tokens of a row, N tokens of one sequence or of all rows end to end, H query
-heads, G key/value heads, R query heads of each key/value head, D head dimension, E head dimension of the values;
-q queries and k keys of a panel.
+Shape letters: see CONTRIBUTING.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The result of a forward pass under capture: FCI, lookups and step-to-step attention of each layer and head.
 
-Shape letters: B rows of the batch, T tokens of a row, L layers, H query heads, S steps.
+Shape letters: see CONTRIBUTING.md.
 """
 
 from __future__ import annotations

@@ -11,8 +11,7 @@ column sum of P for each key and one mean over the keys of each step::
 With the logsumexp of each attention row, which flash attention computes anyway, ``w[q] P[q, t]`` is
 ``exp(s[q, t] - lse[q] + log w[q])``: one more product of queries and keys, tile by tile, in any order.
 
-Shape letters: B rows of the batch, T tokens of a row, H query heads, G key/value heads, D head dimension; q queries
-and k keys of a tile.
+Shape letters: see CONTRIBUTING.md.
 """
 
 from __future__ import annotations

@@ -13,8 +13,7 @@ A mask function is registered under the same name. transformers describes each m
 :func:`capture_mask` builds no mask, but compares the predicate with the sequences of the capture's spec, so a batch in
 another layout raises an error instead of giving a wrong FCI.
 
-Shape letters: B rows of the batch, T tokens of a row, L layers, H query heads, G key/value heads, D head dimension,
-E head dimension of the values, S steps.
+Shape letters: see CONTRIBUTING.md.
 """
 
 from __future__ import annotations

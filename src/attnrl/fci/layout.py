@@ -6,8 +6,7 @@ Two intervals decide whether the attention of query q to key t counts:
   (packing, padding) or of the sliding window;
 - eq. 5 counts ``q >= lo[t]``, the first token of the step that lies delta steps after the step of t.
 
-Therefore no mask is needed, whatever the layout of the batch. Shape letters: B rows of the batch, T tokens of a row,
-H query heads, N tokens of all rows end to end, S steps of all sequences one after another.
+Therefore no mask is needed, whatever the layout of the batch. Shape letters: see CONTRIBUTING.md.
 """
 
 from __future__ import annotations

@@ -4,8 +4,7 @@ FCI averages attention over the tokens of a step; lookups ask whether a single t
 reasoning that looks up a plan, one token reads the plan, and the other tokens of the step dilute the average. The
 dense definition is :func:`attnrl.method.influence.lookups`.
 
-Shape letters: B rows of the batch, T tokens of a row, H query heads, G key/value heads, D head dimension, S steps of
-a sequence, N tokens in the steps of a sequence, q queries of a panel.
+Shape letters: see CONTRIBUTING.md.
 """
 
 from __future__ import annotations

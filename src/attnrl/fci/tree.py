@@ -11,7 +11,7 @@ branches from one place of a run are adjacent in the row, so the scores of the b
 the queries from the first branch to the end of the last branch's subtree, by the keys from the start of the run to the
 branch point. The :class:`ScoreTile` objects cover each pair of a token and an ancestor exactly once.
 
-Shape letters: T tokens of the row; q queries and k keys of a tile.
+Shape letters: see CONTRIBUTING.md.
 """
 
 from __future__ import annotations

@@ -4,8 +4,7 @@ On a CPU the tiles of :mod:`attnrl.fci.tree` are computed one after another and 
 tokens on a common path are computed, and no key is copied. On CUDA one FlexAttention call computes the blocks that
 contain such a pair.
 
-Shape letters: B rows of the batch, T tokens of a row, H query heads, G key/value heads, D head dimension, E head
-dimension of the values; q queries and k keys of a tile.
+Shape letters: see CONTRIBUTING.md.
 """
 
 from __future__ import annotations

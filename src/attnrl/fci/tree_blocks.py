@@ -4,8 +4,7 @@ One compiled graph serves all rows of one kind of layer: rows are padded to a mu
 length of a row is a dynamic size, and windows are numbers in a tensor. FlexAttention outside a compiled graph
 materialises all T x T scores, so :func:`compiled_flex` raises an error if torch does not compile the call.
 
-Shape letters: B rows of the batch, T tokens of a row, padding included, H query heads, G key/value heads, D head
-dimension, E head dimension of the values; i blocks of queries, j blocks of keys, q queries and k keys of a block.
+Shape letters: see CONTRIBUTING.md.
 """
 
 from __future__ import annotations

@@ -11,8 +11,7 @@ program that started the sum: no atomics, and bit-identical results in every run
 This module imports triton, a dependency of the GPU builds of torch only; import the module no earlier than a CUDA
 tensor appears. Under ``TRITON_INTERPRET=1`` the kernel takes CPU tensors instead, for the tests.
 
-Shape letters: B rows of the batch, T tokens of a row, H query heads, G key/value heads, D head dimension; in the kernel
-k keys of the held block, q queries of a streamed block, x and y the two parts of the head dimension.
+Shape letters: see CONTRIBUTING.md.
 """
 
 from __future__ import annotations

@@ -4,8 +4,7 @@ A *slot* is a row of the key/value cache in which one request is decoded. :class
 slots, decodes all slots for a *segment* of steps, and compacts the cache when requests finish. The tokens sampled so
 far are kept by the caller (:mod:`attnrl.inference.sampler`).
 
-Shape letters: B live rows, G key/value heads, R query heads of each key/value head, D head dimension, T prompt
-tokens, C cache columns, V vocabulary, J decoding steps of a segment, E end-of-sequence tokens.
+Shape letters: see CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ class LiveBatch:
         self._group_lengths: list[int] = []
         self._regrouped = False
         self._token_B = torch.empty(0, dtype=torch.long, device=self.device)
-        self._eos_E = torch.tensor(settings.eos_token_ids, dtype=torch.long, device=self.device)
+        self._eos_tokens = torch.tensor(settings.eos_token_ids, dtype=torch.long, device=self.device)
         self._inputs = frozenset(inspect.signature(model.forward).parameters)
         self._cache_argument = cache_argument(self._inputs)
         # True if all layers use the decoding attention and see the same columns.
@@ -123,7 +122,7 @@ class LiveBatch:
         self._token_B = torch.cat([self._token_B, self._tensor([self.requests[r].prompt[-1] for r in arrivals])])
 
     def _prefill(self, prompts: list[tuple[int, ...]]) -> list[KeysValues]:
-        """Return the keys and values [B, G, T, D] of every layer for right-padded prompts.
+        """Return the keys [B, G, T, D] and values [B, G, T, E] of every layer for right-padded prompts.
 
         Attention is causal, so a row never attends to the padding on its right and needs no padding mask. Prompts of
         one token each leave nothing to prefill; the model then runs once on padding, to learn the cache's shapes.
@@ -195,7 +194,7 @@ class LiveBatch:
             tokens.append(self._token_B)
             logprobs.append(logprob_B)
             position_B += 1
-            stopped_B |= (self._token_B[:, None] == self._eos_E).any(1)
+            stopped_B |= (self._token_B[:, None] == self._eos_tokens).any(1)
             if (step + 1) % sync_every == 0:
                 wasted += sync_every * int((stopped_B | (left_B <= step + 1)).sum())
                 if wasted >= _SEGMENT_COST * rows:

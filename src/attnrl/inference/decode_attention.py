@@ -1,8 +1,6 @@
 """The attention function of decoding steps, registered in transformers, and the context manager that switches it on.
 
-Shape letters: B rows, G key/value heads, R query heads of each key/value head, D head dimension, C cache columns,
-N queries, U groups of rows with a shared prefix, P columns of the shared prefix, M rows of the largest group, X = B * G
-products of a batched matrix product.
+Shape letters: see CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -40,13 +38,13 @@ def decode_attention(
         module: the attention module.
         query: [B, G*R, 1, D] when decoding.
         key: [B, G, C, D]; keys from a cache with shared prefixes carry the attribute ``decode_layer``.
-        value: [B, G, C, D].
+        value: [B, G, C, E].
         attention_mask: additive or boolean [B, 1, 1, C], or None.
         scaling: factor of the scores; D**-0.5 by default.
         kwargs: further arguments of the model; transformers' sdpa computes softcap and position bias.
 
     Returns:
-        ``(output [B, 1, G*R, D], None)``.
+        ``(output [B, 1, G*R, E], None)``.
     """
     if query.shape[2] > 1 or kwargs.get("softcap") is not None or kwargs.get("position_bias") is not None:
         return sdpa_attention_forward(  # type: ignore[no-any-return]
@@ -56,63 +54,64 @@ def decode_attention(
     query_BGRD = query.reshape(B, key.shape[1], -1, D)
     layer: DecodeLayer | None = getattr(key, "decode_layer", None)
     if layer is not None:
-        output_BGRD = _shared_prefix_attention(query_BGRD, key, value, attention_mask, layer, scaling)
+        output_BGRE = _shared_prefix_attention(query_BGRD, key, value, attention_mask, layer, scaling)
     elif query.device.type == "cpu" and query.dtype == torch.float32:
-        output_BGRD = _attend(query_BGRD, key, value, attention_mask, scaling)[0]
+        output_BGRE = _attend(query_BGRD, key, value, attention_mask, scaling)[0]
     else:
-        output_BGRD = F.scaled_dot_product_attention(query_BGRD, key, value, attn_mask=attention_mask, scale=scaling)
-    return output_BGRD.reshape(B, 1, heads, -1), None
+        output_BGRE = F.scaled_dot_product_attention(query_BGRD, key, value, attn_mask=attention_mask, scale=scaling)
+    return output_BGRE.reshape(B, 1, heads, -1), None
 
 
 def _attend(
-    query_BGND: Tensor, key_BGCD: Tensor, value_BGCD: Tensor, mask_B11C: Tensor | None, scaling: float | None
+    query_BGqD: Tensor, key_BGCD: Tensor, value_BGCE: Tensor, mask_B11C: Tensor | None, scaling: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Return the attention [B, G, N, D] of N queries per row and head, and the scores' log-sum-exp [B, G, N, 1].
+    """Return the attention [B, G, q, E] of q queries per row and head, and the scores' log-sum-exp [B, G, q, 1].
 
-    For few queries two batched products are faster than the CPU's fused kernel, which splits the work by head.
+    Shapes within the function: queries [B * G, q, D], scores and weights [B, G * q, C], values [B * G, C, E]. For
+    few queries two batched products are faster than the CPU's fused kernel, which splits the work by head.
     """
-    B, G, N, D = query_BGND.shape
+    B, G, q, D = query_BGqD.shape
     C = key_BGCD.shape[2]
-    query_XND = query_BGND.reshape(B * G, N, D) * (D**-0.5 if scaling is None else scaling)
-    scores_BNC = torch.bmm(query_XND, key_BGCD.reshape(B * G, C, D).transpose(1, 2)).float().view(B, G * N, C)
+    queries = query_BGqD.reshape(B * G, q, D) * (D**-0.5 if scaling is None else scaling)
+    scores = torch.bmm(queries, key_BGCD.reshape(B * G, C, D).transpose(1, 2)).float().view(B, G * q, C)
     if mask_B11C is not None:
         if mask_B11C.dtype == torch.bool:
-            scores_BNC.masked_fill_(~mask_B11C[:, 0], torch.finfo(torch.float32).min)
+            scores.masked_fill_(~mask_B11C[:, 0], torch.finfo(torch.float32).min)
         else:
-            scores_BNC += mask_B11C[:, 0]
-    weights_BNC = scores_BNC.softmax(-1)
+            scores += mask_B11C[:, 0]
+    weights = scores.softmax(-1)
     # The weight of the highest score is exp(highest - lse). (Summing exp(score) is slow: masked scores underflow.)
-    lse_BN1 = scores_BNC.amax(-1, keepdim=True) - weights_BNC.amax(-1, keepdim=True).log_()
-    values_XCD = value_BGCD.reshape(B * G, C, -1)
-    output_XND = torch.bmm(weights_BNC.view(B * G, N, C).to(values_XCD.dtype), values_XCD)
-    return output_XND.view(B, G, N, -1), lse_BN1.view(B, G, N, 1)
+    lse = scores.amax(-1, keepdim=True) - weights.amax(-1, keepdim=True).log_()
+    values = value_BGCE.reshape(B * G, C, -1)
+    output = torch.bmm(weights.view(B * G, q, C).to(values.dtype), values)
+    return output.view(B, G, q, -1), lse.view(B, G, q, 1)
 
 
 def _shared_prefix_attention(
     query_BGRD: Tensor,
     key_BGCD: Tensor,
-    value_BGCD: Tensor,
+    value_BGCE: Tensor,
     mask_B11C: Tensor | None,
     layer: DecodeLayer,
     scaling: float | None,
 ) -> Tensor:
-    """Return the attention [B, G, R, D] over each row's own columns and the prefix of the row's group.
+    """Return the attention [B, G, R, E] over each row's own columns and the prefix of the row's group.
 
-    The two attentions are merged by their log-sum-exps. All rows of a group read the prefix in one product of N = M * R
+    The two attentions are merged by their log-sum-exps. All rows of a group read the prefix in one product of q = M * R
     queries.
     """
     assert layer.shared is not None and layer.groups is not None
-    groups, (prefix_keys_UGPD, prefix_values_UGPD) = layer.groups, layer.shared
+    groups, (prefix_keys_UGPD, prefix_values_UGPE) = layer.groups, layer.shared
     B, G, R, D = query_BGRD.shape
     U = prefix_keys_UGPD.shape[0]
-    own_BGRD, own_lse_BGR1 = _attend(query_BGRD, key_BGCD, value_BGCD, mask_B11C, scaling)
-    query_UGND = query_BGRD.reshape(B * G, R * D).index_select(0, groups.gather).view(U, G, -1, D)
-    prefix_UGND, prefix_lse_UGN1 = _attend(query_UGND, prefix_keys_UGPD, prefix_values_UGPD, groups.bias, scaling)
-    prefix_BGRD = prefix_UGND.view(-1, R * prefix_UGND.shape[3]).index_select(0, groups.scatter).view_as(own_BGRD)
-    prefix_lse_BGR1 = prefix_lse_UGN1.view(-1, R).index_select(0, groups.scatter).view_as(own_lse_BGR1)
+    own_BGRE, own_lse_BGR1 = _attend(query_BGRD, key_BGCD, value_BGCE, mask_B11C, scaling)
+    query_UGqD = query_BGRD.reshape(B * G, R * D).index_select(0, groups.gather).view(U, G, -1, D)
+    prefix_UGqE, prefix_lse_UGq1 = _attend(query_UGqD, prefix_keys_UGPD, prefix_values_UGPE, groups.bias, scaling)
+    prefix_BGRE = prefix_UGqE.view(-1, R * prefix_UGqE.shape[3]).index_select(0, groups.scatter).view_as(own_BGRE)
+    prefix_lse_BGR1 = prefix_lse_UGq1.view(-1, R).index_select(0, groups.scatter).view_as(own_lse_BGR1)
     layer.unread = False
     prefix_share_BGR1 = torch.sigmoid(prefix_lse_BGR1 - own_lse_BGR1)
-    return torch.lerp(own_BGRD, prefix_BGRD, prefix_share_BGR1.to(own_BGRD.dtype))
+    return torch.lerp(own_BGRE, prefix_BGRE, prefix_share_BGR1.to(own_BGRE.dtype))
 
 
 AttentionInterface.register(DECODE_ATTENTION, decode_attention)

@@ -12,8 +12,7 @@ Rows whose prompts share a prefix can form a *group*; the group's prefix is stor
 keys and values dominates the cost of decoding: a group of six rows reads the prompt once, not six times.
 :class:`Groups` tells :func:`attnrl.inference.decode_attention.decode_attention` the group of each row.
 
-Shape letters: B rows, G key/value heads, D head dimension, C columns, T prompt tokens, U groups, M rows of the largest
-group, P columns of the longest shared prefix.
+Shape letters: see CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from torch.nn import functional as F
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 KeysValues = tuple[Tensor, Tensor]
-"""One layer's keys and values, each [rows, G, tokens, D]."""
+"""One layer's keys [B, G, T, D] and values [B, G, T, E]."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Groups:
             group_of: index of each row's group.
             lengths: tokens of each group's prefix.
             heads: key/value heads.
-            like: the stored prefixes [U, G, P, D], for shape, dtype and device.
+            like: the stored prefix keys [U, G, P, D], for shape, dtype and device.
         """
         members: list[list[int]] = [[] for _ in lengths]
         for row, group in enumerate(group_of):
@@ -78,13 +77,13 @@ class Groups:
 
 
 class DecodeLayer(CacheLayerMixin):  # type: ignore[misc]
-    """Keys and values [rows, G, capacity, D] of one layer.
+    """Keys [B, G, C, D] and values [B, G, C, E] of one layer; only the first rows and columns are in use.
 
     Attributes:
         rows: live rows.
         columns: columns written.
         capacity: columns allocated.
-        shared: keys and values [U, G, P, D] of the groups' prefixes; None without groups.
+        shared: keys [U, G, P, D] and values [U, G, P, E] of the groups' prefixes; None without groups.
         groups: the group of each row.
         unread: True after ``update`` until the attention function has read the shared prefixes.
     """
@@ -115,31 +114,31 @@ class DecodeLayer(CacheLayerMixin):  # type: ignore[misc]
         columns = pad + kept
         # The cost of reading unused columns and of copying to wider buffers balances at a margin of sqrt(8 * columns).
         self.capacity = _aligned(columns + max(1, math.isqrt(8 * columns)))
-        for name, sample_BGTD in zip(("keys", "values"), like, strict=True):
-            heads, size = sample_BGTD.shape[1], sample_BGTD.shape[3]
-            new_BGCD = sample_BGTD.new_empty(rows + new_rows, heads, self.capacity, size)
-            new_BGCD[rows:] = 0
-            new_BGCD[:rows, :, :pad] = 0
-            new_BGCD[:rows, :, columns:] = 0
+        for name, sample in zip(("keys", "values"), like, strict=True):
+            heads, size = sample.shape[1], sample.shape[3]
+            buffer = sample.new_empty(rows + new_rows, heads, self.capacity, size)
+            buffer[rows:] = 0
+            buffer[:rows, :, :pad] = 0
+            buffer[:rows, :, columns:] = 0
             if rows:
-                new_BGCD[:rows, :, pad:columns] = getattr(self, name)[:rows, :, drop : self.columns]
-            setattr(self, name, new_BGCD)
+                buffer[:rows, :, pad:columns] = getattr(self, name)[:rows, :, drop : self.columns]
+            setattr(self, name, buffer)
         self.rows, self.columns, self.is_initialized = rows + new_rows, columns, True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write one new column [B, G, 1, D] for all live rows and return the live rows [B, G, capacity, D].
+        """Write one new column for all live rows; return the live rows' keys [B, G, C, D] and values [B, G, C, E].
 
-        If rows share prefixes, the keys carry this layer as the attribute ``decode_layer``, from which the attention
-        function reads the shared prefixes.
+        The new keys are [B, G, 1, D], the new values [B, G, 1, E]. If rows share prefixes, the keys carry this layer as
+        the attribute ``decode_layer``, from which the attention function reads the shared prefixes.
         """
         column, self.columns = self.columns, self.columns + 1
-        keys_BGCD, values_BGCD = self.keys[: self.rows], self.values[: self.rows]
+        keys_BGCD, values_BGCE = self.keys[: self.rows], self.values[: self.rows]
         keys_BGCD[:, :, column : self.columns] = key_states
-        values_BGCD[:, :, column : self.columns] = value_states
+        values_BGCE[:, :, column : self.columns] = value_states
         if self.shared is not None:
             self.unread = True
             keys_BGCD.decode_layer = self  # type: ignore[attr-defined]
-        return keys_BGCD, values_BGCD
+        return keys_BGCD, values_BGCE
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return the number of columns that :meth:`update` returns, and the first column's offset (0)."""
@@ -196,10 +195,10 @@ class DecodeCache(Cache):  # type: ignore[misc]
         if not length:
             return
         rows = slots[0] if len(slots) == 1 else slots  # a plain index is a cheaper copy
-        for layer, (keys_BGTD, values_BGTD) in zip(self.layers, prefill, strict=True):
+        for layer, (keys_BGTD, values_BGTE) in zip(self.layers, prefill, strict=True):
             span = slice(layer.columns - length, layer.columns)
             layer.keys[rows, :, span] = keys_BGTD[source, :, tokens]
-            layer.values[rows, :, span] = values_BGTD[source, :, tokens]
+            layer.values[rows, :, span] = values_BGTE[source, :, tokens]
 
     def add_groups(self, prefixes: Sequence[tuple[Sequence[KeysValues], int, int]]) -> None:
         """Append a group per ``(prefill, row, length)``: the prefix is the first ``length`` tokens of the row."""

@@ -1,6 +1,6 @@
 """Counter-based random draws and token sampling: a request's i-th draw depends on the seed and i alone.
 
-Shape letters: B rows, J decoding steps, V vocabulary.
+Shape letters: see CONTRIBUTING.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Log-probabilities and entropies of tokens, from one forward of a pack.
 
-Shape letters: B rows and T tokens of a row of the pack, N predicted tokens, P distinct positions whose logits predict a
-token, Q positions of a slice of P, V vocabulary.
+Shape letters: see CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -54,29 +53,29 @@ def token_logprobs(
     if not len(target_N):
         empty = [torch.zeros(0, device=device) for _ in counts]
         return empty, empty if with_entropy else []
-    place_P, slot_N = torch.unique(predicting_N, return_inverse=True)
-    logits_PV = _logits(model, pack, place_P)
+    place_W, slot_N = torch.unique(predicting_N, return_inverse=True)
+    logits_WV = _logits(model, pack, place_W)
 
     order_N = slot_N.argsort(stable=True)  # a slice of logits then predicts a slice of tokens
-    size = max(1, LOGIT_BYTES // (4 * logits_PV.shape[1]))
-    cuts = torch.searchsorted(slot_N[order_N], torch.arange(0, len(place_P) + size, size)).tolist()
+    size = max(1, LOGIT_BYTES // (4 * logits_WV.shape[1]))
+    cuts = torch.searchsorted(slot_N[order_N], torch.arange(0, len(place_W) + size, size)).tolist()
     logprobs, entropies = [], []
-    for part, logits_QV in enumerate(torch.split(logits_PV, size)):
+    for part, logits_wV in enumerate(torch.split(logits_WV, size)):
         tokens = order_N[cuts[part] : cuts[part + 1]]
-        args = (logits_QV, (slot_N[tokens] - part * size).to(device), target_N[tokens].to(device), temperature)
+        args = (logits_wV, (slot_N[tokens] - part * size).to(device), target_N[tokens].to(device), temperature)
         # Checkpointed: keeping fp32 logits for the backward pass would use the memory that slicing saves.
         logprobs.append(
             checkpoint(_logprobs_of, *args, use_reentrant=False) if torch.is_grad_enabled() else _logprobs_of(*args)
         )
         if with_entropy:
-            entropies.append(_entropy_of(logits_QV, temperature))
+            entropies.append(_entropy_of(logits_wV, temperature))
     logprob_N = torch.cat(logprobs)[order_N.argsort().to(device)]
     entropy = torch.split(torch.cat(entropies)[slot_N.to(device)], counts) if with_entropy else ()
     return list(torch.split(logprob_N, counts)), list(entropy)
 
 
-def _logits(model: PreTrainedModel, pack: Pack, place_P: Tensor) -> Tensor:
-    """Return the logits [P, V] at ``place_P``, indices of the flattened pack.
+def _logits(model: PreTrainedModel, pack: Pack, place_W: Tensor) -> Tensor:
+    """Return the logits [W, V] at ``place_W``, indices of the flattened pack.
 
     If the model has ``logits_to_keep``, the other positions' logits are not computed.
     """
@@ -87,23 +86,23 @@ def _logits(model: PreTrainedModel, pack: Pack, place_P: Tensor) -> Tensor:
         inputs["position_ids"] = pack.position_ids_BT.to(device)
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         if pack.is_tree:
-            logits_PV: Tensor = model(**inputs, logits_to_keep=place_P.to(device)).logits[0]
-            return logits_PV
-        skipped = int((place_P % width).min())
+            logits_WV: Tensor = model(**inputs, logits_to_keep=place_W.to(device)).logits[0]
+            return logits_WV
+        skipped = int((place_W % width).min())
         inputs["logits_to_keep"] = width - skipped
     logits_BTV = model(**inputs).logits
-    return logits_BTV[(place_P // width).to(device), (place_P % width - skipped).to(device)]  # type: ignore[no-any-return]
+    return logits_BTV[(place_W // width).to(device), (place_W % width - skipped).to(device)]  # type: ignore[no-any-return]
 
 
-def _logprobs_of(logits_QV: Tensor, slot_N: Tensor, target_N: Tensor, temperature: float) -> Tensor:
-    scaled_QV = logits_QV.float() / temperature
-    return scaled_QV[slot_N, target_N] - scaled_QV.logsumexp(-1)[slot_N]
+def _logprobs_of(logits_wV: Tensor, slot_N: Tensor, target_N: Tensor, temperature: float) -> Tensor:
+    scaled_wV = logits_wV.float() / temperature
+    return scaled_wV[slot_N, target_N] - scaled_wV.logsumexp(-1)[slot_N]
 
 
 @torch.no_grad()
-def _entropy_of(logits_QV: Tensor, temperature: float) -> Tensor:
-    logprobs_QV = (logits_QV.float() / temperature).log_softmax(-1)
-    return -(logprobs_QV.exp() * logprobs_QV).sum(-1)
+def _entropy_of(logits_wV: Tensor, temperature: float) -> Tensor:
+    logprobs_wV = (logits_wV.float() / temperature).log_softmax(-1)
+    return -(logprobs_wV.exp() * logprobs_wV).sum(-1)
 
 
 class TreesUnsupportedError(RuntimeError):

@@ -4,7 +4,7 @@ Responses share their prompt, and branches share a prefix of the trunk. :func:`p
 comparing tokens, so each shared token is computed once, for any sequences: trees of any depth, GRPO groups,
 continuations of one trunk. :func:`pack_rows` shares nothing, for models that cannot attend along trees.
 
-Shape letters: B rows of the forward, T tokens of a row.
+Shape letters: see CONTRIBUTING.md.
 """
 
 from __future__ import annotations

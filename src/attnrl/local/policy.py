@@ -1,6 +1,6 @@
 """The policy: a transformers causal language model, scored and updated in this process.
 
-Shape letters: N response tokens of a pack, concatenated over the pack's sequences.
+Shape letters: see CONTRIBUTING.md.
 """
 
 from __future__ import annotations

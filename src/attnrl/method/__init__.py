@@ -19,5 +19,5 @@ eq. 9, expansion                :func:`attnrl.method.adaptive.expansion_count`
 eq. 10, batch size              :class:`attnrl.method.adaptive.BatchSizeController`
 ==============================  =============================================================
 
-Letters in names and docstrings: T tokens, S steps, L layers, H heads, n initial responses (trunks).
+In formulas, n is the number of initial responses (trunks). Shape letters: see CONTRIBUTING.md.
 """

@@ -4,7 +4,7 @@ A measure has two parts: the signal of each head (FCI or lookups) and the reduct
 and ``REDUCTIONS`` are the only lists of their names. The module does not import torch, so that the configuration can
 read the tables.
 
-Shape letters: L layers, H heads, S steps.
+Shape letters: see CONTRIBUTING.md.
 """
 
 from __future__ import annotations

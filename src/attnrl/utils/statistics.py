@@ -45,12 +45,12 @@ def bootstrap_means(values: Sequence[float], seed: int, resamples: int = BOOTSTR
     Each resample draws ``len(values)`` values with replacement; ``seed`` seeds the random generator.
     """
     generator = torch.Generator().manual_seed(seed)
-    values_P = torch.tensor(values, dtype=torch.float64)
+    scores = torch.tensor(values, dtype=torch.float64)
     problems = len(values)
     block = max(1, _RESAMPLED_AT_ONCE // problems)
     return torch.cat(
         [
-            values_P[torch.randint(problems, (min(block, resamples - start), problems), generator=generator)].mean(1)
+            scores[torch.randint(problems, (min(block, resamples - start), problems), generator=generator)].mean(1)
             for start in range(0, resamples, block)
         ]
     )

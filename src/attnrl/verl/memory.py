@@ -1,8 +1,9 @@
 """Estimate the memory of an ``engine=verl`` run per GPU, in GiB, from the tensor shapes of verl's FSDP2 engine.
 
-The estimate counts the largest tensors and was not compared with a measurement on a GPU. In the formulas, P parameters
-are sharded over G GPUs, b is the number of bytes per value in a forward (2 in bfloat16), and T the tokens of a
-micro-batch. Of ``verl.set``, only ``free_cache_engine`` (whether the rollout engines sleep) is considered.
+The estimate counts the largest tensors and was not compared with a measurement on a GPU. In the formulas, ``bytes``
+are the bytes per value in a forward (2 in bfloat16), ``tokens`` the tokens of a micro-batch, and the other names the
+attributes of :class:`ModelShape`. Of ``verl.set``, only ``free_cache_engine`` (whether the rollout engines sleep) is
+considered.
 """
 
 from __future__ import annotations
@@ -96,13 +97,15 @@ def _parameters(module: Any) -> int:
 def training_memory(config: TrainConfig, shape: ModelShape) -> dict[str, float]:
     """Return GiB per GPU by component in the backward pass of a micro-batch, the peak of a training step.
 
-    - weights 4 P / G, gradients 4 P / G and AdamW moments 8 P / G: fp32, sharded;
-    - gathered (3 b + 4) U for the largest unit U: weights of the unit and of the next unit, gradient of the unit, and
+    - weights ``4 * parameters / gpus``, gradients ``4 * parameters / gpus`` and AdamW moments
+      ``8 * parameters / gpus``: fp32, sharded;
+    - gathered ``(3 * bytes + 4) * unit``: weights of the largest unit and of the next unit, gradient of the unit, and
       the gradient in fp32 for the reduction;
-    - activations: a layer stores T (2 h (4 + b) + 2 h b + 2 b d (heads + kv heads) + 4 b m) for the backward pass, with
-      hidden size h, head size d and MLP size m (norms store fp32, flash attention stores no scores). With gradient
-      checkpointing: one layer, plus T h b for each layer; without: all layers;
-    - logits T V (b + 4) for vocabulary size V: the model's output, and fp32 for the softmax or the gradient;
+    - activations: for the backward pass a layer stores ``tokens * (2 * hidden * (4 + bytes) + 2 * hidden * bytes +
+      2 * bytes * head_size * (heads + kv_heads) + 4 * bytes * intermediate)``; norms store fp32, flash attention stores
+      no scores. With gradient checkpointing: one layer, plus ``tokens * hidden * bytes`` for each layer; without: all
+      layers;
+    - logits ``tokens * vocabulary * (bytes + 4)``: the model's output, and fp32 for the softmax or the gradient;
     - reference: 0, because verl keeps the reference in host memory and gathers one unit at a time;
     - rollout: the engines' share of the GPU, only if the engines do not sleep.
     """
@@ -128,10 +131,11 @@ def scoring_memory(config: TrainConfig, shape: ModelShape) -> dict[str, float]:
     Components not listed are as in :func:`training_memory`.
 
     - AdamW moments: 0 with ``verl.offload`` (in host memory);
-    - gathered 2 b U; activations T b (3 h + 3 m), of one layer;
-    - logits T V (b + 4), with fp32 for the entropy;
-    - FCI T (12 heads + 2 b d (heads + kv heads)): three fp32 values per head and token, and the concatenated queries
-      and keys. The result (one value per head and step in each layer) is not counted.
+    - gathered ``2 * bytes * unit``;
+    - activations ``3 * bytes * tokens * (hidden + intermediate)``, of one layer;
+    - logits ``tokens * vocabulary * (bytes + 4)``, with fp32 for the entropy;
+    - FCI ``tokens * (12 * heads + 2 * bytes * head_size * (heads + kv_heads))``: three fp32 values per head and token,
+      and the concatenated queries and keys. The result (one value per head and step in each layer) is not counted.
     """
     number, tokens = _bytes(config), config.optimizer.micro_batch_tokens
     operands = 2 * number * shape.head_size * (shape.heads + shape.kv_heads)
@@ -149,9 +153,9 @@ def scoring_memory(config: TrainConfig, shape: ModelShape) -> dict[str, float]:
 def sampling_memory(config: TrainConfig, shape: ModelShape) -> dict[str, float]:
     """Return GiB per GPU by component while the rollout engines sample.
 
-    - the engine's share, ``gpu_memory_utilization`` of the GPU: weights b P / tensor_parallel, a workspace, and the KV
-      cache in the remainder (below 0 if the engine does not fit);
-    - training: sharded weights and moments, 12 P / G; 0 with ``verl.offload``.
+    - the engine's share, ``gpu_memory_utilization`` of the GPU: weights ``bytes * parameters / tensor_parallel``, a
+      workspace, and the KV cache in the remainder (below 0 if the engine does not fit);
+    - training: sharded weights and moments, ``12 * parameters / gpus``; 0 with ``verl.offload``.
     """
     share = config.verl.gpu_memory_utilization * config.verl.gpu_memory_gib
     weights = _bytes(config) * shape.parameters / config.verl.tensor_parallel / GIB
@@ -161,7 +165,11 @@ def sampling_memory(config: TrainConfig, shape: ModelShape) -> dict[str, float]:
 
 
 def host_memory(config: TrainConfig, shape: ModelShape) -> dict[str, float]:
-    """Return GiB of host memory per node, for N nodes: reference 4 P / N; with ``verl.offload`` another 12 P / N."""
+    """Return GiB of host memory per node.
+
+    - reference: ``4 * parameters / nodes``;
+    - offloaded, with ``verl.offload``: ``12 * parameters / nodes``.
+    """
     of_node = shape.parameters / config.verl.nodes / GIB
     return {"reference": 4 * of_node if config.loss.kl else 0, "offloaded": 12 * of_node if config.verl.offload else 0}
 
@@ -169,7 +177,7 @@ def host_memory(config: TrainConfig, shape: ModelShape) -> dict[str, float]:
 def cached_sequences(config: TrainConfig, shape: ModelShape) -> int:
     """Return how many sequences of maximal length fit the KV cache of a rollout engine.
 
-    A token takes 2 b d (kv heads) bytes per layer, for head size d.
+    A token takes ``2 * bytes * head_size * kv_heads`` in each layer.
     """
     heads = ceil(shape.kv_heads / config.verl.tensor_parallel)
     token = 2 * _bytes(config) * shape.head_size * heads * shape.layers

@@ -4,7 +4,7 @@ A batched decoding loop over a KV cache. Rows are left-padded, so distances betw
 tokens, as sliding-window attention requires. Hidden tokens stay in the cache and keep their positions: a zero in the
 padding mask removes the hidden columns before the softmax, and the remaining attention weights sum to 1.
 
-Shape letters: ``B`` rows, ``U`` distinct prefixes, ``W`` tokens of the longest prefix, ``C`` columns, ``V`` vocabulary.
+Shape letters: see CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ class HiddenRows:
         self.width = max(map(len, distinct))
         self._inputs = frozenset(inspect.signature(model.forward).parameters)
         padding = [self.width - len(prefix) for prefix in distinct]
-        ids_UW = torch.tensor([[pad] * p + list(prefix) for p, prefix in zip(padding, distinct, strict=True)])
-        position_UW = torch.arange(self.width) - torch.tensor(padding)[:, None]
-        self.cache = self._prefill(ids_UW.to(device), position_UW.to(device))
+        ids_UP = torch.tensor([[pad] * p + list(prefix) for p, prefix in zip(padding, distinct, strict=True)])
+        position_UP = torch.arange(self.width) - torch.tensor(padding)[:, None]
+        self.cache = self._prefill(ids_UP.to(device), position_UP.to(device))
         self.cache.batch_select_indices(torch.tensor([index[prefix] for prefix in prefixes], device=device))
 
         start_B = torch.tensor([self.width - len(prefix) for prefix in prefixes])[:, None]
@@ -104,15 +104,15 @@ class HiddenRows:
         self.visible_BC = self.visible_BC[rows]
         self.position_B = self.position_B[rows]
 
-    def _prefill(self, ids_UW: Tensor, position_UW: Tensor) -> DynamicCache:
+    def _prefill(self, ids_UP: Tensor, position_UP: Tensor) -> DynamicCache:
         """Return keys and values of the prefixes, prefilled in parts of at most :data:`PREFILL_TOKENS` tokens."""
         parts = []
         size = max(1, PREFILL_TOKENS // self.width)
-        for start in range(0, len(ids_UW), size):
+        for start in range(0, len(ids_UP), size):
             place = slice(start, start + size)
             self.cache = DynamicCache()  # without a config: sliding layers would drop keys that shorter rows need
-            positions = position_UW[place]
-            self._forward(ids_UW[place], positions >= 0, positions.clamp(min=0))
+            positions = position_UP[place]
+            self._forward(ids_UP[place], positions >= 0, positions.clamp(min=0))
             parts.append(self.cache)
         if len(parts) == 1:
             return parts[0]
