@@ -12,18 +12,19 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-import attnrl.data.run_data
 import attnrl.runs.prepare
 import attnrl.runs.session
+import attnrl.tasks.base
 from attnrl.config.load import load_config
 from attnrl.config.schema import TrainConfig
+from attnrl.grading.base import ClosableGrader
 from attnrl.runs.display import Display
 from attnrl.types import Grade, Problem
 
 STEPS = 4
 
 
-class HashGrader:
+class HashGrader(ClosableGrader):
     """A random model solves nothing; this one is right by chance, so that there is something to learn from."""
 
     overlaps = True
@@ -56,7 +57,7 @@ def run(model: Path, output: Path, *overrides: str, steps: int = STEPS, recipe: 
     """Train with :class:`HashGrader` as far as the run goes; returns what it has printed."""
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attnrl.data.run_data, "RulesGrader", lambda flexible: HashGrader())
+        patch.setattr(attnrl.tasks.base, "RulesGrader", lambda flexible: HashGrader())
         config = load_config(TrainConfig, recipe, [*settings(model, output, steps), *overrides])
         attnrl.runs.session.train(attnrl.runs.prepare.prepare(config), Display(Console(file=printed, width=1000)))
     return printed.getvalue()
