@@ -38,7 +38,7 @@ def test_only_all_correct_problems_are_judged() -> None:
         decisions.append(kept)
     assert decisions == [True, False, True, False]
     assert running == RunningMean(4, pytest.approx(1.5))
-    with pytest.raises(ValueError, match="at least one reward"):
+    with pytest.raises(ValueError, match="reward"):
         keep_problem([], 0.0, running)
 
 
@@ -55,9 +55,9 @@ def test_expansion_is_possible(trunks: int, accuracy: float, rounding: str) -> N
 
 def test_expansion_refuses_bad_arguments() -> None:
     for accuracy, trunks in ((-0.1, 6), (1.1, 6), (0.5, 0)):
-        with pytest.raises(ValueError, match="need 0 <="):
+        with pytest.raises(ValueError, match=rf"{accuracy}.*{trunks}"):
             expansion_count(accuracy, trunks)
-    with pytest.raises(ValueError, match="unknown rounding"):
+    with pytest.raises(ValueError, match="floor"):
         expansion_count(0.5, 6, "floor")  # type: ignore[arg-type]
 
 
@@ -88,7 +88,7 @@ def test_trunks_are_drawn_evenly() -> None:
 
 def test_trunks_refuse_a_count_that_does_not_fit() -> None:
     for count in (-1, 3):
-        with pytest.raises(ValueError, match="cannot choose"):
+        with pytest.raises(ValueError, match=rf"{count} of 2\b"):
             choose_trunks([True, False], count, random.Random(0))
 
 
@@ -146,5 +146,6 @@ def test_batch_size_converges_in_a_random_stationary_process(target: int, tolera
     ],
 )
 def test_batch_size_refuses_bad_settings(bad: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="need"):
+    (setting,) = bad
+    with pytest.raises(ValueError, match=rf"\b{setting}\b"):
         BatchSizeController(**{"batch": 4, "target": 10, "maximum": 8, **bad})  # type: ignore[arg-type]

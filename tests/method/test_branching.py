@@ -139,10 +139,10 @@ def test_bad_arguments_are_refused() -> None:
     signals = ten_steps(FCI)
     bad: list[dict[str, float]] = [{"count": -1}, {"spacing": -1}, {"rho": 0.0}, {"rho": 1.1}]
     for settings in bad:
-        with pytest.raises(ValueError, match="need count"):
+        with pytest.raises(ValueError, match="|".join(settings)):
             branch_points(signals, **{"criterion": CRITERIA["fci"], "count": 1, "rng": random.Random(0), **settings})
-    for criterion in ("fci", "entropy"):
-        with pytest.raises(ValueError, match=r"influence|entropy"):
+    for criterion, signal in {"fci": "influence", "entropy": "entropy"}.items():
+        with pytest.raises(ValueError, match=signal):
             branch_points(RolloutSignals(signals.steps), criterion=CRITERIA[criterion], count=1, rng=random.Random(0))
     for signal, values in {"influence": (0.0, 1.0), "entropy": (0.0,), "dependents": (1.0,)}.items():
         with pytest.raises(ValueError, match=signal):

@@ -34,7 +34,7 @@ def test_influence_is_its_definition(starts_set: set[int], delta: int, seed: int
 
 
 def test_bad_attention_is_refused() -> None:
-    with pytest.raises(ValueError, match="T, T"):
+    with pytest.raises(ValueError, match="attention"):
         step_attention(torch.zeros(2, 3), [0])
     for starts in ([-1], [2, 2], [4]):
         with pytest.raises(ValueError, match="starts"):
@@ -75,13 +75,13 @@ def test_masking(think_end: int | None, masked: tuple[float, ...]) -> None:
     steps = Steps((0, 5, 6, 8), 9, think_end)
     assert mask_influence((1.0, 2.0, 3.0, 4.0), steps) == masked
     assert eligible_steps(steps) == [step for step, value in enumerate(masked) if value]
-    with pytest.raises(ValueError, match="4 steps"):
+    with pytest.raises(ValueError, match=r"\b1\b.*\b4\b"):
         mask_influence((1.0,), steps)
 
 
 def test_mean_influence_weighs_responses_not_steps() -> None:
     assert mean_influence([(1.0, 3.0), (0.0,), ()]) == pytest.approx(2 / 3)
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="response"):
         mean_influence([])
 
 

@@ -163,12 +163,12 @@ def test_k3_is_unbiased() -> None:
 
 def test_bad_arguments_are_refused() -> None:
     new, old, advantages, mask = random_batch(0)
-    for settings in ({"denominator": 0}, {"clip_low": 1.5}, {"clip_high": -0.1}, {"dual_clip": 1.0}):
-        with pytest.raises(ValueError, match=r"need denominator|dual_clip"):
-            policy_loss(new, old, advantages, mask, **{"denominator": 1, **settings})
-    with pytest.raises(ValueError, match="one shape"):
+    for setting, value in {"denominator": 0, "clip_low": 1.5, "clip_high": -0.1, "dual_clip": 1.0}.items():
+        with pytest.raises(ValueError, match=setting):
+            policy_loss(new, old, advantages, mask, **{"denominator": 1, setting: value})
+    with pytest.raises(ValueError, match="advantages"):
         policy_loss(new, old, advantages[0], mask, denominator=1)
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="ref_logprobs"):
         kl_k3(new, old[0])
 
 
