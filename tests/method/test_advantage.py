@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnrl.method.advantage import grpo_advantages, influence_weights, tree_advantage, weigh_advantages
+from attnrl.method.advantage import grpo_advantages, influence_weights, weigh_advantages
+from attnrl.method.forest import tree_advantage
 from attnrl.method.steps import Steps
 
 reward_lists = st.lists(st.sampled_from([0.0, 0.1, 0.5, 1.0]), min_size=2, max_size=12)

@@ -8,7 +8,7 @@ Equation numbers refer to "Attention as a Compass" (arXiv 2509.26628). The table
 setting (steps of a response)   :func:`attnrl.method.steps.split_steps`
 eq. 1, policy loss              :func:`attnrl.method.loss.policy_loss`, KL: ``loss.kl_k3``
 eq. 2, value of a state         :meth:`attnrl.method.forest.Forest.paths`
-eq. 3, tree advantage           :func:`attnrl.method.advantage.tree_advantage`
+eq. 3, tree advantage           :func:`attnrl.method.forest.tree_advantage`
 GRPO advantage                  :func:`attnrl.method.advantage.grpo_advantages`
 eq. 4, step-to-step attention   :func:`attnrl.method.influence.step_attention`
 eq. 5, FCI of one head          :func:`attnrl.method.influence.forward_context_influence`

@@ -11,19 +11,16 @@ each token. Mark a function that is defined without branches with :func:`whole_r
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
+from attnrl.method.forest import Forest
 from attnrl.method.ranking import rank_steps, share_of
 from attnrl.method.steps import Steps
 
-if TYPE_CHECKING:
-    from attnrl.method.forest import Forest
-
 #: ``forest -> advantages``: for every path of ``forest.paths()``, in order, one advantage for each token.
-Advantage = Callable[["Forest"], Sequence[Sequence[float]]]
+Advantage = Callable[[Forest], Sequence[Sequence[float]]]
 AdvantageT = TypeVar("AdvantageT", bound=Advantage)
 
 
@@ -36,27 +33,6 @@ def whole_responses(advantage: AdvantageT) -> AdvantageT:
 def takes_branches(advantage: Advantage) -> bool:
     """Return False for an advantage marked by :func:`whole_responses`."""
     return not getattr(advantage, "whole_responses", False)
-
-
-def tree_advantage(value: float, parent_value: float, root_value: float, leaves: int) -> float:
-    """Return the advantage of every token of a segment (eq. 3).
-
-    ``A = (V(s) - V(root) + V(s) - V(parent(s))) / sqrt(leaves)``: the gain over the problem's average, plus the
-    gain over the parent segment. The square root dampens segments shared by many leaves, because the tokens of a
-    shared segment are trained once per leaf.
-
-    Args:
-        value: V(s), mean reward of the leaves below the segment (eq. 2).
-        parent_value: V of the parent segment; V(root) for a trunk's first segment.
-        root_value: V(root), mean reward of all leaves of the problem.
-        leaves: number of leaves below the segment.
-
-    Raises:
-        ValueError: fewer than one leaf.
-    """
-    if leaves < 1:
-        raise ValueError(f"a segment has at least one leaf below it, got {leaves}")
-    return ((value - root_value) + (value - parent_value)) / math.sqrt(leaves)
 
 
 def grpo_advantages(rewards: Sequence[float], normalize_std: bool = True, eps: float = 1e-6) -> list[float]:
@@ -78,7 +54,7 @@ def grpo_advantages(rewards: Sequence[float], normalize_std: bool = True, eps: f
 
 
 def tree_advantages(forest: Forest) -> list[list[float]]:
-    """Return the advantages of eq. 3 for every token of every path."""
+    """Return the advantage of eq. 3 (:func:`attnrl.method.forest.tree_advantage`) for every token of every path."""
     return [path.token_advantages() for path in forest.paths()]
 
 

@@ -1,4 +1,4 @@
-"""All trees of one problem: values of segments (eq. 2) and the paths that training goes over.
+"""All trees of one problem: values (eq. 2) and advantages (eq. 3) of segments, and the paths that training goes over.
 
 A tree is a list of nodes, each one sampled completion that ends in one leaf. Node 0 is the trunk; every
 other node keeps the first ``at`` tokens of the path of an earlier node and adds tokens of its own. A token
@@ -16,10 +16,29 @@ from functools import cached_property
 from statistics import mean  # exact, so that equal rewards have exactly their own mean; fmean rounds twice
 from typing import Any
 
-from attnrl.method.advantage import tree_advantage
-
 Span = tuple[int, int, int]
 """``(node, start, end)``: a range of the own tokens of a node, end exclusive."""
+
+
+def tree_advantage(value: float, parent_value: float, root_value: float, leaves: int) -> float:
+    """Return the advantage of every token of a segment (eq. 3).
+
+    ``A = (V(s) - V(root) + V(s) - V(parent(s))) / sqrt(leaves)``: the gain over the problem's average, plus the
+    gain over the parent segment. The square root dampens segments shared by many leaves, because the tokens of a
+    shared segment are trained once per leaf.
+
+    Args:
+        value: V(s), mean reward of the leaves below the segment (eq. 2).
+        parent_value: V of the parent segment; V(root) for a trunk's first segment.
+        root_value: V(root), mean reward of all leaves of the problem.
+        leaves: number of leaves below the segment.
+
+    Raises:
+        ValueError: fewer than one leaf.
+    """
+    if leaves < 1:
+        raise ValueError(f"a segment has at least one leaf below it, got {leaves}")
+    return ((value - root_value) + (value - parent_value)) / math.sqrt(leaves)
 
 
 @dataclass(frozen=True)
