@@ -69,8 +69,9 @@ def initial_state(config: TrainConfig) -> TrainerState:
     """Return the state before the first training step."""
     growth = config.method.adaptive.max_growth
     controller = BatchSizeController(
-        batch=config.prompts,
-        target=config.prompts * config.method.leaves,
+        # Floats, as they are read from JSON: a resumed run writes the same text as a run that was never stopped.
+        batch=float(config.prompts),
+        target=float(config.prompts * config.method.leaves),
         minimum=max(1, round(config.prompts / growth)),
         maximum=round(config.prompts * growth),
         smoothing=config.method.adaptive.smoothing,
