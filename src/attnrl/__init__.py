@@ -1,6 +1,6 @@
 """AttnRL: process-supervised reinforcement learning guided by the attention of the trained model.
 
-The public names are imported on first use (PEP 562), so that ``import attnrl`` loads neither torch nor transformers.
+The public names are imported on first use (PEP 562): ``import attnrl`` loads neither torch nor transformers.
 """
 
 from importlib import import_module

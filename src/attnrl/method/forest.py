@@ -1,9 +1,9 @@
-"""All trees of one problem: values (eq. 2) and advantages (eq. 3) of segments, and the paths that training goes over.
+"""The trees of one problem: values and advantages of segments (eq. 2 and 3), and the paths used for training.
 
-A tree is a list of nodes, each one sampled completion that ends in one leaf. Node 0 is the trunk; every
-other node keeps the first ``at`` tokens of the path of an earlier node and adds tokens of its own. A token
-is therefore known by its owner (the node that sampled it) and its offset in the owner's own tokens. Each
-owner's tokens are cut into segments after the last token that some branch keeps of them.
+A node is a sampled completion, and ends in a leaf. Node 0 of a tree is the trunk (an initial response). Every other
+node is a branch: the first ``at`` tokens of the path of an earlier node (the parent), followed by the node's own
+tokens. The owner of a token is the node that sampled the token; owner and offset in the owner's own tokens identify a
+token. The own tokens of a node are cut into segments at every branch point.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import mean  # exact, so that equal rewards have exactly their own mean; fmean rounds twice
+from statistics import mean  # exact: the mean of equal rewards is the reward; fmean rounds twice
 from typing import Any
 
 Span = tuple[int, int, int]
-"""``(node, start, end)``: a range of the own tokens of a node, end exclusive."""
+"""``(node, start, end)``: a range of the node's own tokens, end exclusive."""
 
 
 def tree_advantage(value: float, parent_value: float, root_value: float, leaves: int) -> float:
@@ -43,13 +43,13 @@ def tree_advantage(value: float, parent_value: float, root_value: float, leaves:
 
 @dataclass(frozen=True)
 class Node:
-    """One sampled completion and the leaf it ends in.
+    """A sampled completion with a leaf.
 
     Attributes:
-        parent: the node whose path it branches from; None for a trunk.
-        at: tokens of the parent's path that it keeps; 0 for a trunk.
-        length: tokens of its own; 0 if it sampled nothing.
-        reward: reward of its leaf.
+        parent: index of the parent, the node with the path that this node continues; None for a trunk.
+        at: the branch point: number of kept tokens of the parent's path; 0 for a trunk.
+        length: number of own tokens; 0 for an empty completion.
+        reward: reward of the leaf.
     """
 
     parent: int | None
@@ -60,14 +60,14 @@ class Node:
 
 @dataclass(frozen=True)
 class Segment:
-    """A range of tokens with the same leaves below it, and so with one value and one advantage.
+    """A range of tokens with the same leaves below, therefore with the same value and advantage.
 
     Attributes:
-        owner: the node that sampled the tokens.
-        start: first token, counted in the owner's own tokens.
-        end: one past the last.
-        leaves: number of leaves below.
-        value: V(s), their mean reward (eq. 2).
+        owner: index of the node that sampled the tokens.
+        start: offset of the first token in the owner's own tokens.
+        end: offset after the last token.
+        leaves: number of leaves below the segment.
+        value: V(s), the mean reward of the leaves below the segment (eq. 2).
         advantage: advantage of each token (eq. 3).
     """
 
@@ -86,14 +86,14 @@ class Segment:
 
 @dataclass(frozen=True)
 class Path:
-    """One whole response, from the root to the leaf of a node.
+    """A whole response, from the root to the leaf of a node.
 
     Attributes:
         tree: index of the tree.
-        node: index of the node whose leaf it ends in.
+        node: index of the node at the end of the path.
         reward: reward of the leaf.
-        trained: whether the tree is trained on.
-        segments: its segments in order; together they are the tokens of the response.
+        trained: True if the tree is used for training.
+        segments: segments of the response, in order.
     """
 
     tree: int
@@ -108,7 +108,7 @@ class Path:
         return sum(segment.length for segment in self.segments)
 
     def spans(self) -> list[Span]:
-        """Return the ``(node, start, end)`` ranges of own tokens that make up the path, in order."""
+        """Return the ranges ``(node, start, end)`` of own tokens along the path, in order."""
         spans: list[Span] = []
         for segment in self.segments:
             if spans and spans[-1][0] == segment.owner:  # the next segment of the same owner is adjacent
@@ -124,11 +124,11 @@ class Path:
 
 @dataclass(frozen=True)
 class Tree:
-    """A trunk and everything that branches from it.
+    """A trunk with branches.
 
     Attributes:
-        nodes: the trunk, then the branches, each after the node it branches from.
-        trained: False for a trunk that was not chosen for expansion: it counts in V(root) only.
+        nodes: the trunk, then the branches; a parent precedes the parent's branches.
+        trained: False for a trunk not chosen for expansion; the reward of the trunk then counts in V(root) only.
     """
 
     nodes: tuple[Node, ...]
@@ -139,20 +139,20 @@ class Tree:
         return self.nodes[node].at + self.nodes[node].length
 
     def anchor(self, node: int) -> tuple[int, int] | None:
-        """Return ``(owner, cut)`` of the last token that ``node`` keeps, or None if it keeps none.
+        """Return ``(owner, cut)`` of the last token kept by ``node``; None if ``node`` keeps no token.
 
-        ``cut`` counts the owner's own tokens up to and including that token, so it is at least 1.
+        ``cut`` is the number of the owner's own tokens up to and including the last kept token, at least 1.
         """
         at, owner = self.nodes[node].at, self.nodes[node].parent
-        # A path up to its node's own first token is the path of the parent: climb to whoever sampled the
-        # last kept token. The trunk has at == 0, so the climb ends there at the latest.
+        # Before the first own token of a node, the path is the path of the parent: climb to the owner of the last kept
+        # token. The trunk has at == 0, so the climb ends at the trunk at the latest.
         while owner is not None and at <= self.nodes[owner].at:
             owner = self.nodes[owner].parent
         return None if owner is None else (owner, at - self.nodes[owner].at)
 
     @cached_property
     def _segment_ends(self) -> list[list[int]]:
-        """For each node the ends of the segments of its own tokens, ascending; none if it has no tokens."""
+        """Return the ends of the segments of each node's own tokens, ascending; empty for a node without tokens."""
         ends = [{node.length} - {0} for node in self.nodes]
         for node in range(len(self.nodes)):
             anchor = self.anchor(node)
@@ -162,7 +162,7 @@ class Tree:
         return [sorted(cuts) for cuts in ends]
 
     def segment_spans(self, node: int) -> list[Span]:
-        """Return the segments from the root to the leaf of ``node``."""
+        """Return the ranges of the segments from the root to the leaf of ``node``."""
         spans: list[Span] = []
         place: tuple[int, int] | None = (node, self.nodes[node].length)
         while place is not None:
@@ -178,7 +178,7 @@ class Forest:
     """All trees of one problem.
 
     Raises:
-        ValueError: no trees, or a node that does not fit its tree; the message names tree and node.
+        ValueError: no trees, or an invalid node; the message names tree and node.
     """
 
     trees: tuple[Tree, ...]
@@ -205,17 +205,17 @@ class Forest:
 
     @property
     def leaf_rewards(self) -> list[float]:
-        """Rewards of all leaves, in the order tree, then node."""
+        """Return the rewards of all leaves, in the order tree, then node."""
         return [node.reward for tree in self.trees for node in tree.nodes]
 
     @property
     def root_value(self) -> float:
-        """V(root): mean reward of all leaves of the problem, unexpanded trunks included (eq. 2)."""
+        """Return V(root): the mean reward of all leaves of the problem, trunks without branches included (eq. 2)."""
         return mean(self.leaf_rewards)
 
     @property
     def has_signal(self) -> bool:
-        """Whether leaves differ in reward; if not, every advantage is 0 and the problem is discarded."""
+        """Return True if the rewards of the leaves differ; otherwise every advantage is 0: no training signal."""
         return len(set(self.leaf_rewards)) > 1
 
     def paths(self) -> list[Path]:
@@ -255,7 +255,7 @@ def _read_tree(tree: Mapping[str, Any]) -> Tree:
 
 
 def _check_tree(tree: Tree, name: str) -> None:
-    """Raise ValueError, naming tree and node, unless the nodes form a tree."""
+    """Raise ValueError with the names of tree and node, if the nodes do not form a tree."""
     if not tree.nodes:
         raise ValueError(f"{name} has no nodes")
     for index, node in enumerate(tree.nodes):

@@ -1,4 +1,4 @@
-"""The loss: PPO clip with separate bounds, and the KL penalty to a reference model (eq. 1)."""
+"""The policy loss: PPO clip with separate bounds (clip-higher), and the KL penalty to a reference model (eq. 1)."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# exp(20) is far outside any clip range, yet finite: an overflow would turn into NaN in the backward pass.
+# exp(20) is far outside any clip range, and finite: an overflow to inf would give NaN in the backward pass.
 _MAX_LOG_RATIO = 20.0
 
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """A policy loss and what to watch beside it.
+    """The policy loss with diagnostics.
 
-    Each is a sum over unmasked tokens divided by the denominator of the whole batch, so the values of
-    micro-batches add up to those of the batch.
+    Each value is a sum over unmasked tokens divided by the denominator of the whole batch, so the values of the batch
+    are the sums over micro-batches.
 
     Attributes:
-        loss: scalar to call ``backward`` on.
-        clip_fraction: share of tokens whose ratio is clipped (no gradient), by either clip.
+        loss: scalar for ``backward``.
+        clip_fraction: share of tokens with a clipped ratio (no gradient), by the PPO clip or the dual clip.
         ratio: mean probability ratio of new to old policy.
         old_kl: k3 estimate of KL(old || new).
     """
@@ -46,24 +46,24 @@ def policy_loss(
 ) -> PolicyLoss:
     """Return the clipped policy-gradient loss (eq. 1, without the KL term).
 
-    Per token ``-min(r * A, clip(r, 1 - clip_low, 1 + clip_high) * A)`` with ``r = exp(logprobs -
-    old_logprobs)``, summed over unmasked tokens and divided by ``denominator``.
+    The loss of a token is ``-min(r * A, clip(r, 1 - clip_low, 1 + clip_high) * A)`` with ``r = exp(logprobs -
+    old_logprobs)``; the sum over unmasked tokens is divided by ``denominator``.
 
     Args:
-        logprobs: log-probabilities under the policy being trained, any shape, in nats.
-        old_logprobs: those under the policy that sampled the tokens, same shape.
+        logprobs: log-probabilities of the tokens under the trained policy, any shape, in nats.
+        old_logprobs: log-probabilities under the policy that sampled the tokens, same shape.
         advantages: advantage of each token, same shape.
-        mask: True for tokens to train on, same shape; other positions may hold anything, even NaN. None trains
-            on all.
-        denominator: number of trained tokens of the WHOLE batch, not of this micro-batch ("token-mean").
-        importance: a factor on the loss of each token, same shape, as :func:`truncated_importance` gives it.
-        clip_low: the ratio is clipped below ``1 - clip_low``.
-        clip_high: and above ``1 + clip_high`` (clip-higher).
-        dual_clip: if given (above 1), bounds the loss of a token of negative advantage by
-            ``-dual_clip * A``, however large its ratio.
+        mask: True for trained tokens, same shape; values at other positions have no effect, even NaN. None trains on
+            all tokens.
+        denominator: number of trained tokens of the WHOLE batch, not of the micro-batch ("token-mean").
+        importance: factor on the loss of each token, same shape, from :func:`truncated_importance`.
+        clip_low: the lower bound of the ratio is ``1 - clip_low``.
+        clip_high: the upper bound of the ratio is ``1 + clip_high`` (clip-higher).
+        dual_clip: above 1; bounds the loss of a token with negative advantage by ``-dual_clip * A`` for any ratio.
+            None: no bound.
 
     Raises:
-        ValueError: shapes that differ, or a setting out of range.
+        ValueError: different shapes, or a setting out of range.
     """
     mask = torch.ones_like(logprobs, dtype=torch.bool) if mask is None else mask.bool()
     importance = torch.ones_like(old_logprobs) if importance is None else importance
@@ -102,13 +102,13 @@ def policy_loss(
 def truncated_importance(logprobs: Tensor, sampler_logprobs: Tensor, cap: float) -> Tensor:
     """Return ``min(exp(logprobs - sampler_logprobs), cap)``, the weight of each token in the policy loss.
 
-    Tokens are drawn by a sampler whose arithmetic is not quite the policy's. Weighing them by the ratio of the
-    two probabilities makes the gradient that of the policy's own samples; the cap bounds its variance
+    The sampler has the weights of the policy, but rounds differently, so the tokens are drawn from a slightly different
+    distribution. The ratio of the two probabilities corrects the gradient; the cap bounds the variance of the gradient
     (truncated importance sampling, token by token).
 
     Args:
-        logprobs: log-probabilities under the policy whose weights the sampler had, any shape, in nats.
-        sampler_logprobs: those that the sampler computed, same shape.
+        logprobs: log-probabilities computed by the policy with the weights of the sampler, any shape, in nats.
+        sampler_logprobs: log-probabilities computed by the sampler, same shape.
         cap: largest weight, above 0.
     """
     return (logprobs - sampler_logprobs).clamp(max=_MAX_LOG_RATIO).exp().clamp(max=cap)
@@ -117,16 +117,16 @@ def truncated_importance(logprobs: Tensor, sampler_logprobs: Tensor, cap: float)
 def kl_k3(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return the low-variance ("k3") estimate of KL(policy || reference) at each token (eq. 1).
 
-    With ``d = ref_logprobs - logprobs``: ``exp(d) - d - 1``, never negative, and unbiased for tokens drawn
-    from the policy.
+    The estimate is ``exp(d) - d - 1`` with ``d = ref_logprobs - logprobs``, never negative, and unbiased for tokens
+    drawn from the policy.
 
     Args:
-        logprobs: log-probabilities under the policy, any shape.
-        ref_logprobs: those under the reference, same shape.
-        mask: if given, the estimate is 0 where it is False, and those positions may hold anything.
+        logprobs: log-probabilities of the tokens under the policy, any shape, in nats.
+        ref_logprobs: log-probabilities under the reference, same shape.
+        mask: the estimate is 0 where the mask is False, also for NaN; None: no mask.
 
     Raises:
-        ValueError: shapes that differ.
+        ValueError: different shapes.
     """
     mask = torch.ones_like(logprobs, dtype=torch.bool) if mask is None else mask.bool()
     if not logprobs.shape == ref_logprobs.shape == mask.shape:
@@ -137,21 +137,25 @@ def kl_k3(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor | None = None) ->
 
 
 def _masked_difference(left: Tensor, right: Tensor, mask: Tensor) -> Tensor:
-    """Return ``left - right``, bounded, and 0 where masked.
+    """Return ``left - right``, bounded, and 0 where the mask is False.
 
-    The mask comes before any exponential: in the backward pass its gradient of 0 times inf would be NaN.
+    The mask is applied before any exponential: in the backward pass, a masked gradient 0 times inf would be NaN.
     """
     return (left - right).where(mask, 0.0).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
 
 
 def cut_mini_batches(lengths: Sequence[int], count: int) -> list[range]:
-    """Cut rows, in order, into at most ``count`` runs of about equal token counts; none is empty."""
+    """Cut rows, in order, into at most ``count`` mini-batches of about equal token counts, without empty mini-batches.
+
+    Returns:
+        The range of row indices of each mini-batch.
+    """
     total = sum(lengths)
-    runs: list[range] = []
+    mini_batches: list[range] = []
     start = done = 0
     for row, length in enumerate(lengths):
         done += length
-        if done * count >= total * (len(runs) + 1) or row == len(lengths) - 1:
-            runs.append(range(start, row + 1))
+        if done * count >= total * (len(mini_batches) + 1) or row == len(lengths) - 1:
+            mini_batches.append(range(start, row + 1))
             start = row + 1
-    return runs
+    return mini_batches

@@ -10,19 +10,19 @@ from attnrl.types import Grade, Grader, Problem
 
 
 class OverlappedGrading:
-    """The grading of one generation, as a context manager; the grades do not depend on the timing.
+    """A context manager that grades the responses of one generation; the grades do not depend on the timing.
 
     A thread passes all waiting responses to the grader, repeatedly. With a grader that does not overlap,
     :meth:`results` grades all responses in the caller's thread, in one call.
 
-    Leaving the block drops waiting responses and ends the thread after the grader's current call.
+    Leaving the ``with`` block drops waiting responses and ends the thread after the grader's current call.
 
     Attributes:
         spans: start and end of each call of the grader in the thread, from ``time.perf_counter()``.
     """
 
     def __init__(self, grader: Grader) -> None:
-        """Nothing starts before the block is entered."""
+        """Create the thread, if the grader overlaps; entering the ``with`` block starts the thread."""
         self.spans: list[tuple[float, float]] = []
         self._grader = grader
         self._submitted = 0
@@ -31,11 +31,11 @@ class OverlappedGrading:
         self._error: BaseException | None = None
         self._ended = False
         self._changed = threading.Condition()
-        # A daemon: a grader that never returns must not keep an interrupted run from ending.
+        # A daemon thread: an interrupted run ends even if the grader never returns.
         self._thread = threading.Thread(target=self._work, name="grading", daemon=True) if grader.overlaps else None
 
     def __enter__(self) -> OverlappedGrading:
-        """Start the thread, where the grader may be called from one."""
+        """Start the thread, if the grader overlaps."""
         if self._thread is not None:
             self._thread.start()
         return self
@@ -43,7 +43,7 @@ class OverlappedGrading:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Drop what waits, and end the thread."""
+        """Drop the waiting responses, and end the thread."""
         with self._changed:
             self._ended = True
             self._waiting.clear()
@@ -52,10 +52,10 @@ class OverlappedGrading:
             self._thread.join()
 
     def submit(self, index: int, problem: Problem, response: str) -> None:
-        """Have a response graded; ``index``, different for each, is its name in :meth:`results`.
+        """Queue a response for grading; ``index``, unique, is the key of the response's grade in :meth:`results`.
 
         Raises:
-            BaseException: what the grader has raised, see :meth:`check`.
+            BaseException: the exception of the grader, as in :meth:`check`.
         """
         self.check()
         with self._changed:
@@ -64,19 +64,19 @@ class OverlappedGrading:
             self._changed.notify_all()
 
     def check(self) -> None:
-        """Raise here what the grader has raised in the thread.
+        """Raise the exception of the grader in the caller's thread, if the grader failed.
 
         Raises:
-            BaseException: that.
+            BaseException: the exception of the grader.
         """
         if self._error is not None:
             raise self._error
 
     def results(self) -> dict[int, Grade]:
-        """The grade of every response submitted, by index; waits for those that are not graded yet.
+        """Wait for the last grade, and return the grade of every submitted response by index.
 
         Raises:
-            BaseException: what the grader has raised.
+            BaseException: the exception of the grader.
         """
         if self._thread is None:
             return self._grade(dict(sorted(self._waiting.items())))
@@ -86,7 +86,7 @@ class OverlappedGrading:
         return self._grades
 
     def _work(self) -> None:
-        """The thread: grade what has gathered, until the block is left or the grader fails."""
+        """Grade the waiting responses in batches, until the ``with`` block is left or the grader fails."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._ended)
@@ -98,7 +98,7 @@ class OverlappedGrading:
             error: BaseException | None = None
             try:
                 grades = self._grade(batch)
-            except BaseException as raised:  # whatever it is, it is the main thread's to handle
+            except BaseException as raised:  # check() raises the exception in the main thread
                 error = raised
             with self._changed:
                 self.spans.append((started, time.perf_counter()))

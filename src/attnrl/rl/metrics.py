@@ -1,4 +1,4 @@
-"""What one training step reports. Every name is documented in docs/metrics.md."""
+"""Compute the metrics of a training step; docs/metrics.md documents every metric."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import get_args
 from attnrl.rl.rollout import RolloutTree, Sample, sampled_tokens
 from attnrl.types import Verdict
 
-CORRECT = 1.0
-MAX_EXPONENT = 700.0  # the exponential of more is no float
+CORRECT = 1.0  # reward of a correct response
+MAX_EXPONENT = 700.0  # exp of a larger number overflows a float
 
 
 def step_metrics(
@@ -25,7 +25,18 @@ def step_metrics(
     carried_over: int,
     phases: Mapping[str, float],
 ) -> dict[str, float]:
-    """All metrics of a step, of the batch that was trained on in it unless said otherwise."""
+    """Return the metrics of a training step.
+
+    Args:
+        rollout_trees: the rollouts of the step's batch.
+        trained: the rollouts used for the policy update.
+        updated: metrics of the policy update; without ``loss/policy`` if the update was skipped.
+        prompt_batch_size: problems in the batch.
+        generated_tokens: tokens sampled during the step, also for the next batch.
+        sampled_tokens: tokens sampled since the start of the run.
+        carried_over: initial responses left unfinished, continued in the next step.
+        phases: seconds of each phase of the step.
+    """
     trunks = [trunk for problem in rollout_trees for trunk in problem.plan.group.trunks]
     branches = [branch for problem in rollout_trees for branch in problem.branches]
     paths = [len(trunk.tokens) for trunk in trunks] + [
@@ -70,12 +81,12 @@ def step_metrics(
 
 
 def verdict_ratios(verdicts: Sequence[Verdict]) -> dict[str, float]:
-    """Share of each verdict of grading, as ``grade/*_ratio``."""
+    """Return the share of each grading verdict, as ``grade/*_ratio``."""
     return {f"grade/{name}_ratio": verdicts.count(name) / len(verdicts) for name in get_args(Verdict)}
 
 
 def _solve_ratios(samples: str, rewards_of_problems: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Shares of problems whose samples are all correct, all wrong, or neither (valid)."""
+    """Return the shares of problems with only correct samples, with only wrong samples, and with both (valid)."""
     if not rewards_of_problems:
         return {}
     solve_all = fmean([min(rewards) >= CORRECT for rewards in rewards_of_problems])
@@ -88,9 +99,10 @@ def _solve_ratios(samples: str, rewards_of_problems: Sequence[Sequence[float]]) 
 
 
 def _branch_places(rollout_trees: Sequence[RolloutTree]) -> dict[str, float]:
-    """Where branch points fall, and how often they change nothing.
+    """Return position, spread and agreement of the branch points; empty without branch points.
 
-    As a share of the response, how often beyond its first two steps, and how often trunk and continuations end alike.
+    Position is a share of the trunk's tokens; spread is the share of trunks with branch points other than the first
+    possible steps; agreement is the share of branch points with equal rewards of the trunk and all continuations.
     """
     shares, beyond, agree = [], [], []
     for problem in rollout_trees:
@@ -102,7 +114,7 @@ def _branch_places(rollout_trees: Sequence[RolloutTree]) -> dict[str, float]:
             trunk = problem.plan.group.trunks[index]
             if points:
                 shares += [at / len(trunk.tokens) for at in points]
-                # The first two places a branch could be: the second and the third step.
+                # The first possible branch points are the starts of the second step, the third step and so on.
                 beyond.append(set(points) != set(trunk.steps.starts[1 : 1 + len(points)]))
     if not shares:
         return {}
@@ -114,11 +126,11 @@ def _branch_places(rollout_trees: Sequence[RolloutTree]) -> dict[str, float]:
 
 
 def _mismatch(samples: Sequence[Sample]) -> dict[str, float]:
-    """How far the policy's log-probs of the sampled tokens are from those of the sampler that drew them, in nats."""
+    """Return the mismatch of the policy's and the sampler's log-probs of the sampled tokens, in nats."""
     differences = [
         policy - sampler
         for sample in samples
-        if sample.entropy  # else it was not scored by the policy
+        if sample.entropy  # a sample without entropy was not scored by the policy
         for policy, sampler in zip(sample.logprobs, sample.sampler_logprobs, strict=True)
     ]
     return {
@@ -137,5 +149,5 @@ def _trained_paths(problem: RolloutTree) -> int:
 
 
 def _trained_tokens(problem: RolloutTree) -> int:
-    """Distinct sampled tokens that are trained on."""
+    """Return the number of distinct sampled tokens used for training."""
     return sum(sampled_tokens(problem.node_samples(tree)) for tree in problem.plan.points)

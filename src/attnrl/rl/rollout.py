@@ -21,7 +21,7 @@ class SampledTokens:
     """Sampled tokens with log-probs and entropy; all tuples have the same length.
 
     Attributes:
-        tokens: sampled token ids (a branch does not repeat the kept trunk tokens).
+        tokens: sampled token ids; for a branch without the kept trunk tokens.
         logprobs: log-probability of each token under the sampling policy, computed by the policy.
         sampler_logprobs: log-probability of each token, computed by the sampler.
         entropy: entropy in nats of the sampling distribution of each token.
@@ -64,7 +64,7 @@ class Trunk(Sample):
 
     @property
     def signals(self) -> RolloutSignals:
-        """Return the signals for a branch criterion."""
+        """Return the signals of the trunk for a branch criterion."""
         return RolloutSignals(self.steps, self.influence, self.entropy)
 
 
