@@ -170,5 +170,5 @@ def test_the_benchmark_of_a_step_refuses_policies_that_differ(load: Any, monkeyp
         return [replace(one, entropy=tuple(1.01 * value for value in one.entropy)) for one in score(self, *args)]
 
     monkeypatch.setattr(step.PlainPolicy, "score", off)
-    with pytest.raises(SystemExit, match="the two policies differ"):
+    with pytest.raises(SystemExit, match=r"entropy\D*\d"):
         step.main(["prompts=2", "--steps", "1", "--repeats", "1"])

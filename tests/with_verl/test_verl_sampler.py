@@ -95,7 +95,7 @@ def test_engines_wake_with_the_weights_and_sleep_afterwards(cluster):
 def test_a_request_that_fails_fails_the_generation_and_leaves_nothing_behind(cluster):
     cluster.fails = True
     watched = WatchedSampler(VerlSampler(cluster, [END], 1.0, 1.0), None)
-    with pytest.raises(SamplerError, match="1 of 3 requests"):
+    with pytest.raises(SamplerError, match=r"\b1\b.*\b3\b"):
         watched.generate(requests(3))
     assert cluster.calls == ["update_weights", "abort_replicas", "resume_generation_replicas", "sleep_replicas"]
     assert not cluster.tags

@@ -25,10 +25,10 @@ class Steps:
     Attributes:
         starts: first token of each step, strictly increasing from 0; empty for an empty response.
         length: number of tokens T of the response.
-        think_end: the step that holds the end-of-thinking marker, or None.
+        think_end: index of the step with the end-of-thinking marker; None without a marker.
 
     Raises:
-        ValueError: offsets that do not cover the response in order, or ``think_end`` that is no step.
+        ValueError: the steps do not cover the response in order, or ``think_end`` is not the index of a step.
     """
 
     starts: tuple[int, ...]
@@ -56,11 +56,11 @@ class Steps:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Number of tokens of each step."""
+        """Return the number of tokens of each step."""
         return tuple(end - start for start, end in self.ranges())
 
     def step_of(self, token: int) -> int:
-        """Return the step that token offset ``token`` belongs to.
+        """Return the index of the step of the token at offset ``token``.
 
         Raises:
             IndexError: ``token`` is outside the response.
@@ -76,12 +76,12 @@ class StepSettings:
 
     Attributes:
         delimiters: regular expressions of step delimiters, in order of preference.
-        chunk_tokens: tokens of a step if no delimiter splits the response.
-        think_marker: the text that ends the thinking part of a response.
+        chunk_tokens: tokens of a step, for a response not split by any delimiter.
+        think_marker: the text at the end of the thinking part of a response.
 
     Raises:
-        ValueError: ``chunk_tokens`` below 1, an empty ``think_marker``, or a delimiter that is no valid expression or
-            matches empty text.
+        ValueError: ``chunk_tokens`` below 1, an empty ``think_marker``, or a delimiter that is an invalid regular
+            expression or matches empty text.
     """
 
     delimiters: tuple[str, ...] = (r"\n{2,}", r"\n+")
@@ -109,15 +109,15 @@ Splitter = Callable[[Sequence[str], StepSettings], Steps]
 def split_steps(pieces: Sequence[str], settings: StepSettings = StepSettings()) -> Steps:
     """Split a response into steps by the response's text, independent of the tokenization of delimiters.
 
-    A step ends with the token in which a delimiter ends. The first delimiter that gives at least two steps is used;
-    if none does, the response is split into chunks of ``chunk_tokens`` tokens. A delimiter at the start or the end of
-    the text makes no step.
+    A step ends with the last token of a delimiter. The first delimiter with at least two steps is used; without such a
+    delimiter, the response is split into chunks of ``chunk_tokens`` tokens. A delimiter at the start or the end of the
+    text starts no step.
 
     Args:
-        pieces: the text added by each token, so that ``"".join(pieces)`` is the response. A piece may be ``""``
+        pieces: the text added by each token; ``"".join(pieces)`` is the response. A piece may be ``""``
             (part of a character, or a special token without text).
         settings: delimiters, chunk size and end-of-thinking marker; the first occurrence of the marker in the text
-            counts, however many tokens spell the marker.
+            counts, for any number of tokens in the marker.
     """
     text, length = "".join(pieces), len(pieces)
     text_ends = list(accumulate(len(piece) for piece in pieces))
@@ -140,12 +140,12 @@ SPLITTERS: dict[str, Splitter] = {"delimiters": split_steps}
 
 
 def _token_of(character: int, text_ends: Sequence[int]) -> int:
-    """Return the token that adds the character; ``text_ends`` is the text length after each token."""
+    """Return the index of the token with the character at index ``character``; ``text_ends`` is the text length after each token."""
     return bisect_right(text_ends, character)
 
 
 def _starts_after(delimiter: str, text: str, text_ends: Sequence[int]) -> tuple[int, ...]:
-    """Return token 0 and each token that follows the end of a delimiter with text on both sides."""
+    """Return token 0 and each first token after a delimiter with text on both sides."""
     if not text_ends:
         return ()
     inner = (run for run in re.finditer(delimiter, text) if run.start() > 0 and run.end() < len(text))

@@ -1,7 +1,7 @@
 """State of the loop between training steps, and the JSON of the state in the checkpoints of every engine.
 
-A checkpoint may come from another machine: the JSON is validated by pydantic and held against what the loop can write,
-so that a fault is named with its place in the file, before a later step meets the fault.
+A checkpoint may come from another machine: pydantic validates the JSON, and the values are checked against the range of
+the training loop. An invalid value is therefore reported with the path in the file, before a later step uses the value.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LARGEST_TOKEN_ID = 2**31 - 1
 
 
 class NextBatch(NamedTuple):
-    """Problems that a generation samples initial responses to: carried over, and the positions of new problems."""
+    """Problems of the next generation of initial responses: carried over, and the positions of new problems."""
 
     carried: tuple[PartialGroup, ...] = ()
     positions: Sequence[int] = ()
@@ -35,15 +35,15 @@ class NextBatch(NamedTuple):
 @with_config(ConfigDict(strict=True, extra="forbid"))
 @dataclass(frozen=True)
 class TrainerState:
-    """Everything that the loop carries from one training step to the next, beside the policy's weights.
+    """The state of the training loop between two training steps, without the policy's weights.
 
-    Random choices are drawn from the run's seed and the step number, so the state holds no generator.
+    Random choices are drawn from the run's seed and the step number, so the state holds no random generator.
 
     Attributes:
         step: training steps done.
         position: problems drawn so far.
         pending: initial responses of the next batch.
-        carried: problems whose initial responses the last generation left unfinished (``sampling.carry_over``).
+        carried: problems with initial responses left unfinished by the last generation (``sampling.carry_over``).
         solved_influence: running mean influence of all-correct problems (eq. 8).
         batch_size: the prompt batch size controller (eq. 10).
         sampled_tokens: tokens generated so far.
@@ -82,9 +82,9 @@ def initial_state(config: TrainConfig) -> TrainerState:
 def drop_stale_samples(
     state: TrainerState, source: ProblemSource, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int
 ) -> TrainerState:
-    """Return the state without samples in flight whose problem has changed at its position in ``source``.
+    """Return the state without stale samples: samples of another problem than ``source`` has at the same position.
 
-    After a change of data files or held-out problems, such samples would be graded by the answers of another problem.
+    After a change of data files or held-out problems, stale samples would be graded by the answers of another problem.
     """
 
     def prompt(position: int) -> tuple[int, ...]:
@@ -108,10 +108,10 @@ def state_to_json(state: TrainerState) -> dict[str, Any]:
 
 
 def state_from_json(fields: Mapping[str, Any]) -> TrainerState:
-    """Return the state that :func:`state_to_json` gave as ``fields``.
+    """Return the state from the JSON object of :func:`state_to_json`.
 
     Raises:
-        ValueError: fields that the loop cannot have written; the message names the first fault by its path.
+        ValueError: missing, unknown or invalid fields; the message has the path of the first invalid field.
     """
     try:
         state = TypeAdapter(TrainerState).validate_json(json.dumps(fields))
@@ -135,7 +135,7 @@ def count(fields: Mapping[str, Any], name: str, at_least: int = 0) -> int:
 
 
 def _first_fault(error: ValidationError) -> str:
-    """Return path and message of the first fault; of a response that may be a trunk, the fault as a trunk."""
+    """Return path and message of the first invalid field; a response of two possible types is read as a trunk."""
     faults = error.errors()
     fault = next((fault for fault in faults if Trunk.__name__ in fault["loc"]), faults[0])
     parts = [part for part in fault["loc"] if part not in (Trunk.__name__, SampledTokens.__name__)]
@@ -144,7 +144,7 @@ def _first_fault(error: ValidationError) -> str:
 
 
 def _faults(state: TrainerState) -> Iterator[tuple[str, str]]:
-    """Yield path and message of every value that has the right type and that the loop cannot have written."""
+    """Yield path and message of every value with the right type, but outside the range of the training loop."""
     for name in ("step", "position", "sampled_tokens", "nonfinite_steps"):
         if not 0 <= getattr(state, name) <= LARGEST_INTEGER:
             yield name, "out of range"
@@ -170,7 +170,7 @@ def _faults(state: TrainerState) -> Iterator[tuple[str, str]]:
 
 
 def _faults_of(response: SampledTokens) -> Iterator[tuple[str, str]]:
-    """Yield field and message of every fault of one response."""
+    """Yield name and message of every invalid field of a response."""
     tokens = len(response.tokens)
     if not _are_token_ids(response.tokens):
         yield "tokens", "token ids expected"
