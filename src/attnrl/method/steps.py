@@ -140,7 +140,7 @@ SPLITTERS: dict[str, Splitter] = {"delimiters": split_steps}
 
 
 def _token_of(character: int, text_ends: Sequence[int]) -> int:
-    """Return the index of the token with the character at index ``character``; ``text_ends`` is the text length after each token."""
+    """Return the token of the character at an index, from the text length after each token."""
     return bisect_right(text_ends, character)
 
 
