@@ -17,6 +17,7 @@ from warnings import catch_warnings, simplefilter
 from attnrl.config.schema import TrainConfig
 from attnrl.data.run_data import load_run_data
 from attnrl.errors import RunError, UserError, one_line
+from attnrl.inference.registry import find_sampler
 from attnrl.local.loading import load_tokenizer, model_directory
 from attnrl.runs.compatibility import require_same_settings
 from attnrl.runs.directory import METRICS, RunDirectory
@@ -132,6 +133,7 @@ def prepare(config: TrainConfig) -> Any:
         UserError: verl is missing; or naming the invalid setting, file or model.
     """
     require_verl()
+    find_sampler(config.sampler)  # verl samples by verl.rollout; a misspelt sampler is an error all the same
     if on_cpu(config) and config.verl.rollout != "transformers":
         raise UserError(f"verl.rollout={config.verl.rollout}: no GPU found: set verl.rollout=transformers")
     if config.verl.nodes > 1 and "RAY_ADDRESS" not in os.environ:
@@ -152,7 +154,7 @@ def prepare(config: TrainConfig) -> Any:
         require_same_settings(config, run)
     directory = model_directory(config.model)
     tokenizer = load_tokenizer(directory, trust_remote_code=config.trust_remote_code)
-    load_run_data(config, tokenizer)
+    load_run_data(config, tokenizer).grader.close()
     return compose(config, str(directory))
 
 
