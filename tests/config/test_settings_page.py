@@ -14,10 +14,13 @@ from attnrl.config.reference import Setting, setting_groups
 from attnrl.config.schema import TrainConfig
 from attnrl.config.sft import SftConfig
 from attnrl.experiments.comparison.config import Comparison
+from attnrl.grading.registry import GRADERS
+from attnrl.inference.registry import SAMPLERS
 from attnrl.method.advantage import ADVANTAGES
 from attnrl.method.branching import CRITERIA
 from attnrl.method.measures import MEASURES, REDUCTIONS
 from attnrl.method.steps import SPLITTERS
+from attnrl.tasks.registry import TASKS
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "settings_page.py"
 
@@ -65,6 +68,9 @@ def test_the_description_of_a_choice_names_every_value(kind: type[BaseModel]) ->
         ("method.branching.influence", MEASURES),
         ("method.branching.reduction", REDUCTIONS),
         ("method.steps.splitter", SPLITTERS),
+        ("task", TASKS),
+        ("grader", GRADERS),
+        ("sampler", SAMPLERS),
     ],
 )
 def test_the_description_of_a_name_lists_every_row_of_its_table(name: str, table: Mapping[str, object]) -> None:

@@ -8,9 +8,11 @@ import sys
 
 import pytest
 
+from attnrl.config.method import MethodConfig
 from attnrl.method.advantage import ADVANTAGES, takes_branches
 from attnrl.method.branching import CRITERIA, RolloutSignals, branch_points, signals_of
 from attnrl.method.forest import Forest
+from attnrl.method.measures import MEASURES, REDUCTIONS
 from attnrl.method.steps import SPLITTERS, Steps, StepSettings
 
 TRUNKS = Forest.from_dict({"trees": [{"length": 3, "reward": 1.0}, {"length": 2, "reward": 0.0}]})
@@ -50,3 +52,20 @@ def test_group_advantages_take_no_branches() -> None:
 @pytest.mark.parametrize("name", SPLITTERS)
 def test_a_splitter_covers_the_response(name: str) -> None:
     assert SPLITTERS[name](["a", "\n\n", "b"], StepSettings()) == Steps((0, 2), 3)
+
+
+def test_a_row_is_all_that_a_new_function_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for table, rows in ((CRITERIA, "random"), (ADVANTAGES, "tree"), (SPLITTERS, "delimiters"), (MEASURES, "lookups")):
+        monkeypatch.setitem(table, "mine", table[rows])  # type: ignore[arg-type, index]
+    monkeypatch.setitem(REDUCTIONS, "mine", REDUCTIONS["zscore_max"])
+    method = MethodConfig.model_validate(
+        {
+            "advantage": "mine",
+            "steps": {"splitter": "mine"},
+            "branching": {"criterion": "mine", "influence": "mine", "reduction": "mine"},
+        }
+    )
+    assert method.advantage_function is ADVANTAGES["tree"]
+    assert method.branching.criterion_function is CRITERIA["random"]
+    assert method.branching.measure.uses_lookups
+    assert method.steps.split(["a", "\n\n", "b"]) == Steps((0, 2), 3)

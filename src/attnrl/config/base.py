@@ -1,4 +1,4 @@
-"""What every configuration class shares: strict validation, common field types, the paper's prompt suffix."""
+"""Shared parts of the configuration classes: strict validation, common field types, the paper's prompt suffix."""
 
 from __future__ import annotations
 

@@ -186,7 +186,8 @@ class TrainConfig(Strict):
     output_dir: Path = Field(description="run directory; all output of the run is written there")
     task: str | None = Field(
         None,
-        description="a task by name, reasoning_gym:NAME?KEY=VALUE&..., or module:object; null: data.train is used",
+        description="a task: ledger, ledger_long or ledger_single (the easiest), reasoning_gym:NAME?KEY=VALUE&..., or "
+        "module:object; null: data.train is used",
     )
     data: DataConfig = DataConfig()
     grader: str | None = Field(

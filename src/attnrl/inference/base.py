@@ -1,4 +1,4 @@
-"""What all samplers share: statistics, checks of settings and requests, and the types of an opener.
+"""Shared parts of the samplers: statistics, checks of settings and requests, and the types of an opener.
 
 A sampler implements :class:`attnrl.types.Sampler`. The samplers of a run are made by a :data:`SamplerFactory`, which an
 :data:`Opener` opens; :mod:`attnrl.inference.registry` lists the openers by name.

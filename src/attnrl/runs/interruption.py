@@ -13,7 +13,7 @@ STOP_SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP
 
 @dataclass
 class StopRequest:
-    """Whether a signal has asked the run to stop."""
+    """A signal's request to stop the run; set by the signal handler."""
 
     requested: bool = False
 

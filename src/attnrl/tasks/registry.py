@@ -47,5 +47,7 @@ def find_demonstrated_task(name: str) -> DemonstratedTask:
     """
     task = find_task(name)
     if not isinstance(task, DemonstratedTask):
-        raise UserError(f"task {name}: has no demonstrations (with demonstrations: {', '.join(SHAPES)}, chain_sum)")
+        raise UserError(
+            f"task {name}: has no demonstrations (with demonstrations: {', '.join(SHAPES)}, reasoning_gym:chain_sum)"
+        )
     return task

@@ -56,8 +56,8 @@ class HiddenStep:
         return asdict(self)
 
 
-Measure = Callable[[HiddenStep], float]
-MEASURES: dict[str, Measure] = {
+Statistic = Callable[[HiddenStep], float]
+STATISTICS: dict[str, Statistic] = {
     "accuracy_undisturbed": lambda hidden: fmean(hidden.undisturbed),
     "accuracy_disrupted": lambda hidden: fmean(hidden.disrupted),
     "accuracy_drop": lambda hidden: hidden.accuracy_drop,
@@ -97,7 +97,7 @@ def _condition(records: Sequence[HiddenStep], name: str, seed: int) -> dict[str,
         "mean_tokens": fmean(record.tokens for record in chosen),
         **{
             measure: mean_over_problems([(record.problem, of(record)) for record in chosen], seed)
-            for measure, of in MEASURES.items()
+            for measure, of in STATISTICS.items()
         },
     }
 
@@ -121,6 +121,6 @@ def _contrast(records: Sequence[HiddenStep], pair: tuple[str, str], strict: bool
     keys = [key for key in one if not strict or other[key].conditions[pair[1]]]
     contrast: dict[str, Any] = {"more": pair[0], "than": pair[1], "strict": strict, "responses": len(keys)}
     for measure in ("accuracy_drop", "agreement_drop") if keys else ():
-        of = MEASURES[measure]
+        of = STATISTICS[measure]
         contrast[measure] = mean_over_problems([(key[0], of(one[key]) - of(other[key])) for key in keys], seed)
     return contrast
