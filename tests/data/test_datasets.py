@@ -241,5 +241,5 @@ def test_the_training_set_of_the_paper_repeats_itself_and_the_benchmarks() -> No
     unanswered, duplicates, conflicts, overlap = (note.partition(".parquet: ")[2] for note in data.notes)
     assert unanswered.startswith("left out 2 rows without a true answer (dapo_math_train.parquet row 22739")
     assert re.fullmatch(r"left out 2,6\d\d duplicates of other problems", duplicates)  # 1,502 of them to the letter
-    assert conflicts.startswith("19 problems with other answers in other rows")
-    assert overlap.startswith("left out 18 problems that it is evaluated on")
+    assert conflicts.startswith("19 problems ")
+    assert overlap.startswith("left out 18 ")
