@@ -6,7 +6,7 @@ Prints JSON. The mix: half of the responses box the true answer as it is written
 a tenth nothing, and the rest the true answer in other words (a fraction of twice it, with a unit, as an equation). In
 the mixed run one in a hundred is hostile. The baseline ``math_verify_in_process`` is plain
 ``verify(parse(gold), parse(response))`` in this process without any deadline, on the start of the same mix without
-hostile answers (it would not come back from those).
+hostile answers (the baseline never returns from a hostile answer).
 """
 
 from __future__ import annotations

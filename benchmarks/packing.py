@@ -193,7 +193,7 @@ def resident(field: str) -> int:
 
 
 def own_process(arguments: Sequence[str]) -> Any:
-    """Run this file in a process of its own, and read what it prints."""
+    """Run this file in a separate process, and read the output."""
     done = subprocess.run([sys.executable, __file__, *arguments], check=True, capture_output=True, text=True)
     return json.loads(done.stdout)
 

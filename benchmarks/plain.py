@@ -1,8 +1,8 @@
-"""The baseline of ``benchmarks/step.py``: a sampler and a policy as one writes them first with transformers.
+"""Baseline of ``benchmarks/step.py``: a straightforward sampler and policy with transformers.
 
 ``PlainSampler`` is ``model.generate`` on left-padded batches. ``PlainPolicy`` runs every root-to-leaf path through
-the model as a right-padded row of its own, and takes FCI from the attention matrices that eager attention returns.
-Both are what a careful engineer would write, not a straw man:
+the model as a separate right-padded row, and takes FCI from the attention matrices that eager attention returns.
+The usual optimizations are included:
 
 - requests are sorted by what is left of their budget, so that a batch holds prompts and continuations of about equal
   length, and the batch that runs longest goes first;
@@ -11,11 +11,10 @@ Both are what a careful engineer would write, not a straw man:
   others keep sdpa;
 - the log-probs of sampled tokens come from the logits that ``generate`` has anyway, not from another forward.
 
-The numbers are those of the local engine (``step.py`` checks it), computed without any of its code: only the pure
-functions of :mod:`attnrl.method` are shared, which say what is to be computed.
+The numbers equal the numbers of the local engine (``step.py`` checks them), without code of the local engine: only the
+pure functions of :mod:`attnrl.method` are shared.
 
-Suffixes: ``B`` rows, ``T`` tokens of a padded row, ``N`` new tokens, ``V`` vocabulary, ``L`` layers, ``H`` heads, ``S``
-steps of a response.
+Shape letters: see CONTRIBUTING.md; ``N`` counts the new tokens of a row.
 """
 
 from __future__ import annotations

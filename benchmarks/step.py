@@ -1,18 +1,18 @@
-"""Seconds of a whole training step with the local engine against the same step written plainly, in one run.
+"""Compare the seconds of a training step of the local engine with a plain implementation (``plain.py``), in one run.
 
 The training loop is :class:`attnrl.rl.trainer.Trainer` for both, with the recipe's own settings. ``attnrl`` gives it
 ``LocalSampler`` and ``LocalPolicy``; ``plain`` gives it those of ``benchmarks/plain.py``: ``model.generate``, every
-root-to-leaf path a row of its own, FCI from the attention matrices of eager attention.
+root-to-leaf path as a separate row, FCI from the attention matrices of eager attention.
 
-First attnrl trains for a while, untimed, and leaves the state at the start of some steps: weights, optimizer,
-pending initial responses. Then each repeat takes all of these steps with both, from the same state and to the same
-problems and branch points; only the random draws of what is sampled differ. So do the numbers of tokens, a little:
-they are told, and beside the ratio of seconds per step there is the ratio at equal numbers of tokens. A repeat does
-exactly the work of the one before, hence the spread of the ratios is the machine's.
+First attnrl trains for some steps, untimed, and stores the state at the start of each step: weights, optimizer,
+pending initial responses. Then each repeat takes all stored steps with both implementations, from the same state, with
+the same problems and branch points. Only the random draws of the samplers differ, and therefore the numbers of tokens,
+a little: the output has both numbers, the ratio of seconds per step, and the ratio at equal numbers of tokens. All
+repeats do exactly the same work, hence the spread of the ratios is due to the machine.
 
 The first step of a one-step pipeline has nothing to branch from: step 2 is the first that is measured. Evaluation and
-checkpoints are no part of a step. ``parity`` says how far the two policies differ on the same responses and weights:
-the largest absolute difference, relative to the largest value. The run fails if that is more than 1e-4.
+checkpoints are not part of a step. ``parity`` is the difference of the two policies on the same responses and weights:
+the largest absolute difference, relative to the largest value. The run fails if ``parity`` exceeds 1e-4.
 
     python benchmarks/step.py --steps 5 --repeats 3
 """

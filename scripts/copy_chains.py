@@ -1,8 +1,7 @@
-"""Write problems that a small language model can do in several steps: chains of names, most of them copies of others.
+"""Write problems for a small language model without training: chains of names, with a reasoning step per name.
 
-Two names in a chain have numbers, all others the number of a name before them; a step works one of them out. Worked
-examples stand before the question, so a model that was never trained on this knows the form. `docs/findings.md` takes
-SmolLM2 apart on them::
+Two names of a chain have numbers; every further name has the number of an earlier name, and a step finds the number of
+one name. Worked examples before the question show the form. ``docs/findings.md`` measures SmolLM2 on these problems::
 
     python scripts/copy_chains.py chains.jsonl
 """

@@ -1,7 +1,7 @@
-"""Print the table of docs/fci.md: how far the captured influence is from that of eager attention.
+"""Print the table of docs/fci.md: the difference between captured influence and the influence of eager attention.
 
-``python scripts/fci_parity.py`` measures tiny random models of the architectures that tests/fci/test_architectures.py
-puts to the test. The text between the markers of docs/fci.md is what it prints.
+``python scripts/fci_parity.py`` measures tiny random models of the architectures in tests/fci/test_architectures.py.
+Copy the output between the markers of docs/fci.md.
 """
 
 from __future__ import annotations

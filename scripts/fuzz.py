@@ -1,8 +1,8 @@
-"""Try new hostile inputs for as long as told: ``python scripts/fuzz.py all --seconds 600``.
+"""Fuzz with new hostile inputs for a given time: ``python scripts/fuzz.py all --seconds 600``.
 
-The targets are those of ``tests/hostile.py``: the config loader, the data readers, the step splitter and the graders.
-Each runs in a process of its own, so that a crash of an interpreter or an input that takes too long ends no more than
-that; a line of JSON for each says what was found. Exit code 1 if anything was.
+The targets of ``tests/hostile.py`` are the config loader, the data readers, the step splitter and the graders. Each
+target runs in a separate process, so that a crash of the interpreter or a timeout ends only one target. The output is
+a line of JSON per target, with the failures. The exit code is 1 after a failure.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _place(error: Exception) -> str:
 
 
 def watch(name: str, seconds: float) -> dict[str, Any]:
-    """:func:`search` in a process of its own, which is killed when an input takes far too long."""
+    """:func:`search` in a separate process, which is killed after a timeout."""
     with tempfile.TemporaryDirectory() as folder:
         current, out = Path(folder) / "input", Path(folder) / "out"
         current.touch()

@@ -1,9 +1,8 @@
-"""Kill a run of the demo with SIGKILL at random moments, resume it, and compare it with the run that nobody killed.
+"""Kill a run of the demo with SIGKILL at random moments, resume the run, and compare with an uninterrupted run.
 
-Moments are chosen among all that the run does: every phase of a step, between two segments of decoding, each line
-before it is written and with half of it written, and each stage of a checkpoint. A run is killed several times before
-it may come to its end; then its metrics, forests, samples, weights, optimizer and state must be, bit for bit, those of
-the run that was never killed::
+Moments are every phase of a step, the bounds between segments of decoding, each line of a file before and halfway
+through the write, and each stage of a checkpoint. A run is killed several times before the run may end; then metrics,
+forests, samples, weights, optimizer and state must equal the uninterrupted run's, bit for bit::
 
     python scripts/kills.py --kills 50 --output results/kills
 """

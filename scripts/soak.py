@@ -1,4 +1,4 @@
-"""Train for a long time on very small steps: does memory stay flat, and the time of a step, and the files as expected?
+"""Train for many very small steps, and check for growth of memory, of the time per step, and of the files.
 
 python scripts/soak.py --steps 2000 --output results/soak
 """

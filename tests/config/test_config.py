@@ -1,4 +1,4 @@
-"""Recipes and overrides: what loads, and what a wrong one is told."""
+"""Recipes and overrides: accepted values, and the messages for wrong values."""
 
 from pathlib import Path
 from typing import Any

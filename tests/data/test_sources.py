@@ -1,4 +1,4 @@
-"""Rows from files and data sets, and what a faulty one is told."""
+"""Rows from files and data sets, and the messages for faulty rows."""
 
 import json
 import sys

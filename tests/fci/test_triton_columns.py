@@ -46,11 +46,11 @@ def test_in_the_interpreter():
 def dense_sums(query, key, lse, weight, lo, hi, scaling, softcap=None) -> Tensor:
     """The definition, in fp64 and from whole T x T matrices."""
     tokens = query.shape[2]
-    counts_Bqt = (torch.arange(tokens)[:, None] >= lo[:, None]) & (torch.arange(tokens)[:, None] < hi[:, None])
-    exponent_BHqt = dense_scores(query, key, scaling, softcap) - lse.double()[..., None]
-    probs_BHqt = exponent_BHqt.masked_fill(~counts_Bqt[:, None], -torch.inf).exp()
-    weighted_BHqt = probs_BHqt * weight.double().masked_fill(~counts_Bqt.any(-1), 0)[:, None, :, None]
-    return weighted_BHqt.sum(2)
+    counts_BTT = (torch.arange(tokens)[:, None] >= lo[:, None]) & (torch.arange(tokens)[:, None] < hi[:, None])
+    exponent_BHTT = dense_scores(query, key, scaling, softcap) - lse.double()[..., None]
+    probs_BHTT = exponent_BHTT.masked_fill(~counts_BTT[:, None], -torch.inf).exp()
+    weighted_BHTT = probs_BHTT * weight.double().masked_fill(~counts_BTT.any(-1), 0)[:, None, :, None]
+    return weighted_BHTT.sum(2)
 
 
 def dense_scores(query, key, scaling, softcap=None) -> Tensor:
@@ -88,16 +88,16 @@ def make_layout(sequences, tokens, delta, window, generator):
 def make_problem(layouts, heads, key_heads, head_dim, dtype, seed, scaling, softcap=None):
     """Arguments of column_sums for the given rows, with queries and keys laid out as transformers has them."""
     generator = torch.Generator().manual_seed(seed)
-    weight_BT, lo_BT, hi_BT, sees_Bqt = (torch.stack(parts) for parts in zip(*layouts, strict=True))
+    weight_BT, lo_BT, hi_BT, sees_BTT = (torch.stack(parts) for parts in zip(*layouts, strict=True))
     batch, tokens = weight_BT.shape
     query = 2 * torch.randn(batch, tokens, heads, head_dim, generator=generator).to(dtype).transpose(1, 2)
     key = torch.randn(batch, tokens, key_heads, head_dim, generator=generator).to(dtype).transpose(1, 2)
     scores = dense_scores(query, key, scaling, softcap)
-    lse_BHT = scores.masked_fill(~sees_Bqt[:, None], -torch.inf).logsumexp(-1).float()
-    counts_Bqt = (torch.arange(tokens)[:, None] >= lo_BT[:, None]) & (torch.arange(tokens)[:, None] < hi_BT[:, None])
+    lse_BHT = scores.masked_fill(~sees_BTT[:, None], -torch.inf).logsumexp(-1).float()
+    counts_BTT = (torch.arange(tokens)[:, None] >= lo_BT[:, None]) & (torch.arange(tokens)[:, None] < hi_BT[:, None])
     garbage = torch.tensor([-torch.inf, torch.inf, torch.nan, 0.0])
     garbage_BHT = garbage[torch.randint(4, (batch, heads, tokens), generator=generator)]
-    lse_BHT = torch.where(counts_Bqt.any(-1)[:, None], lse_BHT, garbage_BHT)
+    lse_BHT = torch.where(counts_BTT.any(-1)[:, None], lse_BHT, garbage_BHT)
     return query, key, lse_BHT, weight_BT, lo_BT, hi_BT
 
 

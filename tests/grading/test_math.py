@@ -1,6 +1,7 @@
 """The ``math`` grader: equal values in other spellings, guesses, and agreement with math-verify's own tests."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from attnrl.grading.math import MathGrader
 from attnrl.grading.registry import build_grader
 from attnrl.types import Problem
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
+DATA = Path(os.environ.get("ATTNRL_SHARED", Path(__file__).parents[3] / "shared")) / "data"
 BENCHMARKS = {
     "aime24_1": 30,
     "aime25_1": 30,
