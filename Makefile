@@ -20,7 +20,7 @@ demo: $(INSTALLED)
 	$(BIN)/attnrl train attnrl output_dir=runs/demo
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 test-vllm: $(VLLM_INSTALLED)
 	OMP_NUM_THREADS=1 $(VLLM_BIN)/pytest tests/with_vllm

@@ -183,8 +183,9 @@ def _describe(fault: Mapping[str, Any], kind: type[BaseModel]) -> str:
     message = str(fault["msg"]).removeprefix("Value error, ")
     if not path:
         return message
-    value = "" if isinstance(fault["input"], dict) else f" (got {_shown(repr(fault['input']))})"
-    return f"{path}: {message}{value}"
+    value = repr(fault["input"])
+    got = "" if isinstance(fault["input"], dict) or value in message else f" (got {_shown(value)})"
+    return f"{path}: {message}{got}"
 
 
 def _shown(text: str) -> str:
