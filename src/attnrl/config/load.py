@@ -184,7 +184,8 @@ def _describe(fault: Mapping[str, Any], kind: type[BaseModel]) -> str:
     if not path:
         return message
     value = repr(fault["input"])
-    got = "" if isinstance(fault["input"], dict) or value in message else f" (got {_shown(value)})"
+    is_said = isinstance(fault["input"], str) and value in message
+    got = "" if is_said or isinstance(fault["input"], dict) else f" (got {_shown(value)})"
     return f"{path}: {message}{got}"
 
 
