@@ -1,0 +1,164 @@
+"""The types of an answer: what :func:`attnrl.grading.reader.read` makes of a text.
+
+Comparison is by type (:mod:`attnrl.grading.compare`): the type of the true answer decides how an answer is compared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attnrl.grading.expressions import Expression, Number, Operation, Symbol
+from attnrl.grading.units import Unit
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """A chain of values: ``x = 5``, ``1 < x <= 2``, ``x in (1, 2]``.
+
+    Attributes:
+        sides: two or more values.
+        operators: one operator between two sides, each of ``= != < <= > >= in ~`` (``~``: approximately equal).
+    """
+
+    sides: tuple[Value, ...]
+    operators: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Brackets:
+    """Values in brackets: a tuple, an interval or a set.
+
+    Attributes:
+        left: ``(``, ``[``, ``{``, ``<`` or ``]`` (an open bound of an interval, as in ``]1, 2]``).
+        right: ``)``, ``]``, ``}``, ``>`` or ``[``.
+        items: the values between commas, possibly none; a single value in round brackets is never ``Brackets``.
+    """
+
+    left: str
+    right: str
+    items: tuple[Value, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Two or more values without brackets around them.
+
+    Attributes:
+        items: the values, in order.
+        joint: ``,`` (also for a semicolon or a line of a ``cases`` environment), ``and`` or ``or``.
+    """
+
+    items: tuple[Value, ...]
+    joint: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetOperation:
+    """Sets joined by ``union``, ``intersection`` or ``difference``; the name is one of the three."""
+
+    name: str
+    operands: tuple[Value, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NamedSet:
+    """A set with a name: ``reals``, ``integers``, ``naturals``, ``rationals``, ``complex`` or ``empty``."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A matrix, a vector (one column or one row) or, with bars, a determinant.
+
+    Attributes:
+        rows: the rows, all of one length.
+        bars: the matrix stands between bars, so the value is the determinant.
+    """
+
+    rows: tuple[tuple[Value, ...], ...]
+    bars: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """A word or a phrase as written, without markup: ``ellipse``, ``Monday``, ``an even number``."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """An amount with a unit: ``5 \\text{ cm}``, ``\\$3.50``, ``90^\\circ``."""
+
+    amount: Value
+    unit: Unit
+
+
+@dataclass(frozen=True, slots=True)
+class Residue:
+    """A residue class: ``5 \\pmod 7``."""
+
+    value: Expression
+    modulus: Expression
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """A ratio of two or more parts: ``3:4``, ``1:2:3``."""
+
+    parts: tuple[Expression, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BaseNumber:
+    """A numeral in a written base: ``2516_8``.
+
+    Attributes:
+        digits: the digits, in upper case.
+        base: the base, at least 2.
+    """
+
+    digits: str
+    base: int
+
+
+@dataclass(frozen=True, slots=True)
+class TimeOfDay:
+    """A time of the day: ``10:30`` a.m.
+
+    Attributes:
+        minutes: minutes since midnight, 12-hour times without a half of the day counted as morning.
+        half: ``am``, ``pm``, or ``""`` if the half of the day is not written.
+    """
+
+    minutes: int
+    half: str
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A value after the letter of a choice: ``\\textbf{(E) } 42``."""
+
+    label: str
+    value: Value
+
+
+Value = (
+    Number
+    | Symbol
+    | Operation
+    | Relation
+    | Brackets
+    | Listing
+    | SetOperation
+    | NamedSet
+    | Matrix
+    | Words
+    | Quantity
+    | Residue
+    | Ratio
+    | BaseNumber
+    | TimeOfDay
+    | Labelled
+)
