@@ -1,0 +1,262 @@
+"""Detection of copies: answers that rearrange or wrap an expression of the problem, and leave the work to the grader.
+
+Two expressions are compared as written (order, brackets and neutral elements ignored), with literals folded and like
+terms collected, and with sums multiplied out (:func:`attnrl.grading.normal_form.normal_form`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+from attnrl.grading.expressions import CONSTANTS, Expression, Number, Operation, Symbol, parts_of
+from attnrl.grading.normal_form import normal_form
+from attnrl.grading.values import Brackets, Labelled, Listing, Matrix, Quantity, Ratio, Relation, Residue, Value
+
+_ARITHMETIC = frozenset({"add", "multiply", "negate", "divide", "percent", "degrees"})
+_WRAPPERS = frozenset({"abs", "floor", "ceil", "mod", "max", "min", "gcd", "lcm", "ellipsis", "sum"})
+_TO_CARRY_OUT = frozenset({"sum", "product", "integral", "limit", "gcd", "lcm", "max", "min", "ellipsis"})
+
+
+def is_copy(answer: Expression, golds: Sequence[Expression], statement: Sequence[Expression]) -> bool:
+    """Return True if an answer only rearranges or wraps an expression of the problem.
+
+    A value (a number, a fraction in lowest terms, a symbol) is never a copy, because many problems name the value asked
+    for. An answer with the terms and factors of a gold is never a copy.
+
+    Args:
+        answer: the answer, equal in value to a gold.
+        golds: the true answers.
+        statement: the expressions of the problem (:func:`statement_expressions`).
+    """
+    if _is_value(answer):
+        return False
+    written_golds = {normal_form(gold, fold=False) for gold in golds}
+    if normal_form(answer, fold=False) in written_golds:
+        return False
+    sources = [source for source in statement if not _is_value(source)]
+    for inner in _without_wrappers(answer):
+        if normal_form(inner, fold=False) in written_golds or _is_value(inner):
+            continue
+        if any(_rearranges(inner, golds, source) for source in sources):
+            return True
+    return False
+
+
+def leaves_work(answer: Expression, golds: Sequence[Expression]) -> bool:
+    """Return True if an answer leaves an operation on numbers to the grader.
+
+    The operations are sum, product, integral, limit, gcd, lcm, max, min and ellipsis, without free symbols. An
+    operation of a gold does not count.
+    """
+    accepted = {part.name for gold in golds for part in parts_of(gold) if isinstance(part, Operation)}
+    return any(
+        isinstance(part, Operation)
+        and part.name in _TO_CARRY_OUT
+        and part.name not in accepted
+        and not _unbound_symbols(part)
+        for part in parts_of(answer)
+    )
+
+
+def _rearranges(answer: Expression, golds: Sequence[Expression], source: Expression) -> bool:
+    """Return True if an answer, not written as a gold, has a normal form of a source without work done."""
+    if normal_form(answer, fold=False) == normal_form(source, fold=False):
+        return True
+    if _is_scientific(answer) or _count(answer, _is_hard) < _count(source, _is_hard):
+        return False
+    number_expected = any(map(_is_number, golds))
+    expanded_golds = [normal_form(gold, distribute=True) for gold in golds]
+    collected = _count(answer, _is_operation) < _count(source, _is_operation)  # x + x + 2 -> 2x + 2
+    for distribute in (False, True):
+        form = normal_form(source, distribute=distribute)
+        if normal_form(answer, distribute=distribute) != form:
+            continue
+        if number_expected:
+            return True
+        if collected and normal_form(source, distribute=True) in expanded_golds:
+            return False
+        return all(normal_form(gold, distribute=distribute) != form for gold in golds)
+    return False
+
+
+def _without_wrappers(answer: Expression) -> Iterator[Expression]:
+    """Yield an answer; of a number in a wrapper (absolute value, floor, ceiling, remainder) also the inside."""
+    yield answer
+    while isinstance(answer, Operation) and answer.name in ("abs", "floor", "ceil", "mod"):
+        if _unbound_symbols(answer):
+            return
+        answer = answer.operands[0]
+        yield answer
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Properties of expressions
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _is_value(expression: Expression) -> bool:
+    """Return True for a number, a fraction in lowest terms or a symbol, possibly with a sign, in percent or degrees."""
+    if isinstance(expression, Operation) and expression.name in ("negate", "percent", "degrees", "plus_minus"):
+        return len(expression.operands) == 1 and _is_value(expression.operands[0])
+    if isinstance(expression, Operation) and expression.name == "divide":
+        over, under = map(_without_sign, expression.operands)
+        if not isinstance(over, Number) or not isinstance(under, Number):
+            return False
+        if over.value.denominator != 1 or under.value.denominator != 1:
+            return False
+        return under.value > 1 and math.gcd(over.value.numerator, under.value.numerator) == 1
+    return not isinstance(expression, Operation)
+
+
+def _is_number(expression: Expression) -> bool:
+    """Return True for a literal number or a fraction of literal numbers, with or without a sign."""
+    if isinstance(expression, Operation) and expression.name in ("negate", "percent", "degrees", "divide"):
+        return all(isinstance(part, Number) or _is_number(part) for part in expression.operands)
+    return isinstance(expression, Number) or _is_scientific(expression)
+
+
+def _is_scientific(expression: Expression) -> bool:
+    """Return True for a number times a power of ten, ``3 x 10^4``, with or without a sign."""
+    if isinstance(expression, Operation) and expression.name == "negate":
+        return _is_scientific(expression.operands[0])
+    if not isinstance(expression, Operation) or expression.name != "multiply" or len(expression.operands) != 2:
+        return False
+    factor, power = map(_without_sign, expression.operands)
+    if not isinstance(factor, Number) or not isinstance(power, Operation) or power.name != "power":
+        return False
+    base, exponent = power.operands[0], _without_sign(power.operands[1])
+    return isinstance(base, Number) and base.value == 10 and isinstance(exponent, Number)
+
+
+def _without_sign(expression: Expression) -> Expression:
+    if isinstance(expression, Operation) and expression.name == "negate":
+        return expression.operands[0]
+    return expression
+
+
+def _is_operation(part: Expression) -> bool:
+    return isinstance(part, Operation)
+
+
+def _is_hard(part: Expression) -> bool:
+    """Return True for an operation that a normal form does not carry out: a power of a number, a root, a function."""
+    if isinstance(part, Operation) and part.name == "power" and isinstance(part.operands[1], Number):
+        return not _unbound_symbols(part.operands[0])  # x^2 is x times x
+    return isinstance(part, Operation) and part.name not in _ARITHMETIC and part.name not in _WRAPPERS
+
+
+def _count(expression: Expression, counted: Callable[[Expression], bool]) -> int:
+    return sum(map(counted, parts_of(expression)))
+
+
+def _unbound_symbols(expression: Expression) -> frozenset[str]:
+    """Return the variables of an expression without the bound symbols of sums, products, integrals and limits."""
+    if isinstance(expression, Symbol):
+        return frozenset({expression.name}) - CONSTANTS
+    if isinstance(expression, Number):
+        return frozenset()
+    if expression.name in ("sum", "product", "integral", "limit") and len(expression.operands) > 2:
+        body, index, *bounds = expression.operands
+        inside = _unbound_symbols(body) - {index.name if isinstance(index, Symbol) else ""}
+        return inside.union(*map(_unbound_symbols, bounds))
+    return frozenset[str]().union(*map(_unbound_symbols, expression.operands))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Expressions of the problem
+# ---------------------------------------------------------------------------------------------------------------------
+
+_SEGMENTS, _LONG_SEGMENT = 64, 2_000  # segments; characters
+_MATH = re.compile(
+    r"\\(?P<escaped>[$\\])|\$\$(?P<display>.+?)\$\$|\$(?P<inline>(?:\\.|[^$\\])+)\$"
+    r"|\\\((?P<round>.+?)\\\)|\\\[(?P<square>.+?)\\\]",
+    re.DOTALL,
+)
+_FUNCTION_NAMES = r"sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|abs|gcd|lcm|max|min|mod"
+_PROSE = re.compile(rf"(?<!\\)\b(?!(?:{_FUNCTION_NAMES})\b)[a-zA-Z]{{2,}}|^[aAI]$")
+_OPERATOR = re.compile(r"[\w)}\]!]\s*[-+*/^×·÷−]|[!√]|\\[a-zA-Z]+|[a-z]\(")
+_QUOTE = 40  # characters of a problem that make a quote
+
+
+def statement_expressions(text: str, read: Callable[[str], Sequence[Value]]) -> list[Expression]:
+    """Return the expressions of a problem: of each math segment, and of arithmetic between the words.
+
+    Both sides of a relation count, and each item of a list, a tuple and a matrix. At most 64 segments of at most 2,000
+    characters are read.
+
+    Args:
+        text: the problem, with math between dollars, ``\\(...\\)`` or ``\\[...\\]``.
+        read: gives the possible values of the text of a segment, possibly none.
+    """
+    found: dict[Expression, None] = {}
+    for number, segment in enumerate(_segments(text)):
+        if number == _SEGMENTS:
+            break
+        if len(segment) <= _LONG_SEGMENT:
+            for value in read(segment):
+                found.update(dict.fromkeys(_expressions_of(value)))
+    return list(found)
+
+
+def quotes_statement(answer_text: str, problem_text: str) -> bool:
+    """Return True if an answer quotes 40 or more characters of the problem, or the whole problem.
+
+    White space and dollars do not count.
+    """
+    answer, problem = (re.sub(r"[\s$]", "", text).rstrip(".?!:") for text in (answer_text, problem_text))
+    if len(answer) >= _QUOTE and answer in problem:
+        return True
+    if len(problem) >= _QUOTE and problem in answer:
+        return True
+    return answer == problem and re.search(r"(?<!\\)\b[a-zA-Z]{2,}\s", problem_text) is not None
+
+
+def _segments(text: str) -> Iterator[str]:
+    """Yield the math segments of a text, then the runs of mathematics between words outside the segments."""
+    outside, end = [], 0
+    for match in _MATH.finditer(text):
+        if match["escaped"] is not None:
+            continue
+        outside.append(text[end : match.start()])
+        end = match.end()
+        yield _without_end(next(group for group in match.groups() if group))
+    outside.append(text[end:])
+    for part in outside:
+        run: list[str] = []
+        for word in [*part.split(), "end of text"]:
+            is_prose = _PROSE.search(word) is not None
+            if not is_prose:
+                run.append(word)
+            if is_prose or word[-1] in ".,;?:":
+                segment = _without_end(" ".join(run))
+                run = []
+                if _OPERATOR.search(segment):
+                    yield segment
+
+
+def _without_end(segment: str) -> str:
+    return segment.strip().rstrip(".,;:?= ")
+
+
+def _expressions_of(value: Value) -> Iterator[Expression]:
+    """Yield the expressions inside a value."""
+    inside: Sequence[Value] = ()
+    match value:
+        case Number() | Symbol() | Operation():
+            yield value
+        case Relation():
+            inside = value.sides
+        case Brackets() | Listing():
+            inside = value.items
+        case Matrix():
+            inside = [item for row in value.rows for item in row]
+        case Quantity():
+            inside = [value.amount]
+        case Labelled() | Residue():
+            inside = [value.value]
+        case Ratio():
+            inside = value.parts
+    for item in inside:
+        yield from _expressions_of(item)

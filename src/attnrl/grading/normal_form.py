@@ -1,0 +1,393 @@
+"""Normal form of expressions: equal for two expressions that differ in order, brackets and neutral elements only.
+
+A normal form serves the detection of copies (:mod:`attnrl.grading.copies`), not the comparison of values: sums and
+products of literals are folded, powers, roots and functions of literals are never evaluated.
+
+An expression is a sum of terms. A term is a rational coefficient times atoms with integer exponents. An atom is the
+text of a symbol, of a function with its operands, of a power or of a sum. The SHA-256 digest stands for a
+long text, so the form of a hostile expression stays small.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Hashable, Iterable, Sequence
+from fractions import Fraction
+
+from attnrl.grading.expressions import Expression, Number, Operation, Symbol
+
+Monomial = tuple[tuple[str, int], ...]  # sorted pairs of an atom and an exponent; () is the monomial of literals
+Terms = dict[Monomial, Fraction]  # coefficient of each monomial, never zero; {} is zero
+
+_ONE = Fraction(1)
+_LONG_TEXT = 64  # characters
+_LONG_NUMBER = 10_000  # bits
+_INTEGER_OPERATIONS = frozenset(
+    {"add", "multiply", "negate", "abs", "floor", "ceil", "factorial", "binomial", "gcd", "lcm", "max", "min"}
+)
+
+
+class _LongNumberError(ArithmeticError):
+    """A folded number of more than `_LONG_NUMBER` bits."""
+
+
+def normal_form(expression: Expression, *, fold: bool = True, distribute: bool = False) -> Hashable:
+    """Return a form of an expression without order, brackets, double negations and neutral elements.
+
+    Args:
+        fold: fold literals of sums and products into one rational number, collect like terms and equal bases, and drop
+            wrappers without effect (``max(x, 0)``, the absolute value of a positive number). Without folding, the form
+            holds the terms and factors as written. Numbers of more than 10,000 bits are never folded.
+        distribute: expand each product of exactly one sum and a monomial.
+    """
+    if fold:
+        try:
+            return _Forms(fold=True, distribute=distribute).text(expression)
+        except _LongNumberError:
+            pass
+    return _Forms(fold=False, distribute=False).text(expression)
+
+
+class _Forms:
+    """Forms of the parts of one expression.
+
+    Attributes:
+        sums: terms of each atom that stands for a sum.
+        literals: number of each atom that stands for the literal base of a power.
+        bound: name by position of each bound symbol (the index of a sum, the variable of an integral).
+    """
+
+    def __init__(self, *, fold: bool, distribute: bool) -> None:
+        self.fold, self.distribute = fold, distribute
+        self.sums: dict[str, Terms] = {}
+        self.literals: dict[str, int] = {}
+        self.bound: dict[str, str] = {}
+
+    def text(self, expression: Expression) -> str:
+        return _text(self.expanded(self.terms(expression)))
+
+    def terms(self, expression: Expression) -> Terms:
+        if isinstance(expression, Number):
+            return self.number(expression.value)
+        if isinstance(expression, Symbol):
+            return _atom(self.bound.get(expression.name, f"symbol {expression.name}"))
+        name, operands = expression.name, expression.operands
+        match name:
+            case "add":
+                return _sum(self.terms(operand) for operand in operands)
+            case "negate":
+                return _scaled(self.terms(operands[0]), -_ONE)
+            case "multiply":
+                return self.product([self.terms(operand) for operand in operands])
+            case "divide":
+                return self.product([self.terms(operands[0]), self.raised(self.terms(operands[1]), -1)])
+            case "power":
+                return self.power(*operands)
+            case "root":
+                return self.power(operands[0], Operation("divide", (Number(_ONE), operands[1])))
+            case "exp":
+                return self.power(Symbol("e"), operands[0])
+            case "degrees":
+                return self.product([self.terms(operands[0]), _atom("degree")])
+            case "percent":
+                return self.product(
+                    [self.terms(operands[0]), {(): Fraction(1, 100)} if self.fold else _atom("percent")]
+                )
+            case "log" if len(operands) == 2 and operands[1] == Symbol("e"):
+                return self.function("ln", operands[:1])
+            case "log" if len(operands) == 2 and isinstance(operands[1], Number) and operands[1].value == 10:
+                return self.function("log", operands[:1])
+            case "abs":
+                return self.absolute(operands[0])
+            case "floor" | "ceil":
+                return self.rounded(name, operands[0])
+            case "max" | "min" | "gcd" | "lcm":
+                return self.selection(name, operands)
+            case "ellipsis":
+                return self.series(operands)
+            case "sum" | "product" | "integral" | "limit":
+                return self.binder(name, operands)
+        return self.function(name, operands)
+
+    def number(self, value: Fraction) -> Terms:
+        if value == 0:
+            return {}
+        if value == 1 or (self.fold and _is_short(value)):
+            return {(): value}
+        return _atom(_number_text(value))
+
+    def function(self, name: str, operands: Sequence[Expression]) -> Terms:
+        return _atom(f"{name}({', '.join(map(self.text, operands))})")
+
+    def expanded(self, terms: Terms) -> Terms:
+        """Replace terms that are a sum with a sign, or with `distribute` a sum times a monomial, by the sum's terms."""
+        results: list[Terms] = []
+        for monomial, coefficient in terms.items():
+            sums = [(atom, exponent) for atom, exponent in monomial if atom in self.sums]
+            signed = len(monomial) == 1 and abs(coefficient) == 1
+            if len(sums) == 1 and sums[0][1] == 1 and (signed or self.distribute):
+                rest = tuple(pair for pair in monomial if pair not in sums)
+                for inner, factor in self.sums[sums[0][0]].items():
+                    results.append(self.monomial(coefficient * factor, [*rest, *inner]))
+            else:
+                results.append({monomial: coefficient})
+        return _sum(results)
+
+    def monomial(self, coefficient: Fraction, pairs: Iterable[tuple[str, int]]) -> Terms:
+        """Return one term, with equal atoms collected."""
+        exponents: dict[str, int] = {}
+        for atom, exponent in pairs:
+            exponents[atom] = exponents.get(atom, 0) + exponent
+        for atom in [atom for atom, exponent in exponents.items() if atom in self.literals and abs(exponent) == 1]:
+            coefficient *= Fraction(self.literals[atom]) ** exponents.pop(atom)
+        return {tuple(sorted(pair for pair in exponents.items() if pair[1])): _checked(coefficient)}
+
+    def product(self, factors: Sequence[Terms]) -> Terms:
+        coefficient = _ONE
+        pairs: list[tuple[str, int]] = []
+        sums: list[Terms] = []
+        for factor in factors:
+            terms = self.expanded(factor) if len(factor) > 1 else factor
+            if not terms:
+                return {}
+            if len(terms) > 1:
+                sums.append(terms)
+                continue
+            ((monomial, number),) = terms.items()
+            coefficient = _checked(coefficient * number)
+            pairs.extend(monomial)
+        ((monomial, coefficient),) = self.monomial(coefficient, pairs).items()
+        if len(sums) == 1 and not monomial and abs(coefficient) == 1:
+            return _scaled(sums[0], coefficient)
+        atoms = [self.sum_atom(terms) for terms in sums]
+        sign = math.prod(sign for _, sign in atoms)
+        return self.monomial(coefficient * sign, [*monomial, *((atom, 1) for atom, _ in atoms)])
+
+    def sum_atom(self, terms: Terms) -> tuple[str, int]:
+        """Return the atom of a sum whose first term, in the order of monomials, is positive, and the sign taken out."""
+        sign = 1 if terms[min(terms)] > 0 else -1
+        terms = _scaled(terms, Fraction(sign))
+        atom = f"[{_text(terms)}]"
+        self.sums[atom] = terms
+        return atom, sign
+
+    def raised(self, terms: Terms, exponent: int) -> Terms:
+        """Return an integer power; a literal base is kept as an atom, but for the exponent -1."""
+        terms = self.expanded(terms) if len(terms) > 1 else terms
+        if exponent == 1:
+            return terms
+        if not terms:
+            return {} if exponent > 0 else {(("zero", exponent),): _ONE}
+        if len(terms) > 1:
+            atom, sign = self.sum_atom(terms)
+            return {((atom, exponent),): Fraction(sign if exponent % 2 else 1)}
+        ((monomial, number),) = terms.items()
+        pairs = [(atom, power * exponent) for atom, power in monomial]
+        _checked(Fraction(max((abs(power) for _, power in pairs), default=0)))
+        if exponent == -1:
+            return self.monomial(1 / number, pairs)
+        for base, power in ((abs(number.numerator), exponent), (number.denominator, -exponent)):
+            if base != 1:
+                atom = _number_text(Fraction(base))
+                self.literals[atom] = base
+                pairs.append((atom, power))
+        return self.monomial(Fraction(-1 if number < 0 and exponent % 2 else 1), pairs)
+
+    def power(self, base: Expression, exponent: Expression) -> Terms:
+        powers = self.expanded(self.terms(exponent))
+        terms = self.terms(base)
+        if terms == {(): _ONE} or (not powers and terms):
+            return {(): _ONE}
+        times = powers[()] if powers.keys() == {()} else None
+        if times is not None and times.denominator == 1 and (self.fold or abs(times) == 1):
+            return self.raised(terms, times.numerator)
+        if times is not None and isinstance(base, Operation) and base.name == "power" and _sign(base.operands[0]) > 0:
+            inner = self.expanded(self.terms(base.operands[1]))  # the square root of a square
+            if inner.keys() == {()} and inner[()] * times == 1:
+                return self.terms(base.operands[0])
+        outer = 1  # a^(-n) is 1/a^n, a^(2n) is (a^n)^2
+        if len(powers) == 1:
+            ((monomial, number),) = powers.items()
+            outer, powers = number.numerator, {monomial: Fraction(1, number.denominator)}
+        elif powers:
+            _, outer = self.sum_atom(powers)
+            powers = _scaled(powers, Fraction(outer))
+        return {((_short(f"({_text(self.expanded(terms))})^({_text(powers)})"), outer),): _ONE}
+
+    def absolute(self, operand: Expression) -> Terms:
+        terms = self.expanded(self.terms(operand))
+        sign = _sign(operand)
+        if self.fold and sign:
+            return _scaled(terms, Fraction(sign))
+        if len(terms) == 1:
+            terms = {monomial: abs(number) for monomial, number in terms.items()}
+        elif terms:
+            terms = _scaled(terms, Fraction(self.sum_atom(terms)[1]))
+        return _atom(f"abs({_text(terms)})") if terms else {}
+
+    def rounded(self, name: str, operand: Expression) -> Terms:
+        terms = self.expanded(self.terms(operand))
+        if self.fold and (_is_integer(operand) or (terms.keys() <= {()} and terms.get((), _ONE).denominator == 1)):
+            return terms
+        return _atom(f"{name}({_text(terms)})")
+
+    def selection(self, name: str, operands: Sequence[Expression]) -> Terms:
+        """Return the form of a maximum, minimum, gcd or lcm; operands without effect are dropped."""
+        choices = {_text(terms): terms for operand in operands for terms in [self.expanded(self.terms(operand))]}
+        if self.fold:
+            literals = {text: terms.get((), Fraction(0)) for text, terms in choices.items() if terms.keys() <= {()}}
+            if name in ("gcd", "lcm"):
+                neutral = 0 if name == "gcd" else 1
+                dropped = {text for text, number in literals.items() if number == neutral}
+            elif len(literals) == len(choices):
+                best = max(literals.values()) if name == "max" else min(literals.values())
+                dropped = {text for text, number in literals.items() if number != best}
+            else:
+                dropped = set(literals) if len(choices) - len(literals) == 1 else set()
+            if dropped != set(choices):
+                choices = {text: terms for text, terms in choices.items() if text not in dropped}
+        if len(choices) == 1:
+            return next(iter(choices.values()))
+        return _atom(f"{name}({', '.join(sorted(choices))})")
+
+    def series(self, operands: Sequence[Expression]) -> Terms:
+        """Return the form of ``a + b + ... + z``: the sum if the terms are literals of an arithmetic series."""
+        terms = [self.expanded(self.terms(operand)) for operand in operands]
+        if self.fold and all(term.keys() <= {()} for term in terms):
+            numbers = [term.get((), Fraction(0)) for term in terms]
+            step = numbers[1] - numbers[0] if len(numbers) > 2 else _ONE
+            steps = (numbers[-1] - numbers[0]) / step if step else Fraction(-1)
+            arithmetic = all(number == numbers[0] + n * step for n, number in enumerate(numbers[:-1]))
+            if arithmetic and steps.denominator == 1 and steps >= 0:
+                return self.number(_checked((steps + 1) * (numbers[0] + numbers[-1]) / 2))
+        return _atom(f"ellipsis({', '.join(map(_text, terms))})")
+
+    def binder(self, name: str, operands: Sequence[Expression]) -> Terms:
+        """Return the form of a sum, product, integral or limit; the bound symbol is named by position."""
+        body, symbol, *bounds = operands
+        limits = [self.expanded(self.terms(bound)) for bound in bounds]
+        index = symbol.name if isinstance(symbol, Symbol) else ""
+        is_bound = bool(bounds)  # an indefinite integral depends on the variable
+        outside = self.bound
+        if is_bound:
+            self.bound = {**outside, index: f"index {len(outside)}"}
+        inside = self.expanded(self.terms(body))
+        variable = self.bound.get(index, index)
+        self.bound = outside
+        linear: Monomial = ((variable, 1),)
+        if (
+            self.fold
+            and name == "sum"
+            and inside.keys() <= {(), linear}
+            and all(term.keys() <= {()} for term in limits)
+        ):
+            first, last = (term.get((), Fraction(0)) for term in limits)
+            count = last - first + 1
+            if first.denominator == last.denominator == 1 and count >= 0:  # an arithmetic series
+                total = inside.get((), Fraction(0)) + inside.get(linear, Fraction(0)) * (first + last) / 2
+                return self.number(_checked(count * total))
+        return _atom(f"{name}({', '.join(map(_text, [inside, *limits]))}; {'' if is_bound else index})")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Terms and texts
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _atom(text: str) -> Terms:
+    return {((_short(text), 1),): _ONE}
+
+
+def _scaled(terms: Terms, factor: Fraction) -> Terms:
+    return {monomial: _checked(number * factor) for monomial, number in terms.items()}
+
+
+def _sum(parts: Iterable[Terms]) -> Terms:
+    total: Terms = {}
+    for terms in parts:
+        for monomial, number in terms.items():
+            total[monomial] = _checked(total.get(monomial, Fraction(0)) + number)
+    return {monomial: number for monomial, number in total.items() if number}
+
+
+def _text(terms: Terms) -> str:
+    parts = (
+        " ".join([_number_text(number), *(f"{atom}^{exponent:x}" for atom, exponent in monomial)])
+        for monomial, number in sorted(terms.items())
+    )
+    return _short(" + ".join(parts))
+
+
+def _number_text(value: Fraction) -> str:
+    return _short(f"{value.numerator:x}/{value.denominator:x}")  # hexadecimal: Python limits the digits of decimals
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONG_TEXT else hashlib.sha256(text.encode()).hexdigest()
+
+
+def _is_short(value: Fraction) -> bool:
+    return max(value.numerator.bit_length(), value.denominator.bit_length()) <= _LONG_NUMBER
+
+
+def _checked(value: Fraction) -> Fraction:
+    if not _is_short(value):
+        raise _LongNumberError
+    return value
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Properties of literals
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _is_integer(expression: Expression) -> bool:
+    """Return True if an expression of integer literals surely is an integer."""
+    if isinstance(expression, Operation) and expression.name == "power":
+        base, exponent = expression.operands
+        return _is_integer(base) and isinstance(exponent, Number) and exponent.value.denominator == 1
+    if isinstance(expression, Operation):
+        return expression.name in _INTEGER_OPERATIONS and all(map(_is_integer, expression.operands))
+    return isinstance(expression, Number) and expression.value.denominator == 1
+
+
+def _sign(expression: Expression) -> int:
+    """Return 1 or -1 for an expression of literals with a known sign, else 0."""
+    try:
+        value = _estimate(expression)
+    except (ArithmeticError, ValueError):
+        return 0
+    return (value > 0) - (value < 0)
+
+
+def _estimate(expression: Expression) -> float:
+    """Return the value of arithmetic on literals, as a float.
+
+    Raises:
+        ArithmeticError: overflow, or a division by zero.
+        ValueError: an operation without a real value or outside arithmetic, or a symbol but for pi and e.
+    """
+    if isinstance(expression, Number):
+        return float(expression.value)
+    if isinstance(expression, Symbol):
+        if expression.name not in ("pi", "e"):
+            raise ValueError(expression.name)
+        return math.pi if expression.name == "pi" else math.e
+    values = [_estimate(operand) for operand in expression.operands]
+    match expression.name:
+        case "add":
+            return math.fsum(values)
+        case "multiply":
+            return math.prod(values)
+        case "negate":
+            return -values[0]
+        case "divide":
+            return values[0] / values[1]
+        case "power":
+            return math.pow(*values)
+        case "root":
+            return math.pow(values[0], 1 / values[1])
+        case "factorial":
+            return math.gamma(values[0] + 1)
+    raise ValueError(expression.name)
