@@ -180,6 +180,16 @@ def test_values_that_are_no_region(value: Value) -> None:
     assert region_of(value) is None
 
 
+def test_deeply_nested_bounds_and_sets_are_no_region() -> None:
+    bound: Expression = X
+    sets: Value = REALS
+    for _ in range(5000):
+        bound = Operation("abs", (bound,))
+        sets = union(sets, REALS)
+    assert region_of(brackets("()", bound, 2)) is None
+    assert region_of(sets) is None
+
+
 def test_a_region_has_the_name_of_the_variable() -> None:
     assert region(chain(1, "<", X, "<", 2)).variable == "x"
     assert region(chain(X, "in", brackets("()", 1, 2))).variable == "x"

@@ -77,12 +77,12 @@ def region_of(value: Value) -> Region | None:
       common number is an ``or``. Equations (``x = 1, x = 2``) and intervals are united by each word. A number after
       ``x = 1`` or ``x \\ne 1`` belongs to the same relation.
 
-    None for values of further types, two variables, two intervals with symbolic bounds, and bounds without a known order
-    (complex, symbolic, or beyond the limits of :mod:`attnrl.grading.limits`).
+    None for values of further types, two variables, two intervals with symbolic bounds, and bounds without a known
+    order (complex, symbolic, nested too deeply, or beyond the limits of :mod:`attnrl.grading.limits`).
     """
     try:
         region = _read(value)
-    except (_UnknownOrderError, TooLarge):
+    except (_UnknownOrderError, TooLarge, RecursionError):
         return None
     return region if region and len(region.intervals) <= _MAX_INTERVALS else None
 
