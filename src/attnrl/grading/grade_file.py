@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from attnrl.errors import UserError
-from attnrl.grading.answers import final_answer
+from attnrl.grading.standalone import accepted_answers
 from attnrl.types import Grader, Problem
 from attnrl.utils.files import require_writable_file
 
@@ -105,9 +105,10 @@ def _problem(row: Mapping[str, Any], number: int, source: Path) -> Problem:
     answer = row.get("answer")
     if answer is None:
         raise UserError(f"{source}, line {number}: no answer")
-    answers = answer if isinstance(answer, list) else [answer]
-    if not all(isinstance(item, (str, int, float)) and not isinstance(item, bool) for item in answers):
-        raise UserError(f"{source}, line {number}: answer must be text, a number or a list of text and numbers")
+    try:
+        answers = accepted_answers(answer)
+    except TypeError as error:
+        raise UserError(f"{source}, line {number}: {error}") from None
     prompt = row.get("prompt")
     if isinstance(prompt, list) and all(
         isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
@@ -117,4 +118,4 @@ def _problem(row: Mapping[str, Any], number: int, source: Path) -> Problem:
     elif not isinstance(prompt, str):
         prompt = ""
     info = {key: value for key, value in row.items() if key not in ("prompt", "answer", "response")}
-    return Problem(str(number), prompt, tuple(final_answer(str(item)) for item in answers), info=info)
+    return Problem(str(number), prompt, answers, info=info)
