@@ -100,7 +100,20 @@ def test_a_sum_times_a_monomial_is_multiplied_out_on_request(first: str, second:
     assert normal_form(tree(first)) != normal_form(tree(second))
 
 
-def test_two_sums_are_never_multiplied_out() -> None:
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("(3 + 2*i) * (3 - 2*i)", "3 * (3 - 2*i) + 2*i * (3 - 2*i)"),
+        ("(1 + root(2, 2))**2", "1 + 2*root(2, 2) + root(2, 2)**2"),
+        ("(2**5 + 1) * (2**5 - 1)", "2**10 - 1"),
+    ],
+)
+def test_sums_without_variables_are_multiplied_out_on_request(first: str, second: str) -> None:
+    assert normal_form(tree(first), distribute=True) == normal_form(tree(second), distribute=True)
+    assert normal_form(tree(first)) != normal_form(tree(second))
+
+
+def test_two_sums_with_variables_are_never_multiplied_out() -> None:
     pair = tree("(x - 2) * (x - 3)"), tree("x**2 - 5*x + 6")
     assert len({normal_form(expression, distribute=True) for expression in pair}) == 2
 
@@ -251,8 +264,10 @@ def _nested(depth: int, width: int) -> Expression:
         _nested(40, 8),
         _nested(4, 100),
         tree("(" * 30 + "x" + " + y) * z" * 30),
+        tree("*".join(f"(pi + {n} * e)" for n in range(2, 200))),
+        tree("(" * 30 + "pi" + " + e) * (1 + pi)" * 30),
     ],
-    ids=range(14),
+    ids=range(16),
 )
 def test_hostile_expressions_are_quick(expression: Expression) -> None:
     for distribute in (False, True):

@@ -6,9 +6,10 @@ terms collected, and with sums multiplied out (:func:`attnrl.grading.normal_form
 
 from __future__ import annotations
 
+import functools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 from attnrl.grading.expressions import CONSTANTS, Expression, Number, Operation, Symbol, parts_of
 from attnrl.grading.normal_form import normal_form
@@ -32,14 +33,15 @@ def is_copy(answer: Expression, golds: Sequence[Expression], statement: Sequence
     """
     if _is_value(answer):
         return False
-    written_golds = {normal_form(gold, fold=False) for gold in golds}
-    if normal_form(answer, fold=False) in written_golds:
+    form = functools.cache(normal_form)
+    written_golds = {form(gold, fold=False) for gold in golds}
+    if form(answer, fold=False) in written_golds:
         return False
     sources = [source for source in statement if not _is_value(source)]
     for inner in _without_wrappers(answer):
-        if normal_form(inner, fold=False) in written_golds or _is_value(inner):
+        if form(inner, fold=False) in written_golds or _is_value(inner):
             continue
-        if any(_rearranges(inner, golds, source) for source in sources):
+        if any(_rearranges(inner, golds, source, form) for source in sources):
             return True
     return False
 
@@ -60,24 +62,23 @@ def leaves_work(answer: Expression, golds: Sequence[Expression]) -> bool:
     )
 
 
-def _rearranges(answer: Expression, golds: Sequence[Expression], source: Expression) -> bool:
+def _rearranges(
+    answer: Expression, golds: Sequence[Expression], source: Expression, form: Callable[..., Hashable]
+) -> bool:
     """Return True if an answer, not written as a gold, has a normal form of a source without work done."""
-    if normal_form(answer, fold=False) == normal_form(source, fold=False):
+    if form(answer, fold=False) == form(source, fold=False):
         return True
     if _is_scientific(answer) or _count(answer, _is_hard) < _count(source, _is_hard):
         return False
-    number_expected = any(map(_is_number, golds))
-    expanded_golds = [normal_form(gold, distribute=True) for gold in golds]
     collected = _count(answer, _is_operation) < _count(source, _is_operation)  # x + x + 2 -> 2x + 2
     for distribute in (False, True):
-        form = normal_form(source, distribute=distribute)
-        if normal_form(answer, distribute=distribute) != form:
+        if form(answer, distribute=distribute) != form(source, distribute=distribute):
             continue
-        if number_expected:
+        if any(map(_is_number, golds)):
             return True
-        if collected and normal_form(source, distribute=True) in expanded_golds:
+        if collected and any(form(gold, distribute=True) == form(source, distribute=True) for gold in golds):
             return False
-        return all(normal_form(gold, distribute=distribute) != form for gold in golds)
+        return all(form(gold, distribute=distribute) != form(source, distribute=distribute) for gold in golds)
     return False
 
 

@@ -15,7 +15,8 @@ import math
 from collections.abc import Hashable, Iterable, Sequence
 from fractions import Fraction
 
-from attnrl.grading.expressions import Expression, Number, Operation, Symbol
+from attnrl.grading.evaluation import real_float
+from attnrl.grading.expressions import Expression, Number, Operation, Symbol, free_symbols
 
 Monomial = tuple[tuple[str, int], ...]  # sorted pairs of an atom and an exponent; () is the monomial of literals
 Terms = dict[Monomial, Fraction]  # coefficient of each monomial, never zero; {} is zero
@@ -23,6 +24,7 @@ Terms = dict[Monomial, Fraction]  # coefficient of each monomial, never zero; {}
 _ONE = Fraction(1)
 _LONG_TEXT = 64  # characters
 _LONG_NUMBER = 10_000  # bits
+_MOST_FACTORS, _MOST_TERMS = 6, 64  # of a product of sums that is multiplied out
 _INTEGER_OPERATIONS = frozenset(
     {"add", "multiply", "negate", "abs", "floor", "ceil", "factorial", "binomial", "gcd", "lcm", "max", "min"}
 )
@@ -39,27 +41,29 @@ def normal_form(expression: Expression, *, fold: bool = True, distribute: bool =
         fold: fold literals of sums and products into one rational number, collect like terms and equal bases, and drop
             wrappers without effect (``max(x, 0)``, the absolute value of a positive number). Without folding, the form
             holds the terms and factors as written. Numbers of more than 10,000 bits are never folded.
-        distribute: expand each product of exactly one sum and a monomial.
+        distribute: expand each product of exactly one sum and a monomial; without variables, each product of sums.
     """
     if fold:
         try:
-            return _Forms(fold=True, distribute=distribute).text(expression)
+            forms = _Forms(fold=True, distribute=distribute, numeric=distribute and not free_symbols(expression))
+            return forms.text(expression)
         except _LongNumberError:
             pass
-    return _Forms(fold=False, distribute=False).text(expression)
+    return _Forms(fold=False, distribute=False, numeric=False).text(expression)
 
 
 class _Forms:
     """Forms of the parts of one expression.
 
     Attributes:
+        numeric: multiply out products of several sums, because the expression has no variables.
         sums: terms of each atom that stands for a sum.
         literals: number of each atom that stands for the literal base of a power.
         bound: name by position of each bound symbol (the index of a sum, the variable of an integral).
     """
 
-    def __init__(self, *, fold: bool, distribute: bool) -> None:
-        self.fold, self.distribute = fold, distribute
+    def __init__(self, *, fold: bool, distribute: bool, numeric: bool) -> None:
+        self.fold, self.distribute, self.numeric = fold, distribute, numeric
         self.sums: dict[str, Terms] = {}
         self.literals: dict[str, int] = {}
         self.bound: dict[str, str] = {}
@@ -121,18 +125,32 @@ class _Forms:
         return _atom(f"{name}({', '.join(map(self.text, operands))})")
 
     def expanded(self, terms: Terms) -> Terms:
-        """Replace terms that are a sum with a sign, or with `distribute` a sum times a monomial, by the sum's terms."""
+        """Replace each sum with a sign, and each product that `distribute` asks for, by the terms of the sum."""
         results: list[Terms] = []
         for monomial, coefficient in terms.items():
             sums = [(atom, exponent) for atom, exponent in monomial if atom in self.sums]
             signed = len(monomial) == 1 and abs(coefficient) == 1
-            if len(sums) == 1 and sums[0][1] == 1 and (signed or self.distribute):
-                rest = tuple(pair for pair in monomial if pair not in sums)
-                for inner, factor in self.sums[sums[0][0]].items():
-                    results.append(self.monomial(coefficient * factor, [*rest, *inner]))
+            single = len(sums) == 1 and sums[0][1] == 1 and (signed or self.distribute)
+            if single or (sums and self.numeric and self._is_small_product(sums)):
+                product: Terms = {tuple(pair for pair in monomial if pair not in sums): coefficient}
+                for factor in [self.sums[atom] for atom, exponent in sums for _ in range(exponent)]:
+                    product = self.multiplied_out(product, factor)
+                results.append(product)
             else:
                 results.append({monomial: coefficient})
         return _sum(results)
+
+    def _is_small_product(self, sums: Sequence[tuple[str, int]]) -> bool:
+        if any(not 0 < exponent <= _MOST_FACTORS for _, exponent in sums):
+            return False
+        return math.prod(len(self.sums[atom]) for atom, exponent in sums for _ in range(exponent)) <= _MOST_TERMS
+
+    def multiplied_out(self, one: Terms, other: Terms) -> Terms:
+        return _sum(
+            self.monomial(first * second, [*left, *right])
+            for left, first in one.items()
+            for right, second in other.items()
+        )
 
     def monomial(self, coefficient: Fraction, pairs: Iterable[tuple[str, int]]) -> Terms:
         """Return one term, with equal atoms collected."""
@@ -354,40 +372,5 @@ def _is_integer(expression: Expression) -> bool:
 
 def _sign(expression: Expression) -> int:
     """Return 1 or -1 for an expression of literals with a known sign, else 0."""
-    try:
-        value = _estimate(expression)
-    except (ArithmeticError, ValueError):
-        return 0
-    return (value > 0) - (value < 0)
-
-
-def _estimate(expression: Expression) -> float:
-    """Return the value of arithmetic on literals, as a float.
-
-    Raises:
-        ArithmeticError: overflow, or a division by zero.
-        ValueError: an operation without a real value or outside arithmetic, or a symbol but for pi and e.
-    """
-    if isinstance(expression, Number):
-        return float(expression.value)
-    if isinstance(expression, Symbol):
-        if expression.name not in ("pi", "e"):
-            raise ValueError(expression.name)
-        return math.pi if expression.name == "pi" else math.e
-    values = [_estimate(operand) for operand in expression.operands]
-    match expression.name:
-        case "add":
-            return math.fsum(values)
-        case "multiply":
-            return math.prod(values)
-        case "negate":
-            return -values[0]
-        case "divide":
-            return values[0] / values[1]
-        case "power":
-            return math.pow(*values)
-        case "root":
-            return math.pow(values[0], 1 / values[1])
-        case "factorial":
-            return math.gamma(values[0] + 1)
-    raise ValueError(expression.name)
+    value = real_float(expression)
+    return 0 if value is None else (value > 0) - (value < 0)
