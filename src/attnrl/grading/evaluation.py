@@ -5,15 +5,27 @@ Expressions with variables are compared at pseudo-random points, seeded by the n
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
 from attnrl.grading.exact import exact_value, fold
-from attnrl.grading.expressions import CONSTANTS, Expression, Number, Operation, Symbol
-from attnrl.grading.limits import MAX_WORK, TooLarge, Undefined, Work
-from attnrl.grading.numeric import Evaluation, random_value
+from attnrl.grading.expressions import Expression, Number, Operation, Symbol
+from attnrl.grading.limits import MAX_BITS, TooLarge, Undefined, Work
+from attnrl.grading.numeric import Evaluation
+from attnrl.grading.points import (
+    Point,
+    complex_points,
+    discrete_variables,
+    has_complex_part,
+    integer_points,
+    is_rational_function,
+    random_value,
+    real_points,
+    variables,
+)
+from attnrl.grading.rationals import bits, log2
 
 LOW_BITS = 170  # 50 digits
 STEP_BITS = 128  # between the precisions that tell a difference from noise
@@ -22,20 +34,12 @@ MIDDLE_BITS = 830  # beyond the low precision, where the high precision is too m
 HIGH_COST = 150  # work at the high precision, relative to work at the low precision
 SMALL_SPREAD = 64  # bits that need no further precision
 ROUNDING_DIGITS = 6  # significant digits of a decimal that may stand for the number rounded to the decimal
+MAX_ROUNDING_DIGITS = 1_000  # significant digits of a decimal
 
-POSITIVE_POINTS = 4
-MIXED_SCALES = (Fraction(1), Fraction(4), Fraction(1, 5), Fraction(30))  # four points of mixed signs each
+RATIONAL_POINTS = 2
 INTEGER_POINTS = 24
-INTEGER_TRIALS = 48
 MIN_INTEGER_POINTS = 4
-
-#: Operations with values at integers only, or with steps at integers.
-DISCRETE = frozenset(
-    {"floor", "ceil", "mod", "factorial", "double_factorial", "binomial", "gcd", "lcm", "ellipsis", "sum", "product"}
-)
-COMPLEX_PARTS = frozenset({"conjugate", "re", "im", "arg"})
-
-Point = Mapping[str, Fraction | complex]
+REAL_LETTERS = "tuvwxyz"  # first letters of variables that need not be integers under floor, mod, ...
 
 
 def same_value(one: Expression, other: Expression) -> bool | None:
@@ -43,7 +47,7 @@ def same_value(one: Expression, other: Expression) -> bool | None:
 
     Expressions with variables have the same value if the values agree at pseudo-random points: positive numbers, then
     numbers of both signs where every part of both expressions is real; small positive integers where an operation is
-    for integers (:data:`DISCRETE`, powers of a negative number).
+    for integers (:data:`attnrl.grading.points.DISCRETE`, powers of a negative number).
 
     Raises:
         TooLarge: if a value, or the work, is beyond the limits of :mod:`attnrl.grading.limits`.
@@ -78,43 +82,28 @@ def rounds_to(decimal: Expression, expression: Expression) -> bool:
     The decimal has at least ``ROUNDING_DIGITS`` significant digits, and may stand under a sign and be multiplied by a
     power of ten; the expression is not a decimal itself.
     """
-    written = _decimal(decimal)
-    if written is None or _decimal(expression) is not None:
-        return False
-    value, place, digits = written
-    if digits < ROUNDING_DIGITS:
-        return False
     try:
+        written = _decimal(decimal)
+        if written is None or written[2] < ROUNDING_DIGITS or _decimal(expression) is not None:
+            return False
+        value, place, digits = written
         folded = fold(expression, {}, Work())
         if isinstance(folded, Number):
             return abs(folded.value - value) <= place / 2
-        exact = _precise(folded, LOW_BITS + 4 * digits)
-        if hasattr(exact, "_mpc_"):
-            return False
-        run = Evaluation(LOW_BITS + 4 * digits, {}, Work())
-        return bool(abs(exact - run.rational(value)) <= run.rational(place / 2))
+        precision = LOW_BITS + 4 * digits
+        exact = _precise(folded, precision)
+        run = Evaluation(precision, {}, Work())
+        return not hasattr(exact, "_mpc_") and bool(abs(exact - run.rational(value)) <= run.rational(place / 2))
     except (TooLarge, Undefined, RecursionError):
         return False
 
 
 def infinite_sign(expression: Expression) -> int:
     """Return 1 for infinity, -1 for minus infinity, 0 for every expression besides."""
-    if isinstance(expression, Operation) and expression.name == "negate":
-        return -infinite_sign(expression.operands[0])
-    return 1 if expression == Symbol("infinity") else 0
-
-
-def variables(expression: Expression) -> frozenset[str]:
-    """Return the names of the symbols whose values an expression needs: no constants, no index of a series."""
-    if isinstance(expression, Symbol):
-        return frozenset({expression.name} - CONSTANTS)
-    if isinstance(expression, Number):
-        return frozenset()
-    if expression.name in ("sum", "product"):
-        body, index, first, last = expression.operands
-        return (variables(body) - variables(index)) | variables(first) | variables(last)
-    operands = expression.operands[1:] if expression.name == "apply" else expression.operands
-    return frozenset().union(*map(variables, operands))
+    sign = 1
+    while isinstance(expression, Operation) and expression.name == "negate":
+        expression, sign = expression.operands[0], -sign
+    return sign if expression == Symbol("infinity") else 0
 
 
 def _same_value(one: Expression, other: Expression) -> bool | None:
@@ -131,25 +120,46 @@ def _same_value(one: Expression, other: Expression) -> bool | None:
             return _agree(pair, {}, work, thorough=True)
         except Undefined:
             return None
-    return _same_function(pair, names)
+    if all(map(is_rational_function, pair)):
+        verdict = _agree_exactly(pair, names, work)
+        if verdict is not None:
+            return verdict
+    return _same_function(pair, names, work)
 
 
-def _same_function(pair: tuple[Expression, Expression], names: list[str]) -> bool | None:
-    discrete = [part for expression in pair for part in _discrete_parts(expression)]
+def _agree_exactly(pair: tuple[Expression, Expression], names: list[str], work: Work) -> bool | None:
+    """Return whether two rational functions agree at large random integers, None if undefined or too much work."""
+    agreed = 0
+    for trial in range(RATIONAL_POINTS):
+        point = {name: Fraction(math.floor(random_value(f"{trial} large {name}") * 2**40)) for name in names}
+        try:
+            with work.portion(4) as part:
+                one, other = fold(pair[0], point, part), fold(pair[1], point, part)
+        except TooLarge:
+            return None
+        if isinstance(one, Number) and isinstance(other, Number):
+            if one.value != other.value:
+                return False
+            agreed += 1
+    return True if agreed == RATIONAL_POINTS else None
+
+
+def _same_function(pair: tuple[Expression, Expression], names: list[str], work: Work) -> bool | None:
+    discrete = discrete_variables(pair[0]) | discrete_variables(pair[1])
     if discrete:
-        real = not any(_has_complex_part(expression) for expression in pair)
-        verdict = _agree_at(pair, _integer_points(names), MIN_INTEGER_POINTS, real)
-        if verdict and any(name[0] in "tuvwxyz" for part in discrete for name in variables(part)):
-            return _agree_at(pair, _real_points(names), 1) is not False
+        real = not any(map(has_complex_part, pair))
+        verdict = _agree_at(pair, integer_points(names, discrete), MIN_INTEGER_POINTS, work, real)
+        if verdict and any(name[0] in REAL_LETTERS for name in discrete):
+            return _agree_at(pair, real_points(names), 1, work) is not False
         return verdict
-    if any(_has_complex_part(expression) for expression in pair):
-        return _agree_at(pair, _complex_points(names, pair), 1, real=False)
-    verdict = _agree_at(pair, _real_points(names), 1)
-    return _agree_at(pair, _real_points(names), 1, real=False) if verdict is None else verdict
+    if any(map(has_complex_part, pair)):
+        return _agree_at(pair, complex_points(names, pair), 1, work, real=False)
+    verdict = _agree_at(pair, real_points(names), 1, work)
+    return _agree_at(pair, real_points(names), 1, work, real=False) if verdict is None else verdict
 
 
 def _agree_at(
-    pair: tuple[Expression, Expression], points: Iterator[Point], needed: int, real: bool = True
+    pair: tuple[Expression, Expression], points: Iterator[Point], needed: int, work: Work, real: bool = True
 ) -> bool | None:
     """Return whether two expressions agree at every point with two values, None if ``needed`` points have no values.
 
@@ -160,13 +170,12 @@ def _agree_at(
     too_large: TooLarge | None = None
     for point in points:
         try:
-            verdict = _agree(pair, point, Work(MAX_WORK // 10), real=real)
+            with work.portion(8) as part:
+                verdict = _agree(pair, point, part, real=real)
         except Undefined:
             continue
         except TooLarge as error:
             too_large = error
-            if agreed == 0 and error.args == ("too much work",):
-                break
             continue
         if verdict is False:
             return False
@@ -176,7 +185,7 @@ def _agree_at(
             if agreed == INTEGER_POINTS:
                 break
     if first is not None and agreed >= needed:
-        return _agree(pair, first, Work(), real=real, thorough=True)
+        return _agree(pair, first, work, real=real, thorough=True)
     if too_large is not None:
         raise too_large
     return None
@@ -200,9 +209,9 @@ def _agree(
         TooLarge: if a value, or the work, is beyond the limits.
         Undefined: if an expression has no value at the point.
     """
-    exact = {name: value for name, value in point.items() if isinstance(value, Fraction)}
-    if exact and all(value.denominator == 1 for value in exact.values()):
-        pair = fold(pair[0], exact, work), fold(pair[1], exact, work)
+    integers = {name: value for name, value in point.items() if isinstance(value, Fraction) and value.denominator == 1}
+    if integers:
+        pair = fold(pair[0], integers, work), fold(pair[1], integers, work)
         if isinstance(pair[0], Number) and isinstance(pair[1], Number):
             return pair[0].value == pair[1].value
     low, budget = LOW_BITS, work.left
@@ -266,6 +275,8 @@ def _decimal(expression: Expression) -> tuple[Fraction, Fraction, int] | None:
     if isinstance(expression, Number):
         if expression.digits is None or not expression.value:
             return None
+        if expression.digits > MAX_ROUNDING_DIGITS or bits(expression.value) > MAX_BITS:
+            return None
         return expression.value, _last_place(expression.value, expression.digits), expression.digits
     if isinstance(expression, Symbol):
         return None
@@ -295,87 +306,7 @@ def _power_of_ten(expression: Expression) -> Fraction | None:
 
 def _last_place(value: Fraction, digits: int) -> Fraction:
     """Return the unit of the last of the significant digits of a positive decimal."""
-    leading = len(str(value.numerator)) - len(str(value.denominator))
-    if Fraction(10) ** leading > value:
+    leading = math.floor(log2(value) * math.log10(2)) + 1
+    while Fraction(10) ** leading > value:
         leading -= 1
     return Fraction(10) ** (leading - digits + 1)
-
-
-def _discrete_parts(expression: Expression) -> Iterator[Operation]:
-    """Yield the parts with variables for which integers are the right points."""
-    if not isinstance(expression, Operation):
-        return
-    operands = expression.operands
-    if expression.name in ("sum", "product"):
-        if variables(operands[2]) | variables(operands[3]):
-            yield expression
-    elif expression.name in DISCRETE:
-        if variables(expression):
-            yield expression
-    elif expression.name == "power" and _is_negative(operands[0]) and variables(operands[1]):
-        yield expression
-    for operand in operands:
-        yield from _discrete_parts(operand)
-
-
-def _is_negative(folded: Expression) -> bool:
-    return folded == Symbol("i") or (isinstance(folded, Number) and folded.value < 0)
-
-
-def _has_complex_part(expression: Expression) -> bool:
-    if not isinstance(expression, Operation):
-        return expression == Symbol("i")
-    return expression.name in COMPLEX_PARTS or any(map(_has_complex_part, expression.operands))
-
-
-def _conjugated(expression: Expression) -> frozenset[str]:
-    """Return the names of the variables that stand alone under a conjugate, a real or imaginary part, or a phase."""
-    if not isinstance(expression, Operation):
-        return frozenset()
-    names = frozenset().union(*map(_conjugated, expression.operands))
-    if expression.name in COMPLEX_PARTS and isinstance(expression.operands[0], Symbol):
-        names |= variables(expression.operands[0])
-    return names
-
-
-def _real_points(names: list[str]) -> Iterator[dict[str, Fraction]]:
-    """Yield positive points near 1, then points of mixed signs, small and large."""
-    for trial in range(POSITIVE_POINTS):
-        yield {name: random_value(f"{trial} {name}") for name in names}
-    for trial in range(4 * len(MIXED_SCALES)):
-        scale = MIXED_SCALES[trial // 4]
-        yield {
-            name: scale * _sign(trial, place) * random_value(f"{trial} mixed {name}")
-            for place, name in enumerate(names)
-        }
-
-
-def _sign(trial: int, place: int) -> int:
-    """Return a sign, so that the signs of any two of the first variables take all combinations in four trials."""
-    return -1 if (trial + 1 & (place % 3) + 1).bit_count() % 2 else 1
-
-
-def _complex_points(names: list[str], pair: tuple[Expression, Expression]) -> Iterator[dict[str, Fraction | complex]]:
-    """Yield real points, with complex values for variables named z or w and for conjugated variables."""
-    conjugated = _conjugated(pair[0]) | _conjugated(pair[1])
-    for trial, point in enumerate(_real_points(names)):
-        yield {
-            name: complex(float(value), float(random_value(f"{trial} imaginary {name}")))
-            if name[0] in "zw" or name in conjugated
-            else value
-            for name, value in point.items()
-        }
-
-
-def _integer_points(names: list[str]) -> Iterator[dict[str, Fraction]]:
-    """Yield points of small positive integers, each integer at most once in a point."""
-    for trial in range(INTEGER_TRIALS):
-        largest = (12 if trial < 8 else 40) + 2 * len(names)
-        point: dict[str, Fraction] = {}
-        for name in names:
-            rng = random.Random(f"{trial} integer {name}")
-            value = Fraction(rng.randint(3, largest))
-            while value in point.values():
-                value = Fraction(rng.randint(3, largest))
-            point[name] = value
-        yield point

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from attnrl.grading.expressions import Expression, Number, Operation, Symbol
 from attnrl.grading.limits import MAX_BITS, MAX_TERMS, TooLarge, Work
-from attnrl.grading.rationals import ONE, RATIONAL_OPERATIONS, ZERO, add, bits, multiply
+from attnrl.grading.rationals import ONE, RATIONAL_OPERATIONS, ZERO, add, multiply
 
 #: Sines that are rational, by angle / pi (Niven's theorem: no others at rational multiples of pi).
 RATIONAL_SINES = {
@@ -46,7 +46,7 @@ def fold(expression: Expression, values: Mapping[str, Fraction], work: Work) -> 
         TooLarge: if a part of rational value needs numbers beyond the limits.
     """
     if isinstance(expression, Number):
-        return expression
+        return _limited(expression)
     if isinstance(expression, Symbol):
         value = values.get(expression.name)
         return expression if value is None else Number(value)
@@ -66,9 +66,7 @@ def fold(expression: Expression, values: Mapping[str, Fraction], work: Work) -> 
         result = None
     if result is None:
         return Operation(name, operands)
-    if result.numerator.bit_length() > MAX_BITS or result.denominator.bit_length() > MAX_BITS:
-        raise TooLarge("a number of too many bits")
-    return Number(result)
+    return _limited(Number(result))
 
 
 def series_range(first: Expression, last: Expression) -> range | None:
@@ -112,6 +110,12 @@ def pi_multiple(expression: Expression) -> Fraction | None:
     return None
 
 
+def _limited(number: Number) -> Number:
+    if number.value.numerator.bit_length() > MAX_BITS or number.value.denominator.bit_length() > MAX_BITS:
+        raise TooLarge("a number of too many bits")
+    return number
+
+
 def _fold_series(expression: Operation, values: Mapping[str, Fraction], work: Work) -> Expression:
     body, index, first, last = expression.operands
     first, last = fold(first, values, work), fold(last, values, work)
@@ -129,9 +133,7 @@ def _fold_series(expression: Operation, values: Mapping[str, Fraction], work: Wo
         if not isinstance(term, Number):
             inner = {name: value for name, value in values.items() if name != index.name}
             return Operation(expression.name, (fold(body, inner, work), index, first, last))
-        total = combine([total, term.value], work)
-        if bits(total) > MAX_BITS:
-            raise TooLarge("a number of too many bits")
+        total = _limited(Number(combine([total, term.value], work))).value
     return Number(total)
 
 

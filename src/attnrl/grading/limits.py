@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 MAX_BITS = 200_000  # of a numerator or denominator
 MAX_FACTORIAL = 10_000  # argument of a factorial
 MAX_TERMS = 20_000  # of one sum or product
-MAX_WORK = 400_000  # estimated microseconds of one evaluation
+MAX_WORK = 300_000  # estimated microseconds of one evaluation
 
 
 class TooLarge(ArithmeticError):  # noqa: N818
@@ -31,3 +34,13 @@ class Work:
         self.left -= cost
         if self.left < 0:
             raise TooLarge("too much work")
+
+    @contextmanager
+    def portion(self, parts: int) -> Iterator[Work]:
+        """Give a budget of 1 / ``parts`` of the rest; the work spent counts against the whole."""
+        part = Work(self.left // parts)
+        given = part.left
+        try:
+            yield part
+        finally:
+            self.left -= given - max(part.left, 0)

@@ -7,7 +7,6 @@ a precision beyond the smallest term: ``sqrt(2) (1 - 2^{-600})`` needs more than
 from __future__ import annotations
 
 import functools
-import random
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
@@ -15,10 +14,13 @@ from typing import Any
 from attnrl.grading.exact import pi_multiple, series_range
 from attnrl.grading.expressions import HYPERBOLIC, INVERSE, TRIGONOMETRIC, Expression, Number, Symbol
 from attnrl.grading.limits import MAX_FACTORIAL, TooLarge, Undefined, Work
+from attnrl.grading.points import random_value
+from attnrl.grading.rationals import bits
 
 MAX_LOG2 = 10_000_000  # of the absolute value of a result
 MAX_SPREAD = 10_000  # bits
-ARGUMENT_BITS = 83  # of an argument of an unknown function, so 25 digits
+SMALL_NUMBER = 32  # bits of a rational number that every precision tells from its neighbours
+ARGUMENT_BITS = 83  # after the binary point of an argument of an unknown function: 25 digits
 
 
 class Evaluation:
@@ -50,7 +52,8 @@ class Evaluation:
             Undefined: if a part has no value, or no real value although only real values are allowed.
         """
         if isinstance(expression, Number):
-            self.widen(_odd_bits(expression.value))
+            if bits(expression.value) > SMALL_NUMBER:
+                self.widen(_odd_bits(expression.value))
             return self.rational(expression.value)
         if isinstance(expression, Symbol):
             return self._symbol(expression.name)
@@ -155,10 +158,8 @@ class Evaluation:
 
 def _odd_bits(value: Fraction) -> int:
     """Return the bits of the odd part of the numerator or denominator of a rational number, whichever has more."""
-    return max(
-        (part >> max(0, (part & -part).bit_length() - 1)).bit_length()
-        for part in (abs(value.numerator), value.denominator)
-    )
+    parts = abs(value.numerator), value.denominator
+    return max((part >> max(0, (part & -part).bit_length() - 1)).bit_length() for part in parts)
 
 
 @functools.cache
@@ -203,14 +204,14 @@ def _raise(run: Evaluation, base: Any, exponent: Any, exact: Fraction | None) ->
         if context.re(exponent) < 0:
             raise Undefined("a negative power of 0")
         return context.mpf(0)
+    if exponent:
+        run.widen(2 * abs(context.mag(exponent)))
     whole = run.near_integer(exponent) if exact is None else exact.numerator if exact.denominator == 1 else None
     if whole is not None and abs(whole) * (1 + abs(context.mag(base))) <= MAX_LOG2:
         run.work.spend(2 + (run.bits**2 >> 18) * whole.bit_length())
         return context.power(base, whole)
     run.work.spend(20 + (run.bits**2 >> 12))
-    if exponent:
-        run.widen(2 * max(0, -context.mag(exponent)))
-    if context.mag(exponent) > MAX_SPREAD or abs(context.re(exponent * context.ln(base))) > MAX_LOG2 * context.ln2:
+    if abs(context.re(exponent * context.ln(base))) > MAX_LOG2 * context.ln2:
         raise TooLarge("a power beyond the limits")
     if whole is not None:
         return context.power(base, whole)
@@ -340,23 +341,16 @@ def _phase(run: Evaluation, value: Any) -> Any:
 
 
 def _unknown(run: Evaluation, operands: tuple[Expression, ...]) -> Any:
-    """Return a pseudo-random value that depends on the function's name and 25 digits of each argument."""
+    """Return a pseudo-random value that depends on the function's name and 25 decimals of each argument."""
     function, *arguments = operands
     key = [repr(function)]
     for argument in arguments:
         value = run.context.convert(run.value(argument))
         for part in (value.real, value.imag):
-            magnitude = max(0, int(run.context.mag(part))) if part else 0
-            if magnitude > MAX_SPREAD:
-                raise TooLarge("an argument beyond the limits")
-            key.append(str(int(run.context.nint(run.context.ldexp(part, ARGUMENT_BITS - magnitude)))))
+            if part:
+                run.widen(2 * max(0, run.context.mag(part)))
+            key.append(hex(int(run.context.nint(run.context.ldexp(part, ARGUMENT_BITS)))))
     return run.rational(random_value(" ".join(key)))
-
-
-@functools.lru_cache(maxsize=4096)
-def random_value(key: str) -> Fraction:
-    """Return a number between 0.6 and 1.7 with 200 random bits, seeded by a text."""
-    return Fraction(6, 10) + Fraction(11 * random.Random(key).getrandbits(200), 10 << 200)
 
 
 _NUMERIC: dict[str, Callable[..., Any]] = {

@@ -51,7 +51,9 @@ def multiply(numbers: list[Fraction], work: Work) -> Fraction:
 
 
 def _divide(numbers: list[Fraction], work: Work) -> Fraction | None:
-    return multiply([numbers[0], 1 / numbers[1]], work) if numbers[1] else None
+    dividend, divisor = numbers
+    work.spend(4 + (bits(dividend) * bits(divisor) >> 18))
+    return dividend / divisor if divisor else None
 
 
 def _power(numbers: list[Fraction], work: Work) -> Fraction | None:
@@ -60,7 +62,7 @@ def _power(numbers: list[Fraction], work: Work) -> Fraction | None:
         return (ONE if exponent == 0 else ZERO if exponent > 0 else None) if base == 0 else ONE
     root: Fraction | None = base
     if exponent.denominator != 1:
-        root = exact_root(base, exponent.denominator)
+        root = exact_root(base, exponent.denominator, work)
     if root is None:
         return None
     count = exponent.numerator
@@ -72,15 +74,16 @@ def _power(numbers: list[Fraction], work: Work) -> Fraction | None:
     return root**count
 
 
-def exact_root(value: Fraction, index: int) -> Fraction | None:
+def exact_root(value: Fraction, index: int, work: Work) -> Fraction | None:
     """Return the real root of a rational number if the root is rational, otherwise None."""
     if value < 0:
-        positive = exact_root(-value, index) if index % 2 else None
+        positive = exact_root(-value, index, work) if index % 2 else None
         return None if positive is None else -positive
     if value in (0, 1):
         return value
     if index > bits(value):  # a root other than 1 needs a power of at least 2
         return None
+    work.spend(1 + (bits(value) ** 2 >> 16))
     numerator, denominator = integer_root(value.numerator, index), integer_root(value.denominator, index)
     if numerator**index == value.numerator and denominator**index == value.denominator:
         return Fraction(numerator, denominator)
@@ -103,8 +106,7 @@ def _root(numbers: list[Fraction], work: Work) -> Fraction | None:
     value, index = numbers
     if index.denominator != 1 or index < 1:
         return _power([value, 1 / index], work) if index else None
-    work.spend(1 + (bits(value) ** 2 >> 16))
-    return exact_root(value, index.numerator)
+    return exact_root(value, index.numerator, work)
 
 
 def _factorial(numbers: list[Fraction], work: Work) -> Fraction | None:
@@ -199,10 +201,10 @@ def _ellipsis(numbers: list[Fraction], work: Work) -> Fraction | None:
     ratio = given[1] / first if first else ZERO
     if ratio in (-1, 0, 1) or any(after != before * ratio for before, after in pairwise(given)):
         return None
-    if last == 0 or round(math.log2(abs(last / first).numerator) + 1) > MAX_BITS:
+    if last == 0:
         return None
-    steps = Fraction(round(log2(last / first) / (log2(ratio) or math.inf)))
-    if steps < 0 or steps * bits(ratio) > 2 * MAX_BITS or first * ratio ** int(steps) != last:
+    count = round(log2(last / first) / (log2(ratio) or math.inf))
+    if count < 0 or count * bits(ratio) > 2 * MAX_BITS or first * ratio**count != last:
         return None
     return (last * ratio - first) / (ratio - 1)
 
