@@ -59,6 +59,8 @@ class _Forms:
         numeric: multiply out products of several sums, because the expression has no variables.
         sums: terms of each atom that stands for a sum.
         literals: number of each atom that stands for the literal base of a power.
+        powers: text of the base, and exponent, of each atom that stands for a power.
+        logarithms: text of the base, and argument, of each atom that stands for a logarithm.
         bound: name by position of each bound symbol (the index of a sum, the variable of an integral).
     """
 
@@ -66,6 +68,8 @@ class _Forms:
         self.fold, self.distribute, self.numeric = fold, distribute, numeric
         self.sums: dict[str, Terms] = {}
         self.literals: dict[str, int] = {}
+        self.powers: dict[str, tuple[str, Terms]] = {}
+        self.logarithms: dict[str, tuple[str, Terms]] = {}
         self.bound: dict[str, str] = {}
 
     def text(self, expression: Expression) -> str:
@@ -93,15 +97,13 @@ class _Forms:
             case "exp":
                 return self.power(Symbol("e"), operands[0])
             case "degrees":
-                return self.product([self.terms(operands[0]), _atom("degree")])
+                return _scaled(self.product([self.terms(operands[0]), self.terms(Symbol("pi"))]), Fraction(1, 180))
             case "percent":
-                return self.product(
-                    [self.terms(operands[0]), {(): Fraction(1, 100)} if self.fold else _atom("percent")]
-                )
-            case "log" if len(operands) == 2 and operands[1] == Symbol("e"):
-                return self.function("ln", operands[:1])
-            case "log" if len(operands) == 2 and isinstance(operands[1], Number) and operands[1].value == 10:
-                return self.function("log", operands[:1])
+                return _scaled(self.terms(operands[0]), Fraction(1, 100))
+            case "ln":
+                return self.logarithm(operands[0], Symbol("e"))
+            case "log":
+                return self.logarithm(operands[0], operands[1] if len(operands) == 2 else Number(Fraction(10)))
             case "abs":
                 return self.absolute(operands[0])
             case "floor" | "ceil":
@@ -224,6 +226,10 @@ class _Forms:
             inner = self.expanded(self.terms(base.operands[1]))  # the square root of a square
             if inner.keys() == {()} and inner[()] * times == 1:
                 return self.terms(base.operands[0])
+        base_text = _text(self.expanded(terms))
+        of_base, argument = self.logarithms.get(_single_atom(powers), ("", terms))
+        if self.fold and of_base == base_text:
+            return argument
         outer = 1  # a^(-n) is 1/a^n, a^(2n) is (a^n)^2
         if len(powers) == 1:
             ((monomial, number),) = powers.items()
@@ -231,7 +237,20 @@ class _Forms:
         elif powers:
             _, outer = self.sum_atom(powers)
             powers = _scaled(powers, Fraction(outer))
-        return {((_short(f"({_text(self.expanded(terms))})^({_text(powers)})"), outer),): _ONE}
+        atom = _short(f"({base_text})^({_text(powers)})")
+        self.powers[atom] = (base_text, powers)
+        return {((atom, outer),): _ONE}
+
+    def logarithm(self, operand: Expression, base: Expression) -> Terms:
+        argument, base_text = self.expanded(self.terms(operand)), self.text(base)
+        if self.fold and len(argument) == 1:
+            ((monomial, number),) = argument.items()
+            of_base, exponent = self.powers.get(monomial[0][0] if len(monomial) == 1 else "", ("", argument))
+            if of_base == base_text and number == 1:
+                return _scaled(exponent, Fraction(monomial[0][1]))
+        terms = _atom(f"log({_text(argument)}, {base_text})")
+        self.logarithms[_single_atom(terms)] = (base_text, argument)
+        return terms
 
     def absolute(self, operand: Expression) -> Terms:
         terms = self.expanded(self.terms(operand))
@@ -309,12 +328,18 @@ class _Forms:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Terms and texts
+# Terms, texts and literals
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def _atom(text: str) -> Terms:
     return {((_short(text), 1),): _ONE}
+
+
+def _single_atom(terms: Terms) -> str:
+    """Return the text of terms that are one atom, otherwise an empty text."""
+    (atom, _), *_ = next(iter(terms), ()) or (("", 1),)
+    return atom if terms == {((atom, 1),): _ONE} else ""
 
 
 def _scaled(terms: Terms, factor: Fraction) -> Terms:
@@ -353,11 +378,6 @@ def _checked(value: Fraction) -> Fraction:
     if not _is_short(value):
         raise _LongNumberError
     return value
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Properties of literals
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _is_integer(expression: Expression) -> bool:
