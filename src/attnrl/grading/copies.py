@@ -83,12 +83,20 @@ def _rearranges(
 
 
 def _without_wrappers(answer: Expression) -> Iterator[Expression]:
-    """Yield an answer; of a number in a wrapper (absolute value, floor, ceiling, remainder) also the inside."""
+    """Yield an answer and, of an answer without variables, the inside of each wrapper around the answer.
+
+    A wrapper is an absolute value, a floor, a ceiling, a remainder, or the root of a power with the same exponent.
+    """
     yield answer
-    while isinstance(answer, Operation) and answer.name in ("abs", "floor", "ceil", "mod"):
-        if _unbound_symbols(answer):
+    while isinstance(answer, Operation) and not _unbound_symbols(answer):
+        inner = answer.operands[0]
+        if answer.name == "root" and isinstance(inner, Operation) and inner.name == "power":
+            if inner.operands[1] != answer.operands[1]:
+                return
+            inner = inner.operands[0]
+        elif answer.name not in ("abs", "floor", "ceil", "mod"):
             return
-        answer = answer.operands[0]
+        answer = inner
         yield answer
 
 

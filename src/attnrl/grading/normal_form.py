@@ -222,10 +222,6 @@ class _Forms:
         times = powers[()] if powers.keys() == {()} else None
         if times is not None and times.denominator == 1 and (self.fold or abs(times) == 1):
             return self.raised(terms, times.numerator)
-        if times is not None and isinstance(base, Operation) and base.name == "power" and _sign(base.operands[0]) > 0:
-            inner = self.expanded(self.terms(base.operands[1]))  # the square root of a square
-            if inner.keys() == {()} and inner[()] * times == 1:
-                return self.terms(base.operands[0])
         base_text = _text(self.expanded(terms))
         of_base, argument = self.logarithms.get(_single_atom(powers), ("", terms))
         if self.fold and of_base == base_text:
