@@ -415,6 +415,13 @@ def test_small_differences_are_seen(exponent: int, radicand: int) -> None:
     assert same_value(value, sub(add(value, power(2, -exponent)), power(2, -exponent))) is True
 
 
+def test_an_undefined_side_counts_before_a_large_side() -> None:
+    large = op("sinh", op("exp", op("exp", mul(9, "x"))))
+    undefined = op("ln", op("negate", op("abs", "x")))
+    assert same_value(undefined, large) is False
+    assert same_value(large, undefined) is False
+
+
 def test_verdicts_do_not_depend_on_the_process() -> None:
     code = """
 from attnrl.grading.points import integer_points, random_value, real_points

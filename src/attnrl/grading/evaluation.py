@@ -239,9 +239,17 @@ def _agree(
 def _difference(
     pair: tuple[Expression, Expression], point: Point, work: Work, precision: int, real: bool
 ) -> tuple[Evaluation, Any, Any]:
-    """Return an evaluation, the difference of two expressions, and the larger of the absolute values."""
+    """Return an evaluation, the difference of two expressions, and the larger of the absolute values.
+
+    An undefined expression counts before an expression beyond the limits, in either order.
+    """
     run = Evaluation(precision, point, work, real)
-    one, other = run.value(pair[0]), run.value(pair[1])
+    try:
+        one = run.value(pair[0])
+    except TooLarge:
+        run.value(pair[1])
+        raise
+    other = run.value(pair[1])
     return run, one - other, max(abs(one), abs(other))
 
 

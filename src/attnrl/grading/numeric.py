@@ -113,7 +113,7 @@ class Evaluation:
         """Return a value without the noise of a vanishing real or imaginary part."""
         context = self.context
         if hasattr(value, "_mpc_"):
-            shift = self.bits - 16
+            shift = 3 * self.bits // 4
             if context.mag(value.imag) < context.mag(value.real) - shift or not value.imag:
                 value = value.real
             elif self.real:
