@@ -96,6 +96,19 @@ class Quantity:
 
 
 @dataclass(frozen=True, slots=True)
+class Counted:
+    """An amount with the name of the things counted: ``14 \\text{ right triangles}``.
+
+    Attributes:
+        amount: the number.
+        noun: the words after the number, in lower case.
+    """
+
+    amount: Value
+    noun: str
+
+
+@dataclass(frozen=True, slots=True)
 class Residue:
     """A residue class: ``5 \\pmod 7``."""
 
@@ -156,6 +169,7 @@ Value = (
     | Matrix
     | Words
     | Quantity
+    | Counted
     | Residue
     | Ratio
     | BaseNumber

@@ -1,0 +1,138 @@
+"""The reader of brackets: groups, tuples, intervals, sets, matrices and systems."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attnrl.grading.cursor import Cursor, Unsupported
+from attnrl.grading.tokens import Token, Unreadable
+from attnrl.grading.values import Brackets, Listing, Matrix, NamedSet, Relation, Value
+
+_MATRICES = frozenset({"matrix", "pmatrix", "bmatrix", "Bmatrix", "vmatrix", "Vmatrix", "smallmatrix", "array"})
+_SYSTEMS = frozenset({"cases", "aligned", "align", "align*", "gathered", "split", "rcases", "dcases"})
+_CLOSERS = {"(": (")", "]", "["), "[": ("]", ")", "["), "]": ("[", "]", ")"), "\\{": ("\\}",)}
+
+
+def is_value_start(token: Token) -> bool:
+    """Return True for a command that starts a value in brackets."""
+    return token.text in ("lfloor", "lceil", "begin", "langle")
+
+
+def read_group(cursor: Cursor) -> Value:
+    """Read a group in braces; the braces have no meaning for the value."""
+    cursor.expect("{")
+    cursor.enter()
+    bars, cursor.bars = cursor.bars, 0
+    value = cursor.read_listing(cursor)
+    cursor.bars = bars
+    cursor.expect("}")
+    cursor.leave()
+    return value
+
+
+def read_brackets(cursor: Cursor) -> Value:
+    """Read a tuple, an interval or a set; of round or square brackets around a single value, the value.
+
+    Raises:
+        Unreadable: the closing bracket is missing or belongs to another opening bracket.
+    """
+    opening = cursor.take().text
+    cursor.enter()
+    outer, cursor.bars, cursor.integrals = (cursor.bars, cursor.integrals), 0, 0
+    if opening == "\\{" and cursor.accept("\\}"):
+        value: Value = NamedSet("empty")
+    elif opening == "langle":
+        value = Brackets("<", ">", _items(cursor.read_listing(cursor)))
+        if cursor.take().text != "rangle":
+            raise Unreadable("an angle bracket without a partner")
+    else:
+        cursor.bars = int(opening == "\\{")  # a bar after the element of a set is no absolute value
+        content = cursor.read_listing(cursor)
+        if opening == "\\{" and cursor.at(":", "|"):
+            cursor.take()
+            content = _condition(content, cursor.read_listing(cursor))
+            cursor.expect("\\}")
+            value = content
+        else:
+            value = _closed(opening, content, cursor.expect(*_CLOSERS[opening]))
+    cursor.leave()
+    cursor.bars, cursor.integrals = outer
+    return value
+
+
+def _items(content: Value) -> tuple[Value, ...]:
+    if isinstance(content, Listing):
+        if content.joint != ",":
+            raise Unreadable("words between brackets")
+        return content.items
+    return (content,)
+
+
+def _closed(opening: str, content: Value, closing: str) -> Value:
+    if opening == "\\{":
+        return Brackets("{", "}", _items(content))
+    if not isinstance(content, Listing):
+        if (opening, closing) in (("(", ")"), ("[", "]")):
+            return content
+        raise Unreadable("brackets of two kinds around a single value")
+    return Brackets(opening, closing, _items(content))
+
+
+def _condition(element: Value, condition: Value) -> Value:
+    r"""Return the condition of ``\{x : x > 3\}``; ``x \in \mathbb{R}`` before the colon adds nothing."""
+    if isinstance(element, Relation) and element.operators == ("in",):
+        element = element.sides[0]
+    if not isinstance(condition, Relation | Listing):
+        raise Unsupported("a set without a condition")
+    return condition
+
+
+def read_environment(cursor: Cursor) -> Value:
+    """Read the rows between ``\\begin{}`` and ``\\end{}``: a matrix, or a system of equations as a listing.
+
+    Raises:
+        Unsupported: another environment.
+    """
+    name = _environment_name(cursor)
+    if name == "array" and cursor.at("{"):
+        while cursor.place < len(cursor.tokens) and not cursor.accept("}"):
+            cursor.take()
+    if name not in _MATRICES | _SYSTEMS:
+        raise Unsupported(f"\\begin{{{name}}}")
+    cursor.enter()
+    rows: list[list[Value]] = [[]]
+    while not cursor.at_command("end"):
+        if cursor.place >= len(cursor.tokens):
+            raise Unreadable("\\begin without \\end")
+        if cursor.accept("\\\\"):
+            rows.append([])
+        elif not cursor.accept("&", ",", ";", "."):
+            rows[-1].append(cursor.read_listing(cursor))
+    cursor.take()
+    _environment_name(cursor)
+    cursor.leave()
+    rows = [row for row in rows if row]
+    if name in _SYSTEMS:
+        return _system(rows)
+    if not rows or len({len(row) for row in rows}) != 1:
+        raise Unreadable("rows of several lengths")
+    return Matrix(tuple(map(tuple, rows)), bars=name == "vmatrix")
+
+
+def _system(rows: Sequence[Sequence[Value]]) -> Value:
+    items: list[Value] = []
+    for row in rows:
+        if len(row) != 1:
+            raise Unsupported("a function by cases")
+        items.extend(row[0].items if isinstance(row[0], Listing) else row)
+    return items[0] if len(items) == 1 else Listing(tuple(items), ",")
+
+
+def _environment_name(cursor: Cursor) -> str:
+    cursor.expect("{")
+    name = cursor.take().text
+    while not cursor.accept("}"):
+        if cursor.place >= len(cursor.tokens):
+            raise Unreadable("an environment without a name")
+        name += cursor.take().text
+    return name

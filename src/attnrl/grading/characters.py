@@ -1,0 +1,47 @@
+"""Signs outside ASCII, replaced by LaTeX or ASCII signs of the same meaning."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_SIGNS = {
+    **{"−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "﹣": "-", "∗": "*"},
+    **{"×": "\\times ", "✕": "\\times ", "·": "\\cdot ", "⋅": "\\cdot ", "∙": "\\cdot ", "÷": "\\div ", "∶": ":"},
+    **{"√": "\\sqrt ", "∛": "\\sqrt[3] ", "∞": "\\infty ", "°": "^\\circ ", "º": "^\\circ ", "′": "'", "″": "''"},
+    **{"≤": "\\le ", "⩽": "\\le ", "≦": "\\le ", "≥": "\\ge ", "⩾": "\\ge ", "≧": "\\ge ", "≠": "\\ne "},
+    **{"±": "\\pm ", "∓": "\\mp ", "∪": "\\cup ", "∩": "\\cap ", "∖": "\\setminus ", "∅": "\\emptyset "},
+    **{"∈": "\\in ", "∨": "\\lor ", "∧": "\\land ", "∠": "\\angle ", "△": "\\triangle ", "≡": "\\equiv "},
+    **{"→": "\\to ", "⇒": "\\implies ", "≈": "\\approx ", "ℝ": "\\mathbb{R}", "ℤ": "\\mathbb{Z}", "ℕ": "\\mathbb{N}"},
+    **{"ℚ": "\\mathbb{Q}", "ℂ": "\\mathbb{C}", "∂": "\\partial ", "∑": "\\sum ", "∏": "\\prod ", "∫": "\\int "},
+    **{"⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ", "⌉": "\\rceil ", "⟨": "\\langle ", "⟩": "\\rangle "},
+    **{"…": "...", "⋯": "...", "’": "'", "‘": "'", "“": '"', "”": '"', "✓": "", "✅": "", "✔": "", "。": ".", "、": ","},
+    **{"µ": "\\mu ", "ϕ": "\\varphi ", "ϵ": "\\epsilon ", "ℓ": "\\ell ", "€": "\\euro ", "£": "\\pounds ", "¥": "\\yen "},
+}
+_GREEK = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho varsigma sigma tau"
+    " upsilon phi chi psi omega"
+).split()
+_SIGNS |= {chr(0x3B1 + n): f"\\{name} " for n, name in enumerate(_GREEK)}
+_SIGNS |= {chr(0x391 + n): f"\\{name.capitalize()} " for n, name in enumerate(_GREEK)}
+_INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2061\u2062\u2066\u2067\u2068\u2069\ufeff"
+_TABLE = str.maketrans(_SIGNS | dict.fromkeys(_INVISIBLE, ""))
+_RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ", "0123456789+-()n", strict=True))
+_LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙ", "0123456789+-()n", strict=True))
+_VULGAR = re.compile("[¼½¾⅐-⅞↉]")
+
+
+def plain_characters(text: str) -> str:
+    """Return a text with ASCII for other signs: ``^{2}`` for ``²``, ``\\frac{1}{2}`` for ``½``, ``\\pi`` for ``π``."""
+    if text.isascii():
+        return text
+    for table, mark in ((_RAISED, "^"), (_LOWERED, "_")):
+        signs = f"[{''.join(table)}]+"
+        text = re.sub(signs, lambda run, t=str.maketrans(table), m=mark: f"{m}{{{run[0].translate(t)}}}", text)  # type: ignore[misc]
+    text = _VULGAR.sub(_vulgar_fraction, text).translate(_TABLE)
+    return unicodedata.normalize("NFKC", text).translate(_TABLE)
+
+
+def _vulgar_fraction(sign: re.Match[str]) -> str:
+    over, _, under = unicodedata.normalize("NFKC", sign[0]).partition("\u2044")
+    return f"\\frac{{{over}}}{{{under}}}"

@@ -1,0 +1,156 @@
+"""A position in the tokens of an answer, and the letters of an answer sorted into words, functions and variables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from attnrl.grading.expressions import HYPERBOLIC, INVERSE, TRIGONOMETRIC
+from attnrl.grading.tokens import Token, Unreadable
+from attnrl.grading.units import is_spelled_unit, scale_of
+from attnrl.grading.values import Value
+
+MAX_DEPTH = 32  # of nested brackets, so that the stack stays small
+
+
+class Unsupported(Unreadable):
+    """Mathematics beyond the reader: an unknown command, an operation on sets or matrices."""
+
+
+#: Functions of one argument, by the name in LaTeX or plain text.
+FUNCTIONS = {name: name for name in (*TRIGONOMETRIC, *HYPERBOLIC, *INVERSE, "ln", "log", "exp", "arg")}
+FUNCTIONS |= {"arc" + name: "arc" + name for name in ("sinh", "cosh", "tanh")}
+FUNCTIONS |= {"a" + name: "arc" + name for name in TRIGONOMETRIC[:3]}
+FUNCTIONS |= {"arsinh": "arcsinh", "arcosh": "arccosh", "artanh": "arctanh", "tg": "tan", "ctg": "cot", "arctg": "arctan"}
+FUNCTIONS |= {"Re": "re", "Im": "im", "floor": "floor", "ceil": "ceil", "abs": "abs"}
+#: Functions of several arguments.
+COLLECTIVES = frozenset({"gcd", "lcm", "max", "min"})
+_PLAIN_COMMANDS = {"pi": "pi", "sqrt": "sqrt", "infinity": "infty", "infty": "infty", "inf": "infty", "mod": "mod"}
+_PLAIN_COMMANDS |= {"theta": "theta", "alpha": "alpha", "beta": "beta", "oo": "infty", "cup": "cup", "union": "cup"}
+SHORT_WORDS = frozenset("am an as at be by do go he if in is it me my no of on or so to up us we per not the for".split())
+
+
+@dataclass
+class Cursor:
+    """A position in a sequence of tokens.
+
+    Attributes:
+        tokens: the tokens, the letters sorted by :func:`sort_letters`.
+        read_listing: reads the values up to a closing bracket.
+        integrals: integral signs around the position, so that ``dx`` ends the integrand.
+        bars: absolute values around the position, so that ``|`` ends the content.
+    """
+
+    tokens: Sequence[Token]
+    read_listing: Callable[[Cursor], Value]
+    place: int = 0
+    depth: int = 0
+    integrals: int = 0
+    bars: int = 0
+    _end: Token = field(default=Token("mark", ""), repr=False)
+
+    def peek(self, ahead: int = 0) -> Token:
+        """Return the token at or after the position; past the end, a mark without characters."""
+        place = self.place + ahead
+        return self.tokens[place] if place < len(self.tokens) else self._end
+
+    def take(self) -> Token:
+        """Return the token at the position and step over the token."""
+        token = self.peek()
+        self.place += 1
+        return token
+
+    def at(self, *marks: str) -> bool:
+        """Return True if the token at the position is one of the marks."""
+        token = self.peek()
+        return token.kind == "mark" and token.text in marks
+
+    def at_command(self, *names: str) -> bool:
+        """Return True if the token at the position is one of the commands."""
+        token = self.peek()
+        return token.kind == "command" and token.text in names
+
+    def accept(self, *marks: str) -> bool:
+        """Step over the token at the position if the token is one of the marks, and return True."""
+        found = self.at(*marks)
+        self.place += found
+        return found
+
+    def expect(self, *marks: str) -> str:
+        """Step over one of the marks and return the mark.
+
+        Raises:
+            Unreadable: another token is at the position.
+        """
+        if not self.at(*marks):
+            raise Unreadable(f"expected {' or '.join(marks)}, found {self.peek().text!r}")
+        return self.take().text
+
+    def enter(self) -> None:
+        """Count an opening bracket.
+
+        Raises:
+            Unreadable: brackets are nested deeper than ``MAX_DEPTH``.
+        """
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise Unreadable("brackets nested too deeply")
+
+    def leave(self) -> None:
+        """Count a closing bracket."""
+        self.depth -= 1
+
+
+def sort_letters(tokens: Sequence[Token], symbols: frozenset[str]) -> list[Token]:
+    """Return the tokens with each run of letters as a function, a word, or variables of one letter each.
+
+    Args:
+        tokens: the tokens of an answer.
+        symbols: variables of the problem; a run of these variables is a product, never a unit.
+    """
+    sorted_tokens: list[Token] = []
+    for place, token in enumerate(tokens):
+        run = token.text
+        previous = sorted_tokens[-1] if sorted_tokens else None
+        if previous and previous.text == "°" and token.kind in ("letters", "text") and run in ("C", "F"):
+            sorted_tokens[-1] = Token("text", "°" + run, previous.gap)
+        elif token.kind == "text" and (run in FUNCTIONS or run in COLLECTIVES) and len(run) > 1:
+            sorted_tokens.append(Token("command", run, token.gap))
+        elif token.kind == "text" and run == "mod":
+            sorted_tokens.append(Token("command", "mod", token.gap))
+        elif token.kind != "letters" or len(run) == 1:
+            sorted_tokens.append(token)
+        elif previous and previous.text in ("begin", "end") or _in_environment_name(tokens, place):
+            sorted_tokens.append(token)
+        elif run in FUNCTIONS or run in COLLECTIVES:
+            sorted_tokens.append(Token("command", run, token.gap))
+        elif run.lower() in _PLAIN_COMMANDS:
+            sorted_tokens.append(Token("command", _PLAIN_COMMANDS[run.lower()], token.gap))
+        elif _is_word(token, previous, symbols):
+            sorted_tokens.append(Token("text", run, token.gap))
+        else:
+            sorted_tokens += [Token("letters", letter, token.gap and n == 0) for n, letter in enumerate(run)]
+    return sorted_tokens
+
+
+def _in_environment_name(tokens: Sequence[Token], place: int) -> bool:
+    return place >= 2 and tokens[place - 2].text in ("begin", "end") and tokens[place - 2].kind == "command"
+
+
+def _is_word(token: Token, previous: Token | None, symbols: frozenset[str]) -> bool:
+    """Return True for a run of letters that is a word or a unit, not a product of variables."""
+    run = token.text
+    if run.lower() in ("or", "and") or scale_of(run) is not None:
+        return True
+    if symbols.issuperset(run):
+        return False
+    if previous is None:
+        return len(run) > 3
+    after_amount = previous.kind in ("number", "text") or previous.text in (")", "}", "%", "°", "pi")
+    if is_spelled_unit(run) and (after_amount or previous.text == "/"):
+        return True
+    return token.gap and after_amount and (run.lower() in SHORT_WORDS or (len(run) > 2 and _has_vowel(run)))
+
+
+def _has_vowel(run: str) -> bool:
+    return any(letter in "aeiouAEIOU" for letter in run)

@@ -1,0 +1,114 @@
+"""Comparison of amounts with a unit, or with the name of the things counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+
+from attnrl.grading.expressions import Expression, Number, Operation, Symbol, parts_of
+from attnrl.grading.statement import Statement
+from attnrl.grading.units import Unit, read_unit
+from attnrl.grading.values import Counted, Quantity, Value
+
+_PEOPLE = frozenset("people men women children mice geese feet teeth sheep fish dice vertices indices matrices".split())
+
+SameNumber = Callable[[Expression, Expression], bool | None]
+
+
+def _unit(name: str) -> Unit:
+    unit = read_unit(name)
+    assert unit is not None, name
+    return unit
+
+
+DEGREE = _unit("degrees")
+RADIAN = _unit("radians")
+
+
+def same_quantity(gold: Value, answer: Value, statement: Statement, same_number: SameNumber) -> bool | None:
+    """Compare two amounts, at least one with a unit or a noun.
+
+    - Two units of one dimension: the amounts are converted; of two dimensions: not equal. Degrees and radians are
+      converted, too.
+    - A unit of the true answer alone may be left out in an answer.
+    - A unit of the answer alone is converted to the unit of the dimension named in the problem; without a unit in the
+      problem, the amount alone counts.
+    - A noun after an amount must be a word of the problem or of the true answer; without a problem text, a plural.
+    """
+    amounts = _amount(gold), _amount(answer)
+    if amounts[0] is None or amounts[1] is None:
+        return False
+    one, other = amounts
+    if isinstance(gold, Counted) or isinstance(answer, Counted):
+        return _nouns_agree(gold, answer, statement) and same_number(one, other)
+    units = _unit_of(gold), _unit_of(answer)
+    if units[0] is None and units[1] is None:
+        return same_number(one, other)
+    if units[1] is None:
+        return _without_unit(one, units[0], other, same_number)  # type: ignore[arg-type]
+    if units[0] is None:
+        return _with_extra_unit(one, other, units[1], statement, same_number)
+    return _same_in_units(one, units[0], other, units[1], same_number)
+
+
+def _amount(value: Value) -> Expression | None:
+    amount = value.amount if isinstance(value, Quantity | Counted) else value
+    return amount if isinstance(amount, Number | Symbol | Operation) else None
+
+
+def _unit_of(value: Value) -> Unit | None:
+    """Return the unit of a value; ``5 units`` has no unit."""
+    if not isinstance(value, Quantity) or any(name == "unit" for name, _ in value.unit.dimension):
+        return None
+    return value.unit
+
+
+def _same_in_units(one: Expression, unit: Unit, other: Expression, found: Unit, same: SameNumber) -> bool | None:
+    if {unit, found} == {DEGREE, RADIAN}:
+        degrees, radians = (one, other) if unit == DEGREE else (other, one)
+        return same(Operation("degrees", (degrees,)), radians)
+    if unit.dimension != found.dimension:
+        return False
+    return same(one, _times(other, found.factor / unit.factor))
+
+
+def _times(amount: Expression, factor: Fraction) -> Expression:
+    return amount if factor == 1 else Operation("multiply", (amount, Number(factor)))
+
+
+def _without_unit(one: Expression, unit: Unit, other: Expression, same: SameNumber) -> bool | None:
+    equal = same(one, other)
+    if equal is False and unit == DEGREE and Symbol("pi") in parts_of(other):
+        return same(Operation("degrees", (one,)), other)
+    return equal
+
+
+def _with_extra_unit(gold: Expression, other: Expression, found: Unit, statement: Statement, same: SameNumber) -> bool | None:
+    if found == DEGREE and Symbol("pi") in parts_of(gold):
+        return same(gold, Operation("degrees", (other,)))
+    factors = {unit.factor for unit in statement.units if unit.dimension == found.dimension}
+    if not factors and len(found.dimension) == 1:
+        (name, exponent), = found.dimension
+        factors = {unit.factor**exponent for unit in statement.units if unit.dimension == ((name, 1),)}
+    if not factors or found.factor in factors:
+        return same(gold, other)
+    return any(same(gold, _times(other, found.factor / factor)) for factor in factors)
+
+
+def _nouns_agree(gold: Value, answer: Value, statement: Statement) -> bool:
+    """Return True if the noun of the answer names the things counted."""
+    if not isinstance(answer, Counted):
+        return not isinstance(answer, Quantity) or _unit_of(answer) is None
+    nouns = {_stem(noun) for noun in answer.noun.split()}
+    if isinstance(gold, Counted):
+        return bool(nouns & {_stem(noun) for noun in gold.noun.split()})
+    if isinstance(gold, Quantity) and _unit_of(gold) is not None:
+        return False
+    if statement.words:
+        return bool(nouns & {_stem(word) for word in statement.words})
+    last = answer.noun.split()[-1]
+    return last in _PEOPLE or (last.endswith("s") and len(last) > 2)
+
+
+def _stem(noun: str) -> str:
+    return noun.rstrip(".").removesuffix("s").removesuffix("e")

@@ -1,0 +1,323 @@
+"""The tokens of an answer, in LaTeX or plain text: markup for the eye is dropped, the meaning is kept."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Literal
+
+from attnrl.grading.characters import plain_characters
+
+Kind = Literal["number", "letters", "text", "command", "mark"]
+
+
+class Unreadable(ValueError):
+    """A text without a meaning as an answer: unbalanced braces, digits side by side, prose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token of an answer.
+
+    Attributes:
+        kind: ``number`` (``12``, ``0.5``, ``0.1(6)`` with a repeating part, ``3e-5``), ``letters`` (a run of letters in
+            mathematics), ``text`` (a run of letters inside ``\\text{}`` and the like), ``command`` (the name of a LaTeX
+            command, without the backslash) or ``mark`` (a sign).
+        text: the characters; of a number, without separators of thousands and without needless zeros.
+        gap: white space stands before the token.
+    """
+
+    kind: Kind
+    text: str
+    gap: bool = False
+
+
+#: Commands without a meaning for the value.
+_DROPPED = frozenset(
+    "left right middle big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr bigm Bigm displaystyle textstyle"
+    " scriptstyle limits nolimits tiny scriptsize footnotesize small normalsize large Large LARGE huge Huge bf it rm sf"
+    " tt sl sc em bfseries itshape rmfamily boldmath mathstrut strut checkmark square blacksquare Box qed nonumber"
+    " notag hfill noindent centering newline relax therefore because ! ( ) [ ]".split()
+)
+_SPACES = frozenset([*", ; : > quad qquad thinspace enspace medspace thickspace space".split(), " ", "\n", "\t"])
+#: Commands around mathematics without a meaning for the value. The colours have a first argument, dropped.
+_FONTS = frozenset(
+    "mathbf boldsymbol bm pmb mathit mathsf mathtt mathcal mathscr mathfrak mathnormal underline uline emph boxed fbox"
+    " framebox mathop mathbin textcolor color colorbox ensuremath vec overrightarrow".split()
+)
+_COLORS = frozenset({"textcolor", "color", "colorbox"})
+_TEXTS = frozenset(
+    "text textrm textbf textit textsf texttt textnormal textup textsc textsl mathrm mbox hbox operatorname"
+    " operatorname*".split()
+)
+_DROPPED_WITH_ARGUMENT = frozenset("phantom hphantom vphantom hspace hspace* vspace label tag tag*".split())
+#: Commands with the meaning of a sign or of another command.
+_MARKS = {
+    **{"{": "\\{", "}": "\\}", "lbrace": "\\{", "rbrace": "\\}", "$": "$", "textdollar": "$", "%": "%", "_": "_"},
+    **{"|": "|", "vert": "|", "lvert": "|", "rvert": "|", "Vert": "|", "mid": ":", "\\": "\\\\", "&": "and", "#": "#"},
+    **{"lbrack": "[", "rbrack": "]", "lparen": "(", "rparen": ")", "colon": ":", "prime": "'", "degree": "°"},
+    **{"le": "<=", "leq": "<=", "leqslant": "<=", "leqq": "<=", "ge": ">=", "geq": ">=", "geqslant": ">=", "geqq": ">="},
+    **{"lt": "<", "gt": ">", "ne": "!=", "neq": "!=", "cdot": "*", "times": "*", "ast": "*", "div": "/", "slash": "/"},
+    **{"pm": "±", "mp": "∓", "dots": "...", "ldots": "...", "cdots": "...", "dotsc": "...", "dotsb": "..."},
+}
+_COMMANDS = {
+    **{"dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "varnothing": "emptyset"},
+    **{"lg": "log", "infin": "infty", "lt": "<", "oo": "infty", "overbar": "overline", "textpi": "pi", "R": "reals"},
+    **{"arcsinh": "arcsinh", "leftarrow": "leftarrow", "Bbb": "mathbb", "mathds": "mathbb", "smallsetminus": "setminus"},
+    **{"backslash": "setminus", "rightarrow": "to", "Rightarrow": "implies", "bigcup": "cup", "bigcap": "cap"},
+    **{"widehat": "hat", "widetilde": "tilde", "gets": "leftarrow", "varphi": "phi", "varepsilon": "epsilon"},
+}
+_WORDS = {"lor": "or", "vee": "or", "land": "and", "wedge": "and"}
+
+_JOINT = r"(?:\{,\}|,\\!\s?|\\[,;:\ ]|~|\\?_|\ )"  # between groups of three digits
+_PATTERN = re.compile(
+    rf"""
+      (?P<space>[\s~]+)
+    | (?P<repeating>\d*\.\d*?(?:
+            \\(?:overline|bar|overbar)\s*(?:\{{\s*\d+\s*\}}|\d)
+          | \\dot\s*\{{?\d\}}?(?:\d*\\dot\s*\{{?\d\}}?)?
+          | \(\d+\)
+          | (?P<shown>\d+?)(?P=shown)+(?<=\d\d\d)\s*(?:\.\.\.|\\(?:ldots|dots|cdots)(?![a-zA-Z]))
+      ))
+    | (?P<grouped>\d{{1,3}}(?:{_JOINT}\d{{3}})+(?!\d)(?:\.\d+)?)
+    | (?P<number>(?:\d+\.\d+|\d+|\.\d+)(?:[eE][+-]?\d+(?![\da-zA-Z]))?)
+    | (?P<letters>[A-Za-z]+)
+    | \\(?P<command>[A-Za-z]+\*?|.)
+    | (?P<mark>\*\*|<=|>=|!=|==|\.\.\.|.)
+    """,
+    re.VERBOSE | re.DOTALL | re.ASCII,
+)
+_COMMAS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])(?:\.\d+)?", re.ASCII)
+_ARGUMENT = re.compile(r"\s*\{[^{}]*\}|\s*\S")
+_OPENING = re.compile(r"\s*\{")
+_DEPTH = {"(": 1, "[": 1, "\\{": 1, ")": -1, "]": -1, "\\}": -1}
+
+
+@dataclass
+class _Scanner:
+    """The state of a scan.
+
+    Attributes:
+        braces: for each open brace, whether the content is text, and whether the braces are tokens.
+    """
+
+    text: str
+    place: int = 0
+    gap: bool = False
+    braces: list[tuple[bool, bool]] = field(default_factory=lambda: [(False, True)])
+    tokens: list[Token] = field(default_factory=list)
+
+    def add(self, kind: Kind, text: str) -> None:
+        self.tokens.append(Token(kind, text, self.gap))
+        self.gap = False
+
+
+@lru_cache(maxsize=2048)
+def tokenize(text: str, *, thousands: bool = True) -> tuple[Token, ...]:
+    """Return the tokens of an answer.
+
+    Args:
+        text: the answer, in LaTeX, Markdown or plain text.
+        thousands: read ``1,234`` outside brackets as one number, not as two. ``1{,}234``, ``1\\,234`` and ``1 234`` are
+            one number always.
+
+    Raises:
+        Unreadable: braces are not balanced.
+    """
+    scanner = _Scanner(_without_outer_markup(plain_characters(text)))
+    depth = 0
+    while scanner.place < len(scanner.text):
+        commas = _COMMAS.match(scanner.text, scanner.place) if thousands and depth == 0 else None
+        if commas:
+            scanner.place = commas.end()
+            scanner.add("number", _canonical(commas[0].replace(",", "")))
+            continue
+        found = _PATTERN.match(scanner.text, scanner.place)
+        assert found is not None  # the last alternative matches any character
+        scanner.place = found.end()
+        if found["space"]:
+            scanner.gap = True
+        elif found["command"]:
+            _scan_command(scanner, found["command"])
+        elif found["letters"]:
+            scanner.add("text" if scanner.braces[-1][0] else "letters", found["letters"])
+        elif found["mark"]:
+            _scan_mark(scanner, found["mark"])
+        elif found["repeating"]:
+            scanner.add("number", _repeating(found["repeating"]))
+        else:
+            scanner.add("number", _canonical(found["number"] or re.sub(_JOINT, "", found["grouped"])))
+        if scanner.tokens and scanner.tokens[-1].kind == "mark" and (found["command"] or found["mark"]):
+            depth += _DEPTH.get(scanner.tokens[-1].text, 0)
+    if len(scanner.braces) > 1:
+        raise Unreadable("an opening brace without a closing brace")
+    return tuple(_trimmed(_joined(scanner.tokens)))
+
+
+def _scan_command(scanner: _Scanner, name: str) -> None:
+    if name in _SPACES:
+        scanner.gap = True
+    elif name in _DROPPED:
+        if name in ("left", "right") and scanner.text[scanner.place : scanner.place + 1] == ".":
+            scanner.place += 1
+        scanner.gap = True
+    elif name in _DROPPED_WITH_ARGUMENT:
+        scanner.place = _after_argument(scanner)
+    elif name in _TEXTS or name in _FONTS:
+        if name in _COLORS:
+            scanner.place = _after_argument(scanner)
+        opening = _OPENING.match(scanner.text, scanner.place)
+        if opening is None:
+            scanner.gap = True
+            return
+        scanner.place = opening.end()
+        scanner.braces.append((name in _TEXTS or scanner.braces[-1][0], name in _FONTS))
+        if name in _FONTS:
+            scanner.add("mark", "{")
+    elif name in _MARKS:
+        scanner.add("mark", _MARKS[name])
+    elif name in _WORDS:
+        scanner.add("text", _WORDS[name])
+    else:
+        scanner.add("command", _COMMANDS.get(name, name))
+
+
+def _scan_mark(scanner: _Scanner, mark: str) -> None:
+    in_text, _ = scanner.braces[-1]
+    if mark in '$`"':
+        scanner.gap = True
+        return
+    if mark == "{":
+        scanner.braces.append((in_text, True))
+    elif mark == "}":
+        if len(scanner.braces) == 1:
+            raise Unreadable("a closing brace without an opening brace")
+        _, visible = scanner.braces.pop()
+        if not visible:
+            scanner.gap = scanner.text[scanner.place - 2] in " ~"
+            return
+    scanner.add("mark", {"**": "^", "==": "="}.get(mark, mark))
+
+
+def _after_argument(scanner: _Scanner) -> int:
+    found = _ARGUMENT.match(scanner.text, scanner.place)
+    return found.end() if found else scanner.place
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Before and after the scan
+# ---------------------------------------------------------------------------------------------------------------------
+
+_BOLD = re.compile(r"(\*\*|__|\*)(?=\S)(.*\S)\1", re.DOTALL)
+_LEADING = {("mark", "="), ("mark", ":"), ("mark", ","), ("command", "approx"), ("mark", "\\\\")}
+_TRAILING = {("mark", "."), ("mark", ","), ("mark", ";"), ("mark", ":"), ("mark", "\\\\"), ("mark", "#")}
+
+
+def _without_outer_markup(text: str) -> str:
+    """Remove Markdown around the whole answer; write a dollar sign without a partner as a currency sign."""
+    text = text.strip()
+    while bold := _BOLD.fullmatch(text):
+        text = bold[2]
+    dollars = re.findall(r"(?<!\\)\$", text)
+    return text.replace("$", "\\$", 1) if len(dollars) == 1 and text.lstrip("-").startswith("$") else text
+
+
+def _joined(tokens: list[Token]) -> list[Token]:
+    r"""Replace ``^\circ`` and ``^{\circ}`` by the mark ``°``, and ``^{\prime}`` by the mark ``'``."""
+    kept: list[Token] = []
+    for token in tokens:
+        kept.append(token)
+        end = [part.text for part in kept[-5:]]
+        if end[-2:] == ["^", "circ"]:
+            kept[-2:] = [Token("mark", "°", kept[-2].gap)]
+        elif end[-4:] == ["^", "{", "circ", "}"]:
+            kept[-4:] = [Token("mark", "°", kept[-4].gap)]
+        elif end[-2:] == ["^", "'"]:
+            kept[-2:] = [Token("mark", "'")]
+        elif end[-4:] == ["^", "{", "'", "}"]:
+            kept[-4:] = [Token("mark", "'")]
+        elif end == ["^", "{", "'", "'", "}"]:
+            kept[-5:] = [Token("mark", "'"), Token("mark", "'")]
+    return kept
+
+
+def _trimmed(tokens: list[Token]) -> list[Token]:
+    """Remove punctuation and signs of equality around an answer."""
+    first, last = 0, len(tokens)
+    while first < last and (tokens[first].kind, tokens[first].text) in _LEADING:
+        first += 1
+    while first < last and (tokens[last - 1].kind, tokens[last - 1].text) in _TRAILING:
+        last -= 1
+    return tokens[first:last]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Spelling
+# ---------------------------------------------------------------------------------------------------------------------
+
+_AMOUNT = re.compile(r"(?:\$ )?([+-] )?(?:\$ )?(\d[\d.()e+-]*)(?: [%°])?")
+
+
+def spelling(text: str) -> tuple[tuple[str, str], ...] | None:
+    """Return a key of the spelling of an answer, equal for texts that differ only in markup and white space.
+
+    The key of a plain amount is the number, without ``\\$``, ``\\%`` and ``^\\circ``. An empty text has no key.
+    """
+    try:
+        tokens = tokenize(text)
+    except Unreadable:
+        joined = "".join(text.split())
+        return (("unreadable", joined),) if joined else None
+    key = _without_needless_braces([("letters" if token.kind == "text" else token.kind, token.text) for token in tokens])
+    amount = _AMOUNT.fullmatch(" ".join(text for _, text in key))
+    if amount:
+        negative = amount[1] == "- " and amount[2] != "0"
+        key = [*([("mark", "-")] if negative else []), ("number", amount[2])]
+    return tuple(key) or None
+
+
+def _without_needless_braces(key: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Remove the braces around a single token and around the whole key."""
+    kept: list[tuple[str, str]] = []
+    for part in key:
+        kept.append(part)
+        if len(kept) > 2 and part == ("mark", "}") and kept[-3] == ("mark", "{"):
+            kept[-3:] = [kept[-2]]
+    while len(kept) > 1 and kept[0] == ("mark", "{") and _closing(kept) == len(kept) - 1:
+        kept = kept[1:-1]
+    return kept
+
+
+def _closing(key: list[tuple[str, str]]) -> int:
+    depth = 0
+    for place, part in enumerate(key):
+        depth += {("mark", "{"): 1, ("mark", "}"): -1}.get(part, 0)
+        if depth == 0:
+            return place
+    return -1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Numbers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _canonical(number: str) -> str:
+    """Return a number without needless zeros: ``7`` for ``007`` and ``7.0``."""
+    mantissa, letter, exponent = number.replace("E", "e").partition("e")
+    whole, _, fraction = mantissa.partition(".")
+    fraction = fraction.rstrip("0")
+    return (whole.lstrip("0") or "0") + (f".{fraction}" if fraction else "") + letter + exponent
+
+
+def _repeating(text: str) -> str:
+    r"""Return ``0.1(6)`` for ``0.1\overline{6}``, ``0.1\dot{6}`` and ``0.1666...``."""
+    whole, _, rest = text.partition(".")
+    marked = re.search(r"\\|\(", rest)
+    if marked and not re.search(r"\\(?:l|c)?dots", rest):
+        start, block = rest[: marked.start()], "".join(re.findall(r"\d", rest[marked.start() :]))
+    else:
+        digits = re.match(r"\d+", rest)[0]  # type: ignore[index]
+        start, block = re.fullmatch(r"(\d*?)(\d+?)\2+", digits).groups()  # type: ignore[union-attr]
+    return f"{whole or '0'}.{start}({block})"
