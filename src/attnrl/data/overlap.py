@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from attnrl.config.base import PROMPT_SUFFIX
-from attnrl.grading.answers import normalize_answer
+from attnrl.grading.tokens import spelling
 from attnrl.types import Problem
 
 _THOUSANDS = re.compile(r"(?<=\d)(?:,\\!|\{,\})(?=\d)")
@@ -55,7 +55,7 @@ def question_key(problem: Problem, suffix: str = "") -> str:
 
 def answers_key(problem: Problem) -> tuple[str, ...]:
     """Return the accepted answers, normalised as in grading by rules, sorted and without duplicates."""
-    return tuple(sorted({normalize_answer(answer) for answer in problem.answers}))
+    return tuple(sorted({str(spelling(answer)) for answer in problem.answers}))
 
 
 def find_overlap(training: Sequence[Problem], evaluation: Sequence[Problem], suffix: str = "") -> dict[int, Problem]:

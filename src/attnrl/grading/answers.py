@@ -1,14 +1,15 @@
-"""Answers in texts: extraction from ``\\boxed{}``, normalisation, and equality of normalised strings."""
+"""Answers in texts: extraction from ``\\boxed{}``, and equality of spellings."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
+from attnrl.grading.tokens import spelling
+
 BOX = "\\boxed{"
 THINK_END = "</think>"
 MAX_ANSWER_CHARS = 2_000  # a box with more characters than that is not an answer
-MAX_BOXES = 32  # boxes of one response that are read
 
 
 def conclusion_of(response: str) -> str:
@@ -19,30 +20,17 @@ def conclusion_of(response: str) -> str:
 def extract_boxed(response: str) -> str | None:
     """Return the content of the last ``\\boxed{...}`` after the last ``</think>``, or None.
 
-    Braces inside the box may nest. ``\\fbox{5}``, ``\\boxed {5}`` and ``\\boxed 5`` are boxes too. An unclosed
-    box, or a box of more than :data:`MAX_ANSWER_CHARS` characters, gives None.
+    Braces inside the box may nest; of nested boxes, the outer box counts. ``\\fbox{5}``, ``\\boxed {5}``,
+    ``\\boxed 5`` and ``\\boxed\\{5\\}`` are boxes too. An unclosed last box, or a box of more than
+    :data:`MAX_ANSWER_CHARS` characters, gives None.
     """
-    conclusion = _with_braces(conclusion_of(response))
-    start = conclusion.rfind(BOX)
-    return None if start < 0 else _box_content(conclusion, start + len(BOX))
+    found = _boxes(conclusion_of(response))
+    return found[-1] if found else None
 
 
-def other_boxes(response: str) -> list[str]:
-    """Return the distinct contents of the boxes before the last box, latest first, from :data:`MAX_BOXES` boxes.
-
-    A box around another box, and an unclosed box, are left out.
-    """
-    conclusion = _with_braces(conclusion_of(response))
-    end = conclusion.rfind(BOX)
-    found: dict[str, None] = {}
-    for _ in range(MAX_BOXES):
-        following, end = end, conclusion.rfind(BOX, 0, max(end, 0))
-        if end < 0:
-            break
-        content = _box_content(conclusion, end + len(BOX))
-        if content is not None and end + len(BOX) + len(content) < following:
-            found[content] = None
-    return list(found)
+def all_boxes(response: str) -> list[str]:
+    """Return the contents of the boxes after the last ``</think>``, in order, without nested and unclosed boxes."""
+    return [content for content in _boxes(conclusion_of(response)) if content is not None]
 
 
 def final_answer(text: str, *, worked: bool = False) -> str:
@@ -69,61 +57,57 @@ def last_number(response: str) -> str | None:
     return numbers[-1].rstrip(",") if numbers else None
 
 
-def _with_braces(text: str) -> str:
-    r"""Replace ``\boxed {5}``, ``\fbox{5}`` and ``\boxed 5`` by ``\boxed{5}``."""
-    text = re.sub(r"\\(?:boxed|fbox) ?\{", r"\\boxed{", text)
-    return re.sub(r"\\boxed ([^\s$.,\\{}]+)", r"\\boxed{\1}", text)
+_PART = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*(?P<opening>\\?\{))|\\.|[{}]", re.DOTALL)
+_WITHOUT_BRACES = re.compile(r"\\(?:boxed|fbox)[ \n]+([^\s$.,\\{}]+)")
 
 
-def _box_content(text: str, start: int) -> str | None:
-    """Return the text from ``start`` to the matching closing brace, or None if the box stays open."""
-    window = text[start : start + MAX_ANSWER_CHARS]
-    # First without escaped braces, because \left\{ has no partner in a case distinction. If the box then stays open,
+def _boxes(text: str) -> list[str | None]:
+    """Return the contents of the outer boxes of a text, in order; None for an unclosed box and a box too long."""
+    text = _WITHOUT_BRACES.sub(r"\\boxed{\1}", text)
+    if "\\boxed" not in text and "\\fbox" not in text:
+        return []
+    # First without escaped braces, because \left\{ has no partner in a case distinction. If a box then stays open,
     # every brace counts, because the answer may end in a backslash.
-    for pattern in (r"\\.|[{}]", r"[{}]"):
-        depth = 1
-        for brace in re.finditer(pattern, window, re.DOTALL):
-            depth += {"{": 1, "}": -1}.get(brace.group(), 0)
-            if depth == 0:
-                return window[: brace.start()]
-    return None
+    spans = _box_spans(text, escapes=True)
+    if any(end is None for _, end in spans):
+        closed = dict(_box_spans(text, escapes=False))
+        spans = [(start, end if end is not None else closed.get(start)) for start, end in spans]
+    outer: list[str | None] = []
+    reached = 0
+    for start, end in sorted(spans):
+        if start < reached:
+            continue
+        too_long = end is None or end - start > MAX_ANSWER_CHARS
+        outer.append(None if too_long else text[start:end])
+        reached = end or reached
+    return outer
 
 
-def normalize_answer(answer: str) -> str:
-    """Return the canonical spelling of an answer.
-
-    White space, dollar signs, percent signs, degree signs, bracket sizes (``\\left``), ``\\text``, thousands commas and
-    trailing zeros of decimals are removed; ``\\dfrac`` and ``\\tfrac`` become ``\\frac``.
-    """
-    text = answer.replace("\\$", "").strip().strip("$").strip()
-    text = re.sub(r"\\(?:[,;!:]|(?:left|right|displaystyle)(?![a-zA-Z]))", "", text)
-    text = re.sub(r"\\(?:text|mathrm|mbox)\{([^{}]*)\}", r"\1", text)
-    text = re.sub(r"\\[dt]frac(?![a-zA-Z])", r"\\frac", text)
-    text = re.sub(r"\^\{?\\circ\}?|\\%|%", "", text)
-    text = re.sub(r"\s+", "", text).rstrip(".")
-    if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?", text):  # thousands; the comma of (100,101) stays
-        text = text.replace(",", "")
-    if re.fullmatch(r"[+-]?(?:\d+(?:\.\d+)?|\.\d+)", text):
-        sign = "-" if text.startswith("-") else ""
-        whole, _, fraction = text.lstrip("+-").partition(".")
-        fraction = fraction.rstrip("0")
-        text = sign + (whole.lstrip("0") or "0") + (f".{fraction}" if fraction else "")
-    return "0" if text == "-0" else text
+def _box_spans(text: str, *, escapes: bool) -> list[tuple[int, int | None]]:
+    """Return start and end of the content of each box; the end of an unclosed box is None."""
+    spans: dict[int, int | None] = {}
+    open_braces: list[tuple[str, int]] = []
+    for part in _PART.finditer(text):
+        piece = part[0]
+        if part["box"]:
+            spans[part.end()] = None
+            open_braces.append((part["opening"].replace("{", "}"), part.end()))
+        elif piece == "{":
+            open_braces.append(("}", -1))
+        elif open_braces and (piece == open_braces[-1][0] or (piece == "\\}" and not escapes)):
+            _, start = open_braces.pop()
+            if start >= 0:
+                spans[start] = part.end() - (1 if piece == "\\}" and not escapes else len(piece))
+    return list(spans.items())
 
 
-def is_correct(found: str | None, answers: Sequence[str]) -> bool:
-    """Return True if ``found`` equals an accepted answer after :func:`normalize_answer`; empty answers never do."""
-    normalized = "" if found is None else normalize_answer(found)
-    return normalized != "" and any(normalize_answer(answer) == normalized for answer in answers)
+def is_spelled_as(found: str | None, answers: Sequence[str]) -> bool:
+    """Return True if ``found`` has the spelling of an accepted answer, markup and white space ignored; empty never has."""
+    key = None if found is None else spelling(found)
+    return key is not None and any(spelling(answer) == key for answer in answers)
 
 
 def true_answers(answers: Sequence[str]) -> list[str]:
-    """Return the non-empty accepted answers; for a worked solution, the content of the boxes."""
-    found = [_all_boxes(answer) or answer for answer in answers]
-    return [answer for answer in found if normalize_answer(answer)]
-
-
-def _all_boxes(text: str) -> str | None:
-    """Return the contents of all boxes as a list ``a, b``, or None without a box."""
-    last = extract_boxed(text) if BOX in text else None
-    return None if last is None else ", ".join([*reversed(other_boxes(text)), last])
+    """Return the non-empty accepted answers; for a worked solution, the contents of the boxes as a list ``a, b``."""
+    found = [", ".join(all_boxes(answer)) or answer if BOX in answer else answer for answer in answers]
+    return [answer for answer in found if spelling(answer) is not None]

@@ -15,16 +15,61 @@ _SIGNS = {
     **{"→": "\\to ", "⇒": "\\implies ", "≈": "\\approx ", "ℝ": "\\mathbb{R}", "ℤ": "\\mathbb{Z}", "ℕ": "\\mathbb{N}"},
     **{"ℚ": "\\mathbb{Q}", "ℂ": "\\mathbb{C}", "∂": "\\partial ", "∑": "\\sum ", "∏": "\\prod ", "∫": "\\int "},
     **{"⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ", "⌉": "\\rceil ", "⟨": "\\langle ", "⟩": "\\rangle "},
-    **{"…": "...", "⋯": "...", "’": "'", "‘": "'", "“": '"', "”": '"', "✓": "", "✅": "", "✔": "", "。": ".", "、": ","},
-    **{"µ": "\\mu ", "ϕ": "\\varphi ", "ϵ": "\\epsilon ", "ℓ": "\\ell ", "€": "\\euro ", "£": "\\pounds ", "¥": "\\yen "},
+    **{
+        "…": "...",
+        "⋯": "...",
+        "’": "'",
+        "‘": "'",
+        "“": '"',
+        "”": '"',
+        "✓": "",
+        "✅": "",
+        "✔": "",
+        "。": ".",
+        "、": ",",
+    },
+    **{
+        "µ": "\\mu ",
+        "ϕ": "\\varphi ",
+        "ϵ": "\\epsilon ",
+        "ℓ": "\\ell ",
+        "€": "\\euro ",
+        "£": "\\pounds ",
+        "¥": "\\yen ",
+    },
 }
-_GREEK = (
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho varsigma sigma tau"
-    " upsilon phi chi psi omega"
-).split()
+_GREEK = [
+    "alpha",
+    "beta",
+    "gamma",
+    "delta",
+    "epsilon",
+    "zeta",
+    "eta",
+    "theta",
+    "iota",
+    "kappa",
+    "lambda",
+    "mu",
+    "nu",
+    "xi",
+    "omicron",
+    "pi",
+    "rho",
+    "varsigma",
+    "sigma",
+    "tau",
+    "upsilon",
+    "phi",
+    "chi",
+    "psi",
+    "omega",
+]
 _SIGNS |= {chr(0x3B1 + n): f"\\{name} " for n, name in enumerate(_GREEK)}
 _SIGNS |= {chr(0x391 + n): f"\\{name.capitalize()} " for n, name in enumerate(_GREEK)}
-_INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2061\u2062\u2066\u2067\u2068\u2069\ufeff"
+_INVISIBLE = (
+    "\u00ad\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2061\u2062\u2066\u2067\u2068\u2069\ufeff"
+)
 _TABLE = str.maketrans(_SIGNS | dict.fromkeys(_INVISIBLE, ""))
 _RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ", "0123456789+-()n", strict=True))
 _LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙ", "0123456789+-()n", strict=True))

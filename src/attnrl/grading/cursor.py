@@ -21,13 +21,51 @@ class Unsupported(Unreadable):
 FUNCTIONS = {name: name for name in (*TRIGONOMETRIC, *HYPERBOLIC, *INVERSE, "ln", "log", "exp", "arg")}
 FUNCTIONS |= {"arc" + name: "arc" + name for name in ("sinh", "cosh", "tanh")}
 FUNCTIONS |= {"a" + name: "arc" + name for name in TRIGONOMETRIC[:3]}
-FUNCTIONS |= {"arsinh": "arcsinh", "arcosh": "arccosh", "artanh": "arctanh", "tg": "tan", "ctg": "cot", "arctg": "arctan"}
+FUNCTIONS |= {
+    "arsinh": "arcsinh",
+    "arcosh": "arccosh",
+    "artanh": "arctanh",
+    "tg": "tan",
+    "ctg": "cot",
+    "arctg": "arctan",
+}
 FUNCTIONS |= {"Re": "re", "Im": "im", "floor": "floor", "ceil": "ceil", "abs": "abs"}
 #: Functions of several arguments.
 COLLECTIVES = frozenset({"gcd", "lcm", "max", "min"})
 _PLAIN_COMMANDS = {"pi": "pi", "sqrt": "sqrt", "infinity": "infty", "infty": "infty", "inf": "infty", "mod": "mod"}
 _PLAIN_COMMANDS |= {"theta": "theta", "alpha": "alpha", "beta": "beta", "oo": "infty", "cup": "cup", "union": "cup"}
-SHORT_WORDS = frozenset("am an as at be by do go he if in is it me my no of on or so to up us we per not the for".split())
+SHORT_WORDS = frozenset(
+    [
+        "am",
+        "an",
+        "as",
+        "at",
+        "be",
+        "by",
+        "do",
+        "go",
+        "he",
+        "if",
+        "in",
+        "is",
+        "it",
+        "me",
+        "my",
+        "no",
+        "of",
+        "on",
+        "or",
+        "so",
+        "to",
+        "up",
+        "us",
+        "we",
+        "per",
+        "not",
+        "the",
+        "for",
+    ]
+)
 
 
 @dataclass
@@ -118,9 +156,12 @@ def sort_letters(tokens: Sequence[Token], symbols: frozenset[str]) -> list[Token
             sorted_tokens.append(Token("command", run, token.gap))
         elif token.kind == "text" and run == "mod":
             sorted_tokens.append(Token("command", "mod", token.gap))
-        elif token.kind != "letters" or len(run) == 1:
-            sorted_tokens.append(token)
-        elif previous and previous.text in ("begin", "end") or _in_environment_name(tokens, place):
+        elif (
+            token.kind != "letters"
+            or len(run) == 1
+            or (previous and previous.text in ("begin", "end"))
+            or _in_environment_name(tokens, place)
+        ):
             sorted_tokens.append(token)
         elif run in FUNCTIONS or run in COLLECTIVES:
             sorted_tokens.append(Token("command", run, token.gap))

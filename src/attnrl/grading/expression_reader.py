@@ -16,11 +16,63 @@ from attnrl.grading.tokens import Token, Unreadable
 from attnrl.grading.values import BaseNumber, NamedSet, Value
 
 _GREEK = frozenset(
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron rho varsigma sigma tau upsilon phi"
-    " chi psi omega Alpha Beta Gamma Delta Epsilon Zeta Eta Theta Iota Kappa Lambda Mu Nu Xi Omicron Pi Rho Sigma Tau"
-    " Upsilon Phi Chi Psi Omega vartheta ell hbar nabla aleph".split()
+    [
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "epsilon",
+        "zeta",
+        "eta",
+        "theta",
+        "iota",
+        "kappa",
+        "lambda",
+        "mu",
+        "nu",
+        "xi",
+        "omicron",
+        "rho",
+        "varsigma",
+        "sigma",
+        "tau",
+        "upsilon",
+        "phi",
+        "chi",
+        "psi",
+        "omega",
+        "Alpha",
+        "Beta",
+        "Gamma",
+        "Delta",
+        "Epsilon",
+        "Zeta",
+        "Eta",
+        "Theta",
+        "Iota",
+        "Kappa",
+        "Lambda",
+        "Mu",
+        "Nu",
+        "Xi",
+        "Omicron",
+        "Pi",
+        "Rho",
+        "Sigma",
+        "Tau",
+        "Upsilon",
+        "Phi",
+        "Chi",
+        "Psi",
+        "Omega",
+        "vartheta",
+        "ell",
+        "hbar",
+        "nabla",
+        "aleph",
+    ]
 )
-_ACCENTS = frozenset("hat tilde dot ddot bar overline widehat".split())
+_ACCENTS = frozenset(["hat", "tilde", "dot", "ddot", "bar", "overline", "widehat"])
 _SETS = {"R": "reals", "Z": "integers", "N": "naturals", "Q": "rationals", "C": "complex"}
 _UNKNOWN_FUNCTIONS = frozenset("fghFGH")
 _CLOSING = {"lfloor": ("rfloor", "floor"), "lceil": ("rceil", "ceil")}
@@ -164,8 +216,14 @@ def _starts_factor(cursor: Cursor) -> bool:
     if token.kind == "mark":
         return token.text in ("(", "{", "[") or (token.text == "|" and not cursor.bars)
     if token.kind == "command":
-        return is_value_start(token) or token.text in _GREEK | _ACCENTS | {"pi", "infty", "frac", "sqrt", "binom"} or (
-            token.text in FUNCTIONS or token.text in COLLECTIVES or token.text in ("sum", "prod", "int", "lim", "log")
+        return (
+            is_value_start(token)
+            or token.text in _GREEK | _ACCENTS | {"pi", "infty", "frac", "sqrt", "binom"}
+            or (
+                token.text in FUNCTIONS
+                or token.text in COLLECTIVES
+                or token.text in ("sum", "prod", "int", "lim", "log")
+            )
         )
     return token.kind in ("number", "letters")
 
@@ -376,11 +434,15 @@ def _read_accent(cursor: Cursor, accent: str) -> Value:
     if accent in ("bar", "overline") and not isinstance(content, Symbol) and not _is_segment(content):
         return Operation("conjugate", (expression(content),))
     name = expression_name(content)
-    return Symbol(name if len(name) > 1 and name.isupper() else f"{accent.removeprefix('wide')} {name}" + _primes(cursor))
+    return Symbol(
+        name if len(name) > 1 and name.isupper() else f"{accent.removeprefix('wide')} {name}" + _primes(cursor)
+    )
 
 
 def _is_segment(value: Value) -> bool:
-    return isinstance(value, Operation) and value.name == "multiply" and all(isinstance(o, Symbol) for o in value.operands)
+    return (
+        isinstance(value, Operation) and value.name == "multiply" and all(isinstance(o, Symbol) for o in value.operands)
+    )
 
 
 def _argument(cursor: Cursor) -> Value:

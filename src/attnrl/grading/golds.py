@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from attnrl.grading.answers import normalize_answer, true_answers
+from attnrl.grading.answers import MAX_ANSWER_CHARS, true_answers
 from attnrl.grading.jobs import Job
+from attnrl.grading.reader import read
+from attnrl.grading.tokens import Unreadable
 from attnrl.grading.worker_pool import WorkerPool
 from attnrl.types import Problem
 
@@ -35,10 +36,10 @@ class UnusableGold:
 def unusable_golds(
     problems: Sequence[Problem], *, workers: int | None = None, deadline: float = GOLD_DEADLINE
 ) -> list[UnusableGold]:
-    """Return the problems without a true answer parseable by math-verify, in order.
+    """Return the problems without a true answer that has a meaning, in order.
 
-    Plain numbers, simple fractions, roots and words are known to parse. The remaining golds are parsed once each, in
-    worker processes, within ``deadline`` seconds.
+    The golds beyond the reader (:mod:`attnrl.grading.reader`) are parsed by math-verify once each, in worker processes,
+    within ``deadline`` seconds.
 
     Raises:
         UserError: no worker process can be started.
@@ -52,8 +53,8 @@ def unusable_golds(
             found[row] = "empty"
         elif not short:
             found[row] = f"longer than {MAX_GOLD_CHARS} characters"
-        elif not any(_EASY_GOLD.fullmatch(normalize_answer(gold)) for gold in short):
-            job = Job(tuple(dict.fromkeys(gold.strip() for gold in short)), None)
+        elif not any(map(_is_readable, short)):
+            job = Job(tuple(dict.fromkeys(gold.strip() for gold in short)))
             jobs.setdefault(job, []).append(row)
     reasons = {"timeout": f"takes longer than {deadline:g} s to parse", "error": "cannot be parsed (memory or depth)"}
     with WorkerPool(workers, deadline=deadline) as pool:
@@ -63,19 +64,8 @@ def unusable_golds(
     return [UnusableGold(row, problems[row].id, problems[row].answers, found[row]) for row in sorted(found)]
 
 
-def _easy_gold() -> re.Pattern[str]:
-    """Return a pattern of normalised golds known to parse: most golds of a data set. Saves 5 ms of parsing per gold."""
-    integer = r"(?:\{\d+\}|\d)"
-    root = rf"\d*\\sqrt{integer}"
-    fraction = rf"\d*\\frac(?:\{{(?:\d+|{root}|\d*\\pi)\}}|\d){integer}(?:\\pi)?"
-    term = rf"(?:{fraction}|{root}|\d*\\pi|\d+/\d+|\d+(?:\.\d+)?|\.\d+|\\infty|\d*[a-z](?:\^\d|\^\{{\d+\}})?)"
-    expression = rf"[+-]?{term}(?:[+-]{term})*"
-    several = rf"{expression}(?:,{expression})*"
-    interval = rf"[(\[]{several}[)\]]"
-    matrix = rf"\\begin\{{pmatrix\}}{expression}(?:(?:&|\\\\){expression})*\\end\{{pmatrix\}}"
-    return re.compile(
-        rf"(?:[a-z]=)?{expression}|{several}|{interval}(?:\\cup{interval})*|{matrix}|\d+_\d+|(?:\d+)?[A-Za-z]+"
-    )
-
-
-_EASY_GOLD = _easy_gold()
+def _is_readable(gold: str) -> bool:
+    try:
+        return len(gold) <= MAX_ANSWER_CHARS and bool(read(gold))
+    except Unreadable:
+        return False

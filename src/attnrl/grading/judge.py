@@ -1,190 +1,178 @@
-"""The comparison of an answer with the golds by math-verify, without a deadline. Runs in the worker processes.
+"""The verdict on the boxes of a response, without a deadline. Runs in the worker processes.
 
-math-verify and sympy are imported inside functions: the parent process imports neither.
+read both answers -> compare by type -> guards. math-verify decides what the reader does not read and the comparison
+leaves undecided.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import lru_cache
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
 
-from attnrl.grading.expression_size import is_too_large
+from attnrl.grading.algebra import extract_from_prose, is_parsed, same_by_algebra
+from attnrl.grading.compare import Comparison
+from attnrl.grading.copies import is_copy, leaves_work, quotes_statement
+from attnrl.grading.cursor import Unsupported
+from attnrl.grading.limits import TooLarge
+from attnrl.grading.expressions import Expression, Number, Operation, Symbol, operation_names
 from attnrl.grading.jobs import Job, JobResult
-
-MAX_DEPTH = 32  # of nested brackets; time and stack of the parser grow without bound
-SMALL = 1e-2  # numbers below are compared by relative error
-RELATIVE_ERROR = 1e-3  # of the larger of two small numbers
+from attnrl.grading.reader import read
+from attnrl.grading.relations import stated_value
+from attnrl.grading.statement import Statement, read_statement
+from attnrl.grading.tokens import Unreadable, spelling
+from attnrl.grading.values import Brackets, Counted, Labelled, Listing, Quantity, Relation, Value
+from attnrl.types import Verdict
 
 
 def judge(job: Job) -> JobResult:
     """Return the verdict on a job; for prose, also the answer extracted by math-verify."""
-    golds = [parsed for gold in job.golds if _depth(gold) <= MAX_DEPTH and (parsed := _parse_gold(gold))]
-    usable = any(_expressions(gold) for gold in golds)
-    if job.answer is None:
-        return JobResult("correct" if usable else "bad_gold")
-    if _depth(job.answer) > MAX_DEPTH:
-        return JobResult("error")
-    found = _parse_prose(job.answer) if job.prose else _parse_boxed(job.answer)
-    if not found:
-        if not usable:
-            return JobResult("bad_gold")
-        return JobResult("no_answer" if job.prose else "wrong")
-    verdict = _compare(golds, found)
-    text = next((item for item in reversed(found) if isinstance(item, str)), None)
-    return JobResult(verdict if usable or verdict == "correct" else "bad_gold", text if job.prose else None)
-
-
-def _depth(text: str) -> int:
-    """Return the depth of nested brackets; an unclosed bracket counts for the rest of the text."""
-    depth = deepest = 0
-    for bracket in re.findall(r"[(\[{)\]}]", text):
-        depth = max(0, depth + (1 if bracket in "([{" else -1))
-        deepest = max(deepest, depth)
-    return deepest
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Parsing: math-verify returns a list of sympy expressions, with the text of the last expression at the end
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=256)
-def _parse_gold(gold: str) -> tuple[Any, ...]:
-    """Parse a true answer; an empty tuple if math-verify cannot parse the true answer."""
-    found = _parse_boxed(gold)
-    if not _expressions(found) and re.search(r"\$|\\\(|\\\[|(?i:answer)|^[\s\d.,+-]+$", gold):
-        found = _parse_prose(gold) or found  # a worked solution, or a number with a decimal comma
-    return tuple(found)
-
-
-def _parse_boxed(text: str) -> list[Any]:
-    boxed = "\\boxed{" + _prepare(text) + "}"
-    found = _math_verify_parser(prose=False)(boxed)
-    # math-verify takes the last letter of a + b + c for a unit: try again without units.
-    return found if _expressions(found) else _math_verify_parser(prose=False, units=False)(boxed) or found
-
-
-def _parse_prose(text: str) -> list[Any]:
-    formula = _FORMULA.fullmatch(text.strip())
-    if formula and "$" not in formula[2] and _expressions(found := _parse_boxed(formula[2])):
-        return found  # a single formula
-    return _math_verify_parser(prose=True)(text)
-
-
-@lru_cache(maxsize=4)
-def _math_verify_parser(*, prose: bool, units: bool = True) -> Callable[[str], list[Any]]:
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
-
-    latex = LatexExtractionConfig(boxed_match_priority=0)
-    if not units:
-        latex = replace(latex, normalization_config=replace(latex.normalization_config, units=False))
-    # A box is parsed as LaTeX only: with plain expressions, math-verify would extract a number from an unparsable box.
-    config = (latex, ExprExtractionConfig()) if prose else (latex,)
-    return lambda text: list(parse(text, config, parsing_timeout=None))
-
-
-_UNICODE = str.maketrans({"−": "-", "–": "-", "×": "\\times ", "·": "\\cdot ", "÷": "/", "π": "\\pi ", "∞": "\\infty "})
-_UNICODE |= str.maketrans({"√": "\\sqrt ", "°": "^\\circ ", "≤": "\\le ", "≥": "\\ge ", "±": "\\pm ", "∪": "\\cup "})
-_UNICODE |= str.maketrans(  # zero-width and directional characters are removed
-    dict.fromkeys("\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff", "")
-)
-
-_FORMULA = re.compile(r"(\$\$?|\\\(|\\\[)(.+?)(\$\$?|\\\)|\\\])\.?", re.DOTALL)
-
-
-def _prepare(text: str) -> str:
-    """Rewrite an answer for math-verify: no outer dollar signs, LaTeX for Unicode signs, ``3e5`` as a power of ten."""
-    text = text.translate(_UNICODE).strip()
-    inner = _FORMULA.fullmatch(text)
-    if inner and "$" not in inner[2]:
-        text = inner[2].strip()
-    text = re.sub(r"(?<=\d)(?:,\\!|\{,\})(?=\d{3}(?!\d))", "", text)  # thousands
-    text = re.sub(r"\\!|^\\approx(?![a-zA-Z])|(?<=[^\\\s])\s*[.,]$|\\phantom(?![a-zA-Z])", "", text).strip()
-    text = re.sub(r"\\[dt]?frac\s*\\pi\s*(\d)(?!\d)", r"\\frac{\\pi}{\1}", text)
-    # The grammar of math-verify has no index on E (Euler's number) and no command as an index.
-    text = re.sub(r"(?<![A-Za-z\\])E(?=_)", r"\\Xi", text)
-    text = re.sub(r"_(?:\{\s*\\(odot|max|min)\s*\}|\\(odot|max|min)(?![a-z]))", r"_{\1\2}", text)
-    number = re.fullmatch(r"([+-]?\d*\.?\d+)[eE]([+-]?\d+)", text)
-    return f"{number[1]}\\times 10^{{{number[2]}}}" if number else text
-
-
-def _expressions(parsed: Sequence[Any]) -> list[Any]:
-    """Return the sympy expressions of a parsed answer, without NaN and complex infinity."""
-    import sympy
-
-    return [item for item in parsed if not isinstance(item, str) and item not in (sympy.nan, sympy.zoo)]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Comparison
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _compare(golds: Sequence[Sequence[Any]], found: Sequence[Any]) -> Literal["correct", "wrong", "error"]:
-    from math_verify import verify
-
-    if any(_is_false_equation(item) for item in _expressions(found)):
-        return "wrong"
-    failed = False
-    for gold in golds:
-        for item in found:
-            if is_too_large(item) and not isinstance(item, str):
-                failed = True
-                continue
-            for expected in gold:
-                if isinstance(expected, str) != isinstance(item, str):
-                    continue
-                if not isinstance(expected, str) and is_too_large(expected):
-                    failed = True
-                    continue
-                try:
-                    equal = verify(expected, item, timeout_seconds=None, raise_on_error=True)
-                    if equal and not _small_numbers_differ(expected, item):
-                        return "correct"
-                except (MemoryError, RecursionError):
-                    failed = True
-                except Exception:  # math-verify cannot compare the two: unequal
-                    continue
-    return "error" if failed else "wrong"
-
-
-def _small_numbers_differ(expected: Any, item: Any) -> bool:
-    """Return True if two numbers below :data:`SMALL` differ by more than :data:`RELATIVE_ERROR`.
-
-    math-verify rounds to six decimal places: 1e-19 and 1e-20 are both rounded to 0.
-    """
-    gold, value = _real_value(expected), _real_value(item)
-    if gold is None or value is None or max(abs(gold), abs(value)) >= SMALL:
-        return False
-    return abs(gold - value) > RELATIVE_ERROR * max(abs(gold), abs(value))
-
-
-def _real_value(expression: Any) -> float | None:
-    """Return the value of a real number, of ``x = number`` or of a set with a single number, or else None."""
-    import sympy
-
-    if isinstance(expression, sympy.Eq):
-        expression = expression.rhs
-    if isinstance(expression, sympy.FiniteSet) and len(expression) == 1:
-        (expression,) = expression
-    if not isinstance(expression, sympy.Expr) or not expression.is_number:
-        return None
+    if not any(_has_meaning(gold) for gold in job.golds):
+        same = bool(job.boxes) and all(_is_spelled_as(box, job.golds) for box in job.boxes)
+        return JobResult("correct" if same else "bad_gold")
+    if not job.boxes:
+        return JobResult("correct")
+    statement = read_statement(job.problem)
+    if not job.prose:
+        return JobResult(judge_boxes(job.golds, job.boxes, statement))
     try:
-        return float(expression)
-    except (TypeError, OverflowError):  # not real
-        return None
+        answer = extract_from_prose(job.boxes[0])
+    except TooLarge:
+        return JobResult("error")
+    if answer is None:
+        return JobResult("no_answer")
+    return JobResult(judge_box(job.golds, answer, statement), answer)
 
 
-def _is_false_equation(item: Any) -> bool:
-    """Return True for an equation of two different numbers (``1=5``); math-verify would compare the last number."""
-    import sympy
+def judge_boxes(golds: Sequence[str], boxes: Sequence[str], statement: Statement) -> Verdict:
+    """Return the verdict on all boxes: each is correct, or the boxes together list the values of a gold."""
+    verdicts = [judge_box(golds, box, statement) for box in boxes]
+    failed = [verdict for verdict in verdicts if verdict != "correct"]
+    if not failed:
+        return "correct"
+    if len(boxes) > 1 and any(_has_several_values(gold, statement) for gold in golds):
+        return judge_box(golds, ", ".join(boxes), statement)
+    return "wrong" if "wrong" in failed else failed[-1]
 
-    return (
-        isinstance(item, sympy.Eq)
-        and isinstance(item.lhs, sympy.Number)
-        and isinstance(item.rhs, sympy.Number)
-        and abs(float(item.lhs) - float(item.rhs)) > 1e-2 * max(1.0, abs(float(item.rhs)))
+
+def judge_box(golds: Sequence[str], box: str, statement: Statement) -> Verdict:
+    """Return the verdict on a single box: equal to a gold, and worked out."""
+    if _is_spelled_as(box, golds):
+        return "correct"
+    verdict: Verdict = "wrong"
+    for gold in golds:
+        try:
+            equal = _same(gold, box, statement)
+        except (TooLarge, MemoryError, RecursionError):
+            verdict = "error"
+            continue
+        if equal:
+            return "wrong" if _is_guess(golds, box, statement) else "correct"
+    return verdict
+
+
+def _is_spelled_as(box: str, golds: Iterable[str]) -> bool:
+    key = spelling(box)
+    return key is not None and any(spelling(gold) == key for gold in golds)
+
+
+def _has_meaning(gold: str) -> bool:
+    """Return True if a true answer has a value, by the reader or by math-verify."""
+    try:
+        return bool(read(gold))
+    except (Unreadable, RecursionError):
+        return is_parsed(gold)
+
+
+def _has_several_values(gold: str, statement: Statement) -> bool:
+    return any(
+        isinstance(value, Listing | Brackets)
+        or (isinstance(value, Operation) and bool(operation_names(value) & {"plus_minus", "minus_plus"}))
+        or (isinstance(value, Relation) and isinstance(value.sides[-1], Listing | Brackets))
+        for value in _readings(gold, statement)
     )
+
+
+def _readings(text: str, statement: Statement, *, bare_units: bool = False) -> tuple[Value, ...]:
+    try:
+        return read(text, statement.symbols, bare_units=bare_units)
+    except Unreadable:
+        return ()
+
+
+def _same(gold: str, box: str, statement: Statement) -> bool:
+    """Return True if a box has the value of a gold: by type, in units without markup, or by math-verify."""
+    compare = Comparison(statement)
+    try:
+        golds = read(gold, statement.symbols)
+        answers = read(box, statement.symbols)
+    except Unsupported:
+        return _algebra_decides(gold, statement) and same_by_algebra(gold, box)
+    except Unreadable:
+        return False
+    results = [compare(expected, found) for expected in golds for found in answers]
+    if any(results):
+        return True
+    if _same_in_bare_units(gold, box, statement, golds, answers):
+        return True
+    return None in results and same_by_algebra(gold, box)
+
+
+def _algebra_decides(gold: str, statement: Statement) -> bool:
+    """Return True unless the gold is a plain number: an answer beyond the reader leaves the work to the grader."""
+    return not any(_is_plain_number(value) for value in _readings(gold, statement))
+
+
+def _is_plain_number(value: Value) -> bool:
+    if isinstance(value, Operation) and value.name in ("negate", "divide", "percent"):
+        return all(_is_plain_number(operand) for operand in value.operands)
+    return isinstance(value, Number)
+
+
+def _same_in_bare_units(
+    gold: str, box: str, statement: Statement, golds: Sequence[Value], answers: Sequence[Value]
+) -> bool:
+    """Compare with letters after a number read as units, of dimensions that the problem or the other text names."""
+    named = {unit.dimension for unit in statement.units}
+    named |= {value.unit.dimension for value in (*golds, *answers) if isinstance(value, Quantity)}
+    if not named:
+        return False
+    compare = Comparison(statement)
+    pairs = [(_bare(gold, statement, named) or golds, _bare(box, statement, named) or answers)]
+    return any(compare(expected, found) for left, right in pairs for expected in left for found in right)
+
+
+def _bare(text: str, statement: Statement, named: set[tuple[tuple[str, int], ...]]) -> list[Value]:
+    values = _readings(text, statement, bare_units=True)
+    return [value for value in values if isinstance(value, Quantity) and value.unit.dimension in named]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Guards
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _is_guess(golds: Sequence[str], box: str, statement: Statement) -> bool:
+    """Return True if a box of the right value copies the problem or leaves work to the grader."""
+    if statement.text and quotes_statement(box, statement.text):
+        return True
+    accepted = [
+        part for gold in golds for value in _readings(gold, statement) for part in _expressions(value, statement)
+    ]
+    for value in _readings(box, statement):
+        for part in _expressions(value, statement):
+            if is_copy(part, accepted, statement.expressions):
+                return True
+            if any(_is_plain_number(gold) for gold in accepted) and leaves_work(part, accepted):
+                return True
+    return False
+
+
+def _expressions(value: Value, statement: Statement) -> list[Expression]:
+    """Return the expressions that an answer states."""
+    if isinstance(value, Relation):
+        stated = stated_value(value, statement)
+        return [] if stated is None else _expressions(stated, statement)
+    if isinstance(value, Labelled):
+        return _expressions(value.value, statement)
+    if isinstance(value, Quantity | Counted):
+        return _expressions(value.amount, statement)
+    return [value] if isinstance(value, Number | Symbol | Operation) else []

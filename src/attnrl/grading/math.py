@@ -1,8 +1,7 @@
-"""The ``math`` grader: string equality first, then exact numbers, then math-verify in worker processes."""
+"""The ``math`` grader: equal spelling first, then plain numbers, then the comparison by type in worker processes."""
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,39 +9,39 @@ from fractions import Fraction
 
 from attnrl.grading.answers import (
     MAX_ANSWER_CHARS,
+    all_boxes,
     conclusion_of,
     extract_boxed,
-    is_correct,
-    normalize_answer,
-    other_boxes,
+    is_spelled_as,
     true_answers,
 )
 from attnrl.grading.base import ClosableGrader
 from attnrl.grading.golds import MAX_GOLD_CHARS, UnusableGold, unusable_golds
-from attnrl.grading.guesses import expects_list, offers_alternatives, question_of, repeats_problem
 from attnrl.grading.jobs import Job, JobResult
+from attnrl.grading.tokens import spelling
 from attnrl.grading.worker_pool import DEADLINE, WorkerPool
-from attnrl.types import Grade, Problem, Verdict
+from attnrl.types import Grade, Problem
 
 MAX_DISTINCT_BOXES = 8  # a response with more different boxes is wrong
+MAX_PROBLEM_CHARS = 8_000  # of a problem's text, for the guards
 CACHE_SIZE = 8_192  # comparisons
 MAX_CACHED_CHARS = 200  # longer answers rarely repeat and would fill the memory
+ROUNDED_DIGITS = 6  # a decimal of that many digits may be a rounded value
 
 
 @dataclass
 class _Pending:
-    """A response with a verdict still to come from the workers: correct if all jobs are correct."""
+    """A response with a verdict still to come from the workers."""
 
-    problem: Problem
     answer: str | None
-    jobs: list[Job]
+    job: Job
 
 
 class MathGrader(ClosableGrader):
-    """The paper's hybrid grader: string equality of the last box, and math-verify for unequal strings.
+    """Grade mathematical answers: equal spelling first, then the comparison by type in worker processes.
 
-    Guesses are wrong, even if math-verify finds an equal value: several boxes with a wrong box among the boxes,
-    alternatives for a single true value, and a copy of an expression of the problem.
+    Every box of a response has to be correct, or the boxes together list the values of the true answer. Copies of the
+    problem and work not carried out are wrong (:mod:`attnrl.grading.copies`).
 
     Args:
         flexible: if the response has no box, let math-verify extract an answer from the end of the response.
@@ -66,45 +65,37 @@ class MathGrader(ClosableGrader):
 
     def grade(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Grade]:
         """Return one grade per response, in order; waits for the comparisons of the workers."""
-        first = [
-            self._without_algebra(problem, response) for problem, response in zip(problems, responses, strict=True)
-        ]
-        results = self._compare([job for grade in first if isinstance(grade, _Pending) for job in grade.jobs])
-        return [grade if isinstance(grade, Grade) else _with_results(grade, results) for grade in first]
+        first = [self._by_spelling(problem, response) for problem, response in zip(problems, responses, strict=True)]
+        results = self._compare([grade.job for grade in first if isinstance(grade, _Pending)])
+        return [grade if isinstance(grade, Grade) else _with_result(grade, results[grade.job]) for grade in first]
 
     def unusable_golds(self, problems: Sequence[Problem]) -> list[UnusableGold]:
-        """Return the problems without a true answer parseable by math-verify; starts worker processes if needed."""
+        """Return the problems without a true answer that has a meaning; starts worker processes if needed."""
         return unusable_golds(problems)
 
-    def _without_algebra(self, problem: Problem, response: str) -> Grade | _Pending:
-        """Return the grade if computer algebra is not needed, or else the jobs for the workers."""
+    def _by_spelling(self, problem: Problem, response: str) -> Grade | _Pending:
+        """Return the grade if spellings or plain numbers decide, or else the job for the workers."""
         answer = extract_boxed(response)
-        accepted = [gold for gold in true_answers(problem.answers) if len(gold) <= MAX_GOLD_CHARS]
-        if not accepted:
+        golds = tuple(gold for gold in true_answers(problem.answers) if len(gold) <= MAX_GOLD_CHARS)
+        if not golds:
             return Grade(0.0, "bad_gold", answer)
+        text = question_of(problem)[:MAX_PROBLEM_CHARS]
         if answer is None and self.flexible:
             end = conclusion_of(response)[-MAX_ANSWER_CHARS:]
             if not end.strip():
                 return Grade(0.0, "no_answer")
-            return _Pending(problem, None, [Job(tuple(accepted), end, prose=True)])
-        if answer is None or not normalize_answer(answer):
+            return _Pending(None, Job(golds, (end,), text, prose=True))
+        if answer is None or spelling(answer) is None:
             return Grade(0.0, "no_answer", answer)
-        boxes = {normalize_answer(box): box for box in (*reversed(other_boxes(response)), answer)}
+        boxes = {spelling(box): box for box in all_boxes(response)}
         if len(boxes) > MAX_DISTINCT_BOXES:
             return Grade(0.0, "wrong", answer)
-        jobs = []
-        for box in boxes.values():
-            if is_correct(box, accepted):
-                continue
-            if len(boxes) > 1 and expects_list(accepted):  # one value of the list in each box
-                together = ", ".join(boxes.values())[:MAX_ANSWER_CHARS]
-                return _Pending(problem, answer, [Job(tuple(accepted), together)])
-            equal = _equals_number(box, accepted)
-            if equal is False or offers_alternatives(box, accepted) or repeats_problem(box, question_of(problem)):
-                return Grade(0.0, "wrong", answer)
-            if equal is None:
-                jobs.append(Job(tuple(accepted), box))
-        return _Pending(problem, answer, jobs) if jobs else Grade(1.0, "correct", answer)
+        open_boxes = [box for box in boxes.values() if not is_spelled_as(box, golds)]
+        if not open_boxes:
+            return Grade(1.0, "correct", answer)
+        if len(boxes) == 1 and (equal := _equals_number(open_boxes[0], golds)) is not None:
+            return Grade(float(equal), "correct" if equal else "wrong", answer)
+        return _Pending(answer, Job(golds, tuple(boxes.values()), text))
 
     def _compare(self, jobs: Sequence[Job]) -> dict[Job, JobResult]:
         """Return the result of each job. Equal jobs run once; recent results are cached."""
@@ -113,57 +104,53 @@ class MathGrader(ClosableGrader):
         for job, result in zip(new, self.pool.run(new) if new else [], strict=True):
             results[job] = result
             # Timeouts and errors are not cached: the load of the machine may have caused them.
-            if result.verdict in ("correct", "wrong") and len(job.answer or "") <= MAX_CACHED_CHARS:
+            if result.verdict in ("correct", "wrong") and sum(map(len, job.boxes)) <= MAX_CACHED_CHARS:
                 self._cache[job] = result
         while len(self._cache) > CACHE_SIZE:
             self._cache.popitem(last=False)
         return results
 
 
-def _with_results(pending: _Pending, results: dict[Job, JobResult]) -> Grade:
-    """Return the grade of a response from the results of the jobs."""
-    found = [results[job] for job in pending.jobs]
-    answer = pending.answer if pending.answer is not None else found[-1].answer
-    failed: list[Verdict] = [result.verdict for result in found if result.verdict != "correct"]
-    if not failed:
-        # An answer extracted by math-verify is checked for guesses here; boxes were checked before.
-        if pending.answer is None and answer is not None and not is_correct(answer, pending.problem.answers):
-            several = offers_alternatives(answer, true_answers(pending.problem.answers))
-            if several or repeats_problem(answer, question_of(pending.problem)):
-                return Grade(0.0, "wrong", answer)
-        return Grade(1.0, "correct", answer)
-    return Grade(0.0, failed[-1] if len(failed) == 1 or "wrong" not in failed else "wrong", answer)
+def question_of(problem: Problem) -> str:
+    """Return the text of the prompt; of chat messages, the user's messages, one per line."""
+    if isinstance(problem.prompt, str):
+        return problem.prompt
+    return "\n".join(message["content"] for message in problem.prompt if message["role"] == "user")
 
 
-_NUMBER = re.compile(
-    r"(?P<decimal>[+-]?(?:\d+(?:\.\d+)?|\.\d+))"
-    r"|(?P<sign>[+-]?)(?:\\frac(?:\{(?P<a>\d+)\}\{(?P<b>\d+)\}|(?P<c>\d)(?P<d>\d))|(?P<e>\d+)/(?P<f>\d+))",
-    re.ASCII,
-)
+def _with_result(pending: _Pending, result: JobResult) -> Grade:
+    answer = pending.answer if pending.answer is not None else result.answer
+    return Grade(float(result.verdict == "correct"), result.verdict, answer)
 
 
-def _number(text: str) -> Fraction | None:
-    """Return the value of a plain number or fraction, or else None. A percentage (two possible values) gives None."""
-    if len(text) > 100 or "%" in text:
+def _plain_number(text: str) -> Fraction | None:
+    """Return the value of an integer, a short decimal or a fraction in lowest terms, or None.
+
+    A percentage (two possible values), a decimal that may be rounded and a fraction to be reduced give None: the
+    comparison by type decides.
+    """
+    key = spelling(text)
+    if key is None or len(text) > 100 or "%" in text or any(kind not in ("number", "mark") for kind, _ in key[1:]):
         return None
-    match = _NUMBER.fullmatch(normalize_answer(text))
-    if match is None:
+    sign = -1 if key[0] == ("mark", "-") else 1
+    parts = [part for _, part in key[1:]] if sign == -1 else [part for _, part in key]
+    if len(parts) == 1:
+        digits = parts[0]
+        short = digits.replace(".", "").isdigit() and ("." not in digits or len(digits) <= ROUNDED_DIGITS)
+        return sign * Fraction(digits) if short else None
+    numbers = parts[1:] if parts[0] == "frac" else parts[::2] if parts[1:2] == ["/"] else []
+    if len(parts) != 3 or len(numbers) != 2 or not all(number.isdigit() for number in numbers):
         return None
-    if match["decimal"]:
-        return Fraction(match["decimal"])
-    over, under = (int(match[x] or match[y] or match[z]) for x, y, z in ("ace", "bdf"))
-    if under == 0:
+    over, under = map(int, numbers)
+    if under < 2 or Fraction(over, under).denominator != under:
         return None
-    return Fraction(-over if match["sign"] == "-" else over, under)
+    return sign * Fraction(over, under)
 
 
 def _equals_number(answer: str, golds: Sequence[str]) -> bool | None:
-    """Compare plain numbers (``5``, ``x=5``) exactly; None if computer algebra has to decide."""
-    value = _number(re.sub(r"^\s*[a-zA-Z]\s*=", "", answer) if not any("=" in gold for gold in golds) else answer)
+    """Compare plain numbers exactly; None if the comparison by type has to decide."""
+    value = _plain_number(answer)
     if value is None:
         return None
-    others = [_number(gold) for gold in golds]
-    if value in others:
-        return True
-    # math-verify compares decimals to six places, so it decides between close numbers.
-    return None if any(other is None or abs(value - other) < Fraction(1, 10_000) for other in others) else False
+    others = [_plain_number(gold) for gold in golds]
+    return None if None in others else value in others

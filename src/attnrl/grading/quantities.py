@@ -10,7 +10,24 @@ from attnrl.grading.statement import Statement
 from attnrl.grading.units import Unit, read_unit
 from attnrl.grading.values import Counted, Quantity, Value
 
-_PEOPLE = frozenset("people men women children mice geese feet teeth sheep fish dice vertices indices matrices".split())
+_PEOPLE = frozenset(
+    [
+        "people",
+        "men",
+        "women",
+        "children",
+        "mice",
+        "geese",
+        "feet",
+        "teeth",
+        "sheep",
+        "fish",
+        "dice",
+        "vertices",
+        "indices",
+        "matrices",
+    ]
+)
 
 SameNumber = Callable[[Expression, Expression], bool | None]
 
@@ -35,20 +52,17 @@ def same_quantity(gold: Value, answer: Value, statement: Statement, same_number:
       problem, the amount alone counts.
     - A noun after an amount must be a word of the problem or of the true answer; without a problem text, a plural.
     """
-    amounts = _amount(gold), _amount(answer)
-    if amounts[0] is None or amounts[1] is None:
+    one, other = _amount(gold), _amount(answer)
+    if one is None or other is None:
         return False
-    one, other = amounts
     if isinstance(gold, Counted) or isinstance(answer, Counted):
         return _nouns_agree(gold, answer, statement) and same_number(one, other)
-    units = _unit_of(gold), _unit_of(answer)
-    if units[0] is None and units[1] is None:
-        return same_number(one, other)
-    if units[1] is None:
-        return _without_unit(one, units[0], other, same_number)  # type: ignore[arg-type]
-    if units[0] is None:
-        return _with_extra_unit(one, other, units[1], statement, same_number)
-    return _same_in_units(one, units[0], other, units[1], same_number)
+    unit, found = _unit_of(gold), _unit_of(answer)
+    if unit is None:
+        return same_number(one, other) if found is None else _with_extra_unit(one, other, found, statement, same_number)
+    if found is None:
+        return _without_unit(one, unit, other, same_number)
+    return _same_in_units(one, unit, other, found, same_number)
 
 
 def _amount(value: Value) -> Expression | None:
@@ -83,12 +97,14 @@ def _without_unit(one: Expression, unit: Unit, other: Expression, same: SameNumb
     return equal
 
 
-def _with_extra_unit(gold: Expression, other: Expression, found: Unit, statement: Statement, same: SameNumber) -> bool | None:
+def _with_extra_unit(
+    gold: Expression, other: Expression, found: Unit, statement: Statement, same: SameNumber
+) -> bool | None:
     if found == DEGREE and Symbol("pi") in parts_of(gold):
         return same(gold, Operation("degrees", (other,)))
     factors = {unit.factor for unit in statement.units if unit.dimension == found.dimension}
     if not factors and len(found.dimension) == 1:
-        (name, exponent), = found.dimension
+        ((name, exponent),) = found.dimension
         factors = {unit.factor**exponent for unit in statement.units if unit.dimension == ((name, 1),)}
     if not factors or found.factor in factors:
         return same(gold, other)

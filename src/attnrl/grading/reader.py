@@ -38,16 +38,99 @@ _RELATION_COMMANDS = {"in": "in", "approx": "~", "sim": "~", "equiv": "=", "cong
 _SET_COMMANDS = {"cup": "union", "cap": "intersection", "setminus": "difference"}
 #: Words before a value without a meaning for the value.
 _PREFIXES = frozenset(
-    "the answer answers is are about approximately approx roughly exactly final value values equals total therefore"
-    " thus hence result solution solutions only x y n".split()
+    [
+        "the",
+        "answer",
+        "answers",
+        "is",
+        "are",
+        "about",
+        "approximately",
+        "approx",
+        "roughly",
+        "exactly",
+        "final",
+        "value",
+        "values",
+        "equals",
+        "total",
+        "therefore",
+        "thus",
+        "hence",
+        "result",
+        "solution",
+        "solutions",
+        "only",
+        "x",
+        "y",
+        "n",
+    ]
 ) - {"x", "y", "n"}
 _CURRENCIES = {"$": "dollars", "euro": "euros", "pounds": "pounds sterling", "yen": "yen"}
 #: Words after a number that make the number another one, or no answer.
 _NOT_NOUNS = SHORT_WORDS | frozenset(
-    "wrong correct maybe perhaps probably possibly not never nothing none times squared cubed factorial over mod plus minus"
-    " divided half halves third thirds quarter quarters tenth tenths hundredth hundredths percent base more less"
-    " fewer greater than least most was were has have are will would could should this that these those but else"
-    " otherwise unless except with without guess wait".split()
+    [
+        "wrong",
+        "correct",
+        "maybe",
+        "perhaps",
+        "probably",
+        "possibly",
+        "not",
+        "never",
+        "nothing",
+        "none",
+        "times",
+        "squared",
+        "cubed",
+        "factorial",
+        "over",
+        "mod",
+        "plus",
+        "minus",
+        "divided",
+        "half",
+        "halves",
+        "third",
+        "thirds",
+        "quarter",
+        "quarters",
+        "tenth",
+        "tenths",
+        "hundredth",
+        "hundredths",
+        "percent",
+        "base",
+        "more",
+        "less",
+        "fewer",
+        "greater",
+        "than",
+        "least",
+        "most",
+        "was",
+        "were",
+        "has",
+        "have",
+        "are",
+        "will",
+        "would",
+        "could",
+        "should",
+        "this",
+        "that",
+        "these",
+        "those",
+        "but",
+        "else",
+        "otherwise",
+        "unless",
+        "except",
+        "with",
+        "without",
+        "guess",
+        "wait",
+    ]
 )
 _TIME = re.compile(
     r"(?P<hour>\d{1,2})(?::(?P<minute>[0-5]\d))?\s*(?P<half>[ap])\.?\s?m\b\.?|(?P<h24>[01]?\d|2[0-3]):(?P<m24>[0-5]\d)",
@@ -275,7 +358,7 @@ def _read_name(cursor: Cursor) -> Symbol | None:
     text, place, words = "", cursor.place, True
     while place < len(cursor.tokens) and place < cursor.place + 24:
         token = cursor.tokens[place]
-        if token.kind == "number" and not text or (token.kind == "mark" and token.text in ("<", ">", "<=", ">=")):
+        if (token.kind == "number" and not text) or (token.kind == "mark" and token.text in ("<", ">", "<=", ">=")):
             return None
         if (token.kind == "mark" and token.text == "=") or (token.kind == "command" and token.text == "approx"):
             break
@@ -386,7 +469,9 @@ def _suffix_words(cursor: Cursor) -> str:
         token = cursor.peek()
         after_power = words.endswith(("^", "^{", "-"))
         unit_mark = token.kind == "mark" and token.text in ("^", "/", "*", ".", "'", "-")
-        exponent = (token.text in ("{", "-") or token.kind == "number") and after_power or token.text == "}" and "{" in words
+        exponent = ((token.text in ("{", "-") or token.kind == "number") and after_power) or (
+            token.text == "}" and "{" in words
+        )
         if token.kind == "text" and token.text.lower() in ("and", "or"):
             break
         if not (token.kind == "text" or unit_mark or exponent):

@@ -1,4 +1,4 @@
-"""Grading by rules: string equality of the last box with a true answer, after normalisation."""
+"""Grading by rules: equal spelling of the boxes and a true answer."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from attnrl.grading.answers import (
+    all_boxes,
     extract_boxed,
-    is_correct,
+    is_spelled_as,
     last_number,
-    normalize_answer,
-    other_boxes,
     true_answers,
 )
 from attnrl.grading.base import ClosableGrader
+from attnrl.grading.tokens import spelling
 from attnrl.types import Grade, Problem
 
 
 @dataclass(frozen=True)
 class RulesGrader(ClosableGrader):
-    """Grade with reward 1 if every box of the response equals an accepted answer as a normalised string, else 0.
+    """Grade with reward 1 if every box of the response equals an accepted answer in spelling, else 0.
 
     Attributes:
         flexible: if the response has no box, take the last number. For models too small to follow the format; if the
@@ -38,9 +38,9 @@ class RulesGrader(ClosableGrader):
         answer = self._extract(response)
         if not accepted:
             return Grade(0.0, "bad_gold", answer)
-        if answer is None or not normalize_answer(answer):
+        if answer is None or spelling(answer) is None:
             return Grade(0.0, "no_answer", answer)
-        correct = all(is_correct(box, accepted) for box in (answer, *other_boxes(response)))
+        correct = all(is_spelled_as(box, accepted) for box in (answer, *all_boxes(response)))
         return Grade(float(correct), "correct" if correct else "wrong", answer)
 
     def _extract(self, response: str) -> str | None:

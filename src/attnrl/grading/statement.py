@@ -17,12 +17,16 @@ MAX_CHARS = 8_000  # of a problem's text; the rest is not read
 
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _OPTION = re.compile(r"(?:\(|\b|\{)([A-J])\s*[).:\}]")
-_BASE = re.compile(r"base[\s$\-{}\\a-z]{0,10}?(\d{1,2})\b|base[\s-]*(two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen)")
+_BASE = re.compile(
+    r"base[\s$\-{}\\a-z]{0,10}?(\d{1,2})\b|base[\s-]*(two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen)"
+)
 _BASE_WORDS = {
     **{"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10},
     **{"twelve": 12, "sixteen": 16},
 }
-_ALL_THAT_APPLY = re.compile(r"(?i)all (?:that|which) apply|select all|which of the following (?:are|statements are)|all correct")
+_ALL_THAT_APPLY = re.compile(
+    r"(?i)all (?:that|which) apply|select all|which of the following (?:are|statements are)|all correct"
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,9 @@ def read_statement(text: str) -> Statement:
         return Statement()
     formulas = [next(filter(None, found.groups())) for found in _FORMULA.finditer(text)]
     asked: set[Value] = set()
-    symbols: set[str] = set(re.findall(r"(?<![A-Za-z\\])[b-zB-Z](?![A-Za-z])", re.sub(r"\\[a-zA-Z]+", " ", " ".join(formulas))))
+    symbols: set[str] = set(
+        re.findall(r"(?<![A-Za-z\\])[b-zB-Z](?![A-Za-z])", re.sub(r"\\[a-zA-Z]+", " ", " ".join(formulas)))
+    )
     for formula in formulas[:64]:
         try:
             asked.update(value for value in read(formula) if "=" not in formula)

@@ -35,36 +35,165 @@ class Token:
 
 #: Commands without a meaning for the value.
 _DROPPED = frozenset(
-    "left right middle big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr bigm Bigm displaystyle textstyle"
-    " scriptstyle limits nolimits tiny scriptsize footnotesize small normalsize large Large LARGE huge Huge bf it rm sf"
-    " tt sl sc em bfseries itshape rmfamily boldmath mathstrut strut checkmark square blacksquare Box qed nonumber"
-    " notag hfill noindent centering newline relax therefore because ! ( ) [ ]".split()
+    [
+        "left",
+        "right",
+        "middle",
+        "big",
+        "Big",
+        "bigg",
+        "Bigg",
+        "bigl",
+        "bigr",
+        "Bigl",
+        "Bigr",
+        "biggl",
+        "biggr",
+        "Biggl",
+        "Biggr",
+        "bigm",
+        "Bigm",
+        "displaystyle",
+        "textstyle",
+        "scriptstyle",
+        "limits",
+        "nolimits",
+        "tiny",
+        "scriptsize",
+        "footnotesize",
+        "small",
+        "normalsize",
+        "large",
+        "Large",
+        "LARGE",
+        "huge",
+        "Huge",
+        "bf",
+        "it",
+        "rm",
+        "sf",
+        "tt",
+        "sl",
+        "sc",
+        "em",
+        "bfseries",
+        "itshape",
+        "rmfamily",
+        "boldmath",
+        "mathstrut",
+        "strut",
+        "checkmark",
+        "square",
+        "blacksquare",
+        "Box",
+        "qed",
+        "nonumber",
+        "notag",
+        "hfill",
+        "noindent",
+        "centering",
+        "newline",
+        "relax",
+        "therefore",
+        "because",
+        "!",
+        "(",
+        ")",
+        "[",
+        "]",
+    ]
 )
-_SPACES = frozenset([*", ; : > quad qquad thinspace enspace medspace thickspace space".split(), " ", "\n", "\t"])
+_SPACES = frozenset(
+    [*[",", ";", ":", ">", "quad", "qquad", "thinspace", "enspace", "medspace", "thickspace", "space"], " ", "\n", "\t"]
+)
 #: Commands around mathematics without a meaning for the value. The colours have a first argument, dropped.
 _FONTS = frozenset(
-    "mathbf boldsymbol bm pmb mathit mathsf mathtt mathcal mathscr mathfrak mathnormal underline uline emph boxed fbox"
-    " framebox mathop mathbin textcolor color colorbox ensuremath vec overrightarrow".split()
+    [
+        "mathbf",
+        "boldsymbol",
+        "bm",
+        "pmb",
+        "mathit",
+        "mathsf",
+        "mathtt",
+        "mathcal",
+        "mathscr",
+        "mathfrak",
+        "mathnormal",
+        "underline",
+        "uline",
+        "emph",
+        "boxed",
+        "fbox",
+        "framebox",
+        "mathop",
+        "mathbin",
+        "textcolor",
+        "color",
+        "colorbox",
+        "ensuremath",
+        "vec",
+        "overrightarrow",
+    ]
 )
 _COLORS = frozenset({"textcolor", "color", "colorbox"})
 _TEXTS = frozenset(
-    "text textrm textbf textit textsf texttt textnormal textup textsc textsl mathrm mbox hbox operatorname"
-    " operatorname*".split()
+    [
+        "text",
+        "textrm",
+        "textbf",
+        "textit",
+        "textsf",
+        "texttt",
+        "textnormal",
+        "textup",
+        "textsc",
+        "textsl",
+        "mathrm",
+        "mbox",
+        "hbox",
+        "operatorname",
+        "operatorname*",
+    ]
 )
-_DROPPED_WITH_ARGUMENT = frozenset("phantom hphantom vphantom hspace hspace* vspace label tag tag*".split())
+_DROPPED_WITH_ARGUMENT = frozenset(
+    ["phantom", "hphantom", "vphantom", "hspace", "hspace*", "vspace", "label", "tag", "tag*"]
+)
 #: Commands with the meaning of a sign or of another command.
 _MARKS = {
     **{"{": "\\{", "}": "\\}", "lbrace": "\\{", "rbrace": "\\}", "$": "$", "textdollar": "$", "%": "%", "_": "_"},
     **{"|": "|", "vert": "|", "lvert": "|", "rvert": "|", "Vert": "|", "mid": ":", "\\": "\\\\", "&": "and", "#": "#"},
     **{"lbrack": "[", "rbrack": "]", "lparen": "(", "rparen": ")", "colon": ":", "prime": "'", "degree": "°"},
-    **{"le": "<=", "leq": "<=", "leqslant": "<=", "leqq": "<=", "ge": ">=", "geq": ">=", "geqslant": ">=", "geqq": ">="},
+    **{
+        "le": "<=",
+        "leq": "<=",
+        "leqslant": "<=",
+        "leqq": "<=",
+        "ge": ">=",
+        "geq": ">=",
+        "geqslant": ">=",
+        "geqq": ">=",
+    },
     **{"lt": "<", "gt": ">", "ne": "!=", "neq": "!=", "cdot": "*", "times": "*", "ast": "*", "div": "/", "slash": "/"},
     **{"pm": "±", "mp": "∓", "dots": "...", "ldots": "...", "cdots": "...", "dotsc": "...", "dotsb": "..."},
 }
 _COMMANDS = {
-    **{"dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "varnothing": "emptyset"},
+    **{
+        "dfrac": "frac",
+        "tfrac": "frac",
+        "cfrac": "frac",
+        "dbinom": "binom",
+        "tbinom": "binom",
+        "varnothing": "emptyset",
+    },
     **{"lg": "log", "infin": "infty", "lt": "<", "oo": "infty", "overbar": "overline", "textpi": "pi", "R": "reals"},
-    **{"arcsinh": "arcsinh", "leftarrow": "leftarrow", "Bbb": "mathbb", "mathds": "mathbb", "smallsetminus": "setminus"},
+    **{
+        "arcsinh": "arcsinh",
+        "leftarrow": "leftarrow",
+        "Bbb": "mathbb",
+        "mathds": "mathbb",
+        "smallsetminus": "setminus",
+    },
     **{"backslash": "setminus", "rightarrow": "to", "Rightarrow": "implies", "bigcup": "cup", "bigcap": "cap"},
     **{"widehat": "hat", "widetilde": "tilde", "gets": "leftarrow", "varphi": "phi", "varepsilon": "epsilon"},
 }
@@ -269,7 +398,9 @@ def spelling(text: str) -> tuple[tuple[str, str], ...] | None:
     except Unreadable:
         joined = "".join(text.split())
         return (("unreadable", joined),) if joined else None
-    key = _without_needless_braces([("letters" if token.kind == "text" else token.kind, token.text) for token in tokens])
+    key = _without_needless_braces(
+        [("letters" if token.kind == "text" else token.kind, token.text) for token in tokens]
+    )
     amount = _AMOUNT.fullmatch(" ".join(text for _, text in key))
     if amount:
         negative = amount[1] == "- " and amount[2] != "0"

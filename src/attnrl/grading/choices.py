@@ -1,0 +1,66 @@
+"""Comparison of words and of the letters of choices."""
+
+from __future__ import annotations
+
+import re
+
+from attnrl.grading.comparison import Compare
+from attnrl.grading.expressions import Symbol
+from attnrl.grading.values import Brackets, Labelled, Listing, Value, Words
+
+
+def phrase(text: str) -> str:
+    """Return words in lower case, without articles, punctuation and hyphens."""
+    words = re.sub(r"[^\w\s']|_", " ", text.casefold().replace("'", "")).split()
+    return " ".join(word for word in words if word not in ("a", "an", "the")) or " ".join(words)
+
+
+def letters_of_choices(value: Value) -> str:
+    """Return the letters of one or several choices (``B``, ``AC``, ``A, C``), ``""`` for another value."""
+    if isinstance(value, Symbol) and re.fullmatch("[A-Za-z]", value.name):
+        return value.name
+    if isinstance(value, Words) and re.fullmatch("[A-J]{2,}", value.text):
+        return value.text
+    if isinstance(value, Listing | Brackets):
+        letters = [letters_of_choices(item) for item in value.items]
+        return "".join(letters) if all(len(letter) == 1 for letter in letters) else ""
+    return ""
+
+
+def same_choice(gold: Value, answer: Value, compare: Compare) -> bool | None:
+    """Compare the letters of choices; of an answer with letter and value, either may be the true answer."""
+    if isinstance(answer, Labelled):
+        letter = letters_of_choices(gold)
+        if letter and _is_choice(letter, compare):
+            return letter.upper() == answer.label
+        return compare(gold, answer.value)
+    expected, found = letters_of_choices(gold), letters_of_choices(answer)
+    if not expected or len(found) != len(expected):
+        return False
+    if expected == found:
+        return True
+    if not _is_choice(expected, compare):
+        return False
+    if compare.statement.all_that_apply and sorted(expected.upper()) == sorted(found.upper()):
+        return True
+    return expected.upper() == found.upper()
+
+
+def _is_choice(letters: str, compare: Compare) -> bool:
+    """Return True if letters name choices of the problem; without choices in the problem, if each is in A to E."""
+    if compare.statement.options:
+        return compare.statement.options.issuperset(letters.upper())
+    return set("ABCDE").issuperset(letters) and not compare.statement.symbols & set(letters)
+
+
+def compare_words(gold: Words, answer: Value, compare: Compare) -> bool | None:
+    if isinstance(answer, Words) and phrase(gold.text) == phrase(answer.text):
+        return True
+    return same_choice(gold, answer, compare)
+
+
+def compare_labelled(gold: Labelled, answer: Value, compare: Compare) -> bool | None:
+    if isinstance(answer, Labelled):
+        return gold.label == answer.label and compare(gold.value, answer.value)
+    letter = letters_of_choices(answer)
+    return letter.upper() == gold.label if letter else compare(gold.value, answer)

@@ -1,0 +1,145 @@
+"""Comparison of listings, sets, tuples and matrices, item by item."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attnrl.grading.choices import letters_of_choices, same_choice
+from attnrl.grading.comparison import MAX_ITEMS, Compare, match
+from attnrl.grading.expressions import Symbol
+from attnrl.grading.regions import region_of, same_region
+from attnrl.grading.relations import compare_region, stated_value
+from attnrl.grading.signs import expanded
+from attnrl.grading.values import Brackets, Listing, Matrix, NamedSet, Relation, SetOperation, Value, Words
+
+
+def _assignments(value: Value) -> dict[str, Value] | None:
+    """Return name -> value of a listing of equations with different names, or None."""
+    if not isinstance(value, Listing) or value.joint == "or":
+        return None
+    pairs = [_assignment(item) for item in value.items]
+    if any(pair is None for pair in pairs):
+        return None
+    named = dict(pair for pair in pairs if pair is not None)
+    return named if len(named) == len(pairs) > 1 else None
+
+
+def _assignment(item: Value) -> tuple[str, Value] | None:
+    if isinstance(item, Relation) and item.operators == ("=",) and isinstance(item.sides[0], Symbol):
+        return item.sides[0].name, item.sides[1]
+    return None
+
+
+def _items(value: Value, compare: Compare) -> list[Value] | None:
+    """Return the items of a listing, a set or a tuple, without the name before ``=``; None for another value."""
+    if isinstance(value, Relation):
+        stated = stated_value(value, compare.statement)
+        return None if stated is None else _items(expanded(stated), compare)
+    if not isinstance(value, Listing | Brackets):
+        return None
+    items: list[Value] = []
+    for item in map(expanded, value.items):
+        stated = stated_value(item, compare.statement) if isinstance(item, Relation) else item
+        if stated is None:
+            return None
+        signs = expanded(stated)
+        items.extend(signs.items if isinstance(signs, Listing) else [signs])
+    return items
+
+
+def compare_listing(gold: Listing, answer: Value, compare: Compare) -> bool | None:
+    expected, found = _assignments(gold), _assignments(answer)
+    if expected is not None:
+        if found is not None:
+            if expected.keys() != found.keys():
+                return False
+            return match([*expected.values()], [found[name] for name in expected], compare, ordered=True)
+        items = _items(answer, compare)
+        return items is not None and match([*expected.values()], items, compare, ordered=True)
+    region = region_of(gold) if any(isinstance(item, Relation) for item in gold.items) else None
+    if region is not None and (other := region_of(answer)) is not None:
+        return same_region(region, other)
+    if letters_of_choices(gold) and isinstance(answer, Words):
+        return same_choice(gold, answer, compare)
+    golds, items = _items(gold, compare), _items(answer, compare)
+    if golds is None or items is None:
+        return match(gold.items, answer.items, compare, ordered=False) if isinstance(answer, Listing) else False
+    is_tuple = isinstance(answer, Brackets) and answer.left != "{"
+    return match(golds, items, compare, ordered=is_tuple or found is not None)
+
+
+def compare_brackets(gold: Brackets, answer: Value, compare: Compare) -> bool | None:
+    if isinstance(answer, Relation):
+        region = region_of(answer)
+        if region is None or set(answer.operators) == {"="}:
+            stated = stated_value(answer, compare.statement)
+            return stated is not None and compare(gold, stated)
+    if gold.left == "{":
+        return compare_set(gold, answer, compare)
+    if isinstance(answer, Brackets):
+        if (_kind(gold), _kind(answer)) != ("tuple", "tuple"):
+            return compare_region(gold, answer, compare)
+        return match(gold.items, answer.items, compare, ordered=True)
+    if isinstance(answer, Matrix):
+        return compare_matrix(answer, gold, compare)
+    if isinstance(answer, SetOperation | NamedSet) or (isinstance(answer, Relation)):
+        return compare_region(gold, answer, compare)
+    if isinstance(answer, Listing):
+        if (region := region_of(answer)) is not None and (expected := region_of(gold)) is not None:
+            return same_region(expected, region)
+        items = _items(answer, compare)
+        if items is not None and answer.joint == "or":
+            return all(compare(gold, item) for item in items)
+        return items is not None and match(gold.items, items, compare, ordered=True)
+    return False
+
+
+def _kind(brackets: Brackets) -> str:
+    shape = brackets.left + brackets.right
+    return (
+        "set"
+        if shape == "{}"
+        else "tuple"
+        if shape in ("()", "<>")
+        else "interval"
+        if len(brackets.items) == 2
+        else shape
+    )
+
+
+def compare_set(gold: Brackets, answer: Value, compare: Compare) -> bool | None:
+    if isinstance(answer, Brackets) and answer.left != "{":
+        return False
+    if isinstance(answer, Brackets | Listing):
+        items = _items(answer, compare)
+        if items is not None and isinstance(answer, Brackets):
+            return match(_distinct(gold.items, compare), _distinct(items, compare), compare, ordered=False)
+        if items is not None:
+            return match(gold.items, items, compare, ordered=False)
+    if len(gold.items) == 1 and not isinstance(answer, SetOperation | NamedSet | Brackets):
+        return compare(gold.items[0], answer)
+    return compare_region(gold, answer, compare)
+
+
+def _distinct(items: Sequence[Value], compare: Compare) -> list[Value]:
+    kept: list[Value] = []
+    for item in items[:MAX_ITEMS]:
+        if not any(compare(other, item) for other in kept):
+            kept.append(item)
+    return kept
+
+
+def compare_matrix(gold: Matrix, answer: Value, compare: Compare) -> bool | None:
+    if gold.bars:
+        return None
+    if isinstance(answer, Matrix):
+        if [len(row) for row in gold.rows] != [len(row) for row in answer.rows] or answer.bars:
+            return False
+        cells = [[cell for row in matrix.rows for cell in row] for matrix in (gold, answer)]
+        return match(cells[0], cells[1], compare, ordered=True)
+    if isinstance(answer, Relation):
+        stated = stated_value(answer, compare.statement)
+        return stated is not None and compare(gold, stated)
+    if isinstance(answer, Brackets) and _kind(answer) == "tuple" and 1 in (len(gold.rows), len(gold.rows[0])):
+        return match([cell for row in gold.rows for cell in row], answer.items, compare, ordered=True)
+    return False

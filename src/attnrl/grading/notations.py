@@ -1,0 +1,77 @@
+"""Comparison of residue classes, ratios, numerals in a base and times of the day."""
+
+from __future__ import annotations
+
+from attnrl.grading.comparison import Compare
+from attnrl.grading.evaluation import same_value
+from attnrl.grading.exact import exact_value
+from attnrl.grading.expressions import Expression, Number, Operation
+from attnrl.grading.relations import stated_value
+from attnrl.grading.same_number import same_number
+from attnrl.grading.values import BaseNumber, Ratio, Relation, Residue, TimeOfDay, Value
+
+
+def is_remainder(number: Expression, residue: Residue) -> bool:
+    """Return True if a number is the remainder, in [0, modulus), of a residue class."""
+    value, remainder, modulus = map(exact_value, (number, residue.value, residue.modulus))
+    if value is None or remainder is None or not modulus:
+        return False
+    return value == remainder % modulus
+
+
+def compare_residue(gold: Residue, answer: Value, compare: Compare) -> bool | None:
+    if isinstance(answer, Relation):
+        answer = answer.sides[-1]
+    if isinstance(answer, Number | Operation):
+        return is_remainder(answer, gold)
+    if not isinstance(answer, Residue) or same_value(gold.modulus, answer.modulus) is not True:
+        return False
+    values = [exact_value(part) for part in (gold.value, answer.value, gold.modulus)]
+    if None in values or not values[2]:
+        return same_value(gold.value, answer.value)
+    return (values[0] - values[1]) % values[2] == 0  # type: ignore[operator]
+
+
+def compare_ratio(gold: Ratio, answer: Value, compare: Compare) -> bool | None:
+    if isinstance(answer, Relation):
+        stated = stated_value(answer, compare.statement)
+        return stated is not None and compare(gold, stated)
+    if isinstance(answer, Ratio):
+        if len(gold.parts) != len(answer.parts):
+            return False
+        first, other = gold.parts[0], answer.parts[0]
+        return all(
+            same_value(Operation("multiply", (first, found)), Operation("multiply", (expected, other))) is True
+            for expected, found in zip(gold.parts, answer.parts, strict=True)
+        )
+    if len(gold.parts) == 2 and isinstance(answer, Number | Operation):
+        return same_number(Operation("divide", gold.parts), answer)
+    return False
+
+
+def compare_base_number(gold: BaseNumber, answer: Value, compare: Compare) -> bool | None:
+    if isinstance(answer, Relation):
+        stated = stated_value(answer, compare.statement)
+        return stated is not None and compare(gold, stated)
+    if isinstance(answer, BaseNumber):
+        return gold.base == answer.base and gold.digits.lstrip("0") == answer.digits.lstrip("0")
+    return same_digits(gold, answer, compare)
+
+
+def same_digits(numeral: BaseNumber, number: Value, compare: Compare) -> bool:
+    """Compare a numeral with digits without a base: the problem must name the base; base 10 needs no name."""
+    if not isinstance(number, Number) or numeral.base not in {10, *compare.statement.bases}:
+        return False
+    return str(number.value) == numeral.digits.lstrip("0")
+
+
+def compare_time(gold: TimeOfDay, answer: Value, compare: Compare) -> bool | None:
+    if isinstance(answer, Relation):
+        answer = answer.sides[-1]
+    if not isinstance(answer, TimeOfDay):
+        return False
+    return _minutes(gold) == _minutes(answer)
+
+
+def _minutes(time: TimeOfDay) -> int:
+    return time.minutes + (12 * 60 if time.half == "pm" else 0)

@@ -1,0 +1,126 @@
+"""Comparison of equations, inequalities and sets of real numbers."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from attnrl.grading.comparison import Compare, match
+from attnrl.grading.evaluation import same_value
+from attnrl.grading.expressions import Expression, Number, Operation, Symbol, free_symbols
+from attnrl.grading.regions import region_of, same_region
+from attnrl.grading.same_number import same_number
+from attnrl.grading.statement import Statement
+from attnrl.grading.values import Brackets, Relation, SetOperation, Value
+
+
+def stated_value(relation: Relation, statement: Statement) -> Value | None:
+    """Return the value of ``name = value``, of a true chain ``2 + 3 = 5``, or of ``x \\in`` a set; None for another relation.
+
+    A formula of the problem (a quantity asked for) counts as a name.
+    """
+    if set(relation.operators) == {"in"} and len(relation.sides) == 2:
+        return relation.sides[1]
+    if not set(relation.operators) <= {"=", "~"}:
+        return None
+    values = [side for side in relation.sides if not _is_name(side, statement)]
+    if not values:
+        return relation.sides[-1] if isinstance(relation.sides[0], Symbol) else None
+    last = values[-1]
+    if len(values) < len(relation.sides) or not any(isinstance(side, Brackets) for side in values):
+        for value in values[:-1]:
+            if not isinstance(value, Number | Symbol | Operation) or not isinstance(last, Number | Symbol | Operation):
+                return None
+            if same_number(value, last) is not True:
+                return None
+    return last
+
+
+def _is_name(side: Value, statement: Statement) -> bool:
+    if isinstance(side, Symbol):
+        return side.name not in ("pi", "e", "i", "infinity")
+    if isinstance(side, Operation) and side.name == "apply":
+        return True
+    if isinstance(side, Brackets) and all(isinstance(item, Symbol) for item in side.items):
+        return True
+    return side in statement.asked and bool(isinstance(side, Operation) and free_symbols(side))
+
+
+def _name_of(relation: Relation) -> str:
+    first = relation.sides[0]
+    return first.name if isinstance(first, Symbol) else ""
+
+
+def compare_relation(gold: Relation, answer: Value, compare: Compare) -> bool | None:
+    if not set(gold.operators) <= {"=", "~"}:
+        return compare_region(gold, answer, compare)
+    expected = stated_value(gold, compare.statement)
+    if isinstance(answer, Relation):
+        found = stated_value(answer, compare.statement)
+        names = _name_of(gold), _name_of(answer)
+        same_name = names[0] == names[1] or not all(len(name) == 1 for name in names)
+        if expected is not None and found is not None and same_name:
+            equal = compare(expected, found)
+            if equal is not False:
+                return equal
+        return _same_equation(gold, answer)
+    if expected is None:
+        return False
+    return compare(expected, answer)
+
+
+def _same_equation(gold: Relation, answer: Relation) -> bool | None:
+    """Compare two equations: equal if the differences of the sides are in a constant ratio other than zero."""
+    differences = [_difference(relation) for relation in (gold, answer)]
+    if None in differences or not all(free_symbols(difference) for difference in differences if difference):
+        return False
+    one, other = differences
+    assert one is not None and other is not None
+    if free_symbols(one) != free_symbols(other):
+        return False
+    zero = Number(Fraction(0))
+    if same_value(one, zero) is not False or same_value(other, zero) is not False:
+        return False
+    ratio, elsewhere = Operation("divide", (one, other)), Operation("divide", (_renamed(one), _renamed(other)))
+    return same_value(ratio, elsewhere)
+
+
+def _difference(relation: Relation) -> Expression | None:
+    if relation.operators != ("=",):
+        return None
+    left, right = relation.sides
+    if not isinstance(left, Number | Symbol | Operation) or not isinstance(right, Number | Symbol | Operation):
+        return None
+    return Operation("add", (left, Operation("negate", (right,))))
+
+
+def _renamed(expression: Expression) -> Expression:
+    """Rename all variables, for the value of the same expression at another point."""
+    if isinstance(expression, Symbol) and free_symbols(expression):
+        return Symbol(expression.name + "*")
+    if isinstance(expression, Operation):
+        return Operation(expression.name, tuple(map(_renamed, expression.operands)))
+    return expression
+
+
+def compare_region(gold: Value, answer: Value, compare: Compare) -> bool | None:
+    expected, found = region_of(gold), region_of(answer)
+    if isinstance(answer, Relation) and found is None:
+        stated = stated_value(answer, compare.statement)
+        found = None if stated is None else region_of(stated)
+    if expected is not None and found is not None:
+        return same_region(expected, found)
+    if isinstance(gold, SetOperation) and isinstance(answer, SetOperation) and gold.name == answer.name:
+        return match(gold.operands, answer.operands, compare, ordered=gold.name == "difference")
+    if isinstance(gold, Relation) and isinstance(answer, Relation):
+        return _same_chain(gold, answer, compare)
+    return False
+
+
+def _same_chain(gold: Relation, answer: Relation, compare: Compare) -> bool | None:
+    """Compare two chains of inequalities side by side, in either direction."""
+    mirrored = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "in": ""}
+    turned = tuple(mirrored.get(operator, operator) for operator in reversed(answer.operators))
+    for sides, operators in ((answer.sides, answer.operators), (answer.sides[::-1], turned)):
+        if operators == gold.operators and match(gold.sides, sides, compare, ordered=True):
+            return True
+    return False

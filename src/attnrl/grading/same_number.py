@@ -1,0 +1,43 @@
+"""Comparison of the numbers that two expressions stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attnrl.grading.evaluation import rounds_to, same_value
+from attnrl.grading.expressions import Expression, Operation, parts_of
+
+
+def same_number(gold: Expression, answer: Expression) -> bool | None:
+    """Compare the values of two expressions: exactly, as a percentage, or as a decimal rounded to six digits or more.
+
+    The base of a logarithm without a base is 10 or e, equal in both expressions.
+    """
+    percent = [part.name == "percent" if isinstance(part, Operation) else False for part in (gold, answer)]
+    if percent == [True, False]:
+        return _any([same_value(gold, answer), same_value(gold.operands[0], answer)])  # type: ignore[union-attr]
+    if percent == [False, True]:
+        return _any([same_value(gold, answer), same_value(gold, answer.operands[0])])  # type: ignore[union-attr]
+    equal = same_value(gold, answer)
+    if equal is False and (rounds_to(gold, answer) or rounds_to(answer, gold)):
+        return True
+    if equal is not True and any(_has_plain_logarithm(part) for part in (gold, answer)):
+        return same_value(_natural(gold), _natural(answer))
+    return equal
+
+
+def _any(results: Sequence[bool | None]) -> bool | None:
+    return True if True in results else None if None in results else False
+
+
+def _has_plain_logarithm(expression: Expression) -> bool:
+    return any(
+        isinstance(part, Operation) and part.name == "log" and len(part.operands) == 1 for part in parts_of(expression)
+    )
+
+
+def _natural(expression: Expression) -> Expression:
+    if not isinstance(expression, Operation):
+        return expression
+    name = "ln" if expression.name == "log" and len(expression.operands) == 1 else expression.name
+    return Operation(name, tuple(map(_natural, expression.operands)))
