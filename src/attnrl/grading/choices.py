@@ -10,9 +10,10 @@ from attnrl.grading.values import Brackets, Labelled, Listing, Value, Words
 
 
 def phrase(text: str) -> str:
-    """Return words in lower case, without articles, punctuation and hyphens."""
+    """Return words in lower case, without articles, punctuation, hyphens and the plural."""
     words = re.sub(r"[^\w\s']|_", " ", text.casefold().replace("'", "")).split()
-    return " ".join(word for word in words if word not in ("a", "an", "the")) or " ".join(words)
+    kept = [word for word in words if word not in ("a", "an", "the")] or words
+    return " ".join(word.removesuffix("s") if len(word) > 3 else word for word in kept)
 
 
 def letters_of_choices(value: Value) -> str:

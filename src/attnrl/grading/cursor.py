@@ -17,6 +17,10 @@ class Unsupported(Unreadable):
     """Mathematics beyond the reader: an unknown command, an operation on sets or matrices."""
 
 
+class WorkLeft(Unreadable):
+    """An operation that the answer leaves to the grader: a derivative."""
+
+
 #: Functions of one argument, by the name in LaTeX or plain text.
 FUNCTIONS = {name: name for name in (*TRIGONOMETRIC, *HYPERBOLIC, *INVERSE, "ln", "log", "exp", "arg")}
 FUNCTIONS |= {"arc" + name: "arc" + name for name in ("sinh", "cosh", "tanh")}
@@ -152,7 +156,7 @@ def sort_letters(tokens: Sequence[Token], symbols: frozenset[str]) -> list[Token
         previous = sorted_tokens[-1] if sorted_tokens else None
         if previous and previous.text == "°" and token.kind in ("letters", "text") and run in ("C", "F"):
             sorted_tokens[-1] = Token("text", "°" + run, previous.gap)
-        elif token.kind == "text" and (run in FUNCTIONS or run in COLLECTIVES) and len(run) > 1:
+        elif token.kind == "text" and (run in FUNCTIONS or run in COLLECTIVES) and not _after_amount(previous):
             sorted_tokens.append(Token("command", run, token.gap))
         elif token.kind == "text" and run == "mod":
             sorted_tokens.append(Token("command", "mod", token.gap))
@@ -176,6 +180,11 @@ def sort_letters(tokens: Sequence[Token], symbols: frozenset[str]) -> list[Token
 
 def _in_environment_name(tokens: Sequence[Token], place: int) -> bool:
     return place >= 2 and tokens[place - 2].text in ("begin", "end") and tokens[place - 2].kind == "command"
+
+
+def _after_amount(previous: Token | None) -> bool:
+    """Return True right after a number: ``min`` are minutes."""
+    return previous is not None and (previous.kind == "number" or previous.text in (")", "}"))
 
 
 def _is_word(token: Token, previous: Token | None, symbols: frozenset[str]) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from attnrl.grading.brackets import is_value_start, read_brackets, read_environment, read_group
-from attnrl.grading.cursor import COLLECTIVES, FUNCTIONS, Cursor, Unsupported
+from attnrl.grading.cursor import COLLECTIVES, FUNCTIONS, Cursor, Unsupported, WorkLeft
 from attnrl.grading.expressions import Expression, Number, Operation, Symbol
 from attnrl.grading.tokens import Token, Unreadable
 from attnrl.grading.values import BaseNumber, NamedSet, Value
@@ -123,7 +123,7 @@ def read_sum(cursor: Cursor) -> Value:
             operands = (_add(terms), expression(term)) if terms else (expression(term),)
             terms = [Operation(name, operands)]
         else:
-            terms.append(_negative(expression(term)) if sign == "-" else term)
+            terms.append(_negative(term) if sign == "-" else term)
     if dots:
         return Operation("ellipsis", tuple(expression(term) for term in terms))
     return terms[0] if len(terms) == 1 else _add(terms)
@@ -133,8 +133,10 @@ def _add(terms: Sequence[Value]) -> Expression:
     return expression(terms[0]) if len(terms) == 1 else Operation("add", tuple(expression(term) for term in terms))
 
 
-def _negative(term: Expression) -> Expression:
-    return Operation("negate", (term,))
+def _negative(term: Value) -> Value:
+    if isinstance(term, BaseNumber):
+        return BaseNumber("-" + term.digits, term.base)
+    return Operation("negate", (expression(term),))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -214,6 +216,10 @@ def _starts_factor(cursor: Cursor) -> bool:
     if token.kind == "text":
         return len(token.text) == 1 and token.text in "eixyzndpr" and not token.gap
     if token.kind == "mark":
+        if token.text == "[" and (cursor.peek(1).kind == "mark" and cursor.peek(1).text in ("", ")", "}", ",", "\\}")):
+            return False  # the open bound of [1, 2[
+        if token.text == "[" and cursor.peek(1).text in ("cup", "cap"):
+            return False
         return token.text in ("(", "{", "[") or (token.text == "|" and not cursor.bars)
     if token.kind == "command":
         return (
@@ -243,7 +249,7 @@ def _refuse_digits_side_by_side(cursor: Cursor, previous: Value) -> None:
 
 def _signed_power(cursor: Cursor) -> Value:
     if cursor.accept("-"):
-        return _negative(expression(_signed_power(cursor)))
+        return _negative(_signed_power(cursor))
     cursor.accept("+")
     return _mixed_number(cursor) or read_power(cursor)
 
@@ -273,7 +279,7 @@ def _read_exponent(cursor: Cursor) -> Value:
     if cursor.at("{"):
         return read_group(cursor)
     if cursor.accept("-"):
-        return _negative(expression(read_atom(cursor)))
+        return _negative(read_atom(cursor))
     return read_atom(cursor)
 
 
@@ -351,9 +357,18 @@ def _primes(cursor: Cursor) -> str:
     return primes
 
 
+def _order_of_derivative(cursor: Cursor, name: str) -> str:
+    """Read ``^{(2)}`` after the name of an unknown function as two primes."""
+    order = re.match(r"\^\{\((\d)\)\}", _texts(cursor, 0, 6))
+    if name not in _UNKNOWN_FUNCTIONS or not order:
+        return ""
+    cursor.place += 6
+    return "'" * int(order[1])
+
+
 def _read_symbol(cursor: Cursor, name: str = "") -> Value:
     name = name or cursor.take().text
-    before = _primes(cursor)
+    before = _primes(cursor) or _order_of_derivative(cursor, name)
     if cursor.accept("_"):
         name += "_" + subscript(cursor)
     name += before + _primes(cursor)
@@ -474,7 +489,7 @@ def _read_fraction(cursor: Cursor) -> Value:
     over = _argument(cursor)
     under = _argument(cursor)
     if isinstance(over, Symbol) and over.name in ("d", "partial"):
-        raise Unsupported("a derivative")
+        raise WorkLeft("a derivative")
     return Operation("divide", (expression(over), expression(under)))
 
 
@@ -521,7 +536,7 @@ def _function_argument(cursor: Cursor) -> Expression:
     if factors[-1] == Symbol("pi") and cursor.at("/") and cursor.peek(1).kind == "number":
         cursor.take()
         argument = Operation("divide", (argument, expression(read_power(cursor))))
-    return _negative(argument) if negative else argument
+    return expression(_negative(argument)) if negative else argument
 
 
 def _read_collective(cursor: Cursor, name: str) -> Operation:

@@ -19,7 +19,7 @@ from attnrl.grading.reader import read
 from attnrl.grading.relations import stated_value
 from attnrl.grading.statement import Statement, read_statement
 from attnrl.grading.tokens import Unreadable, spelling
-from attnrl.grading.values import Brackets, Counted, Labelled, Listing, Quantity, Relation, Value
+from attnrl.grading.values import Brackets, Counted, Labelled, Listing, Quantity, Relation, Residue, Value
 from attnrl.types import Verdict
 
 
@@ -161,9 +161,15 @@ def _is_guess(golds: Sequence[str], box: str, statement: Statement) -> bool:
         for part in _expressions(value, statement):
             if is_copy(part, accepted, statement.expressions):
                 return True
-            if any(_is_plain_number(gold) for gold in accepted) and leaves_work(part, accepted):
+            if leaves_work(part, accepted) or _leaves_calculus(part, accepted):
                 return True
     return False
+
+
+def _leaves_calculus(answer: Expression, golds: Sequence[Expression]) -> bool:
+    """Return True if an answer leaves an integral or a limit that no gold has."""
+    left = operation_names(answer) & {"integral", "limit"}
+    return bool(left) and not any(left & operation_names(gold) for gold in golds)
 
 
 def _expressions(value: Value, statement: Statement) -> list[Expression]:
@@ -175,4 +181,6 @@ def _expressions(value: Value, statement: Statement) -> list[Expression]:
         return _expressions(value.value, statement)
     if isinstance(value, Quantity | Counted):
         return _expressions(value.amount, statement)
+    if isinstance(value, Residue):
+        return [Operation("mod", (value.value, value.modulus))]
     return [value] if isinstance(value, Number | Symbol | Operation) else []

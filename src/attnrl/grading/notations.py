@@ -55,7 +55,7 @@ def compare_base_number(gold: BaseNumber, answer: Value, compare: Compare) -> bo
         return stated is not None and compare(gold, stated)
     if isinstance(answer, BaseNumber):
         return gold.base == answer.base and gold.digits.lstrip("0") == answer.digits.lstrip("0")
-    return same_digits(gold, answer, compare)
+    return isinstance(answer, Number) and gold.base == 10 and str(answer.value) == gold.digits.lstrip("0")
 
 
 def same_digits(numeral: BaseNumber, number: Value, compare: Compare) -> bool:

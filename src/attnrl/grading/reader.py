@@ -189,7 +189,7 @@ def read_tokens(tokens: Sequence[Token], symbols: frozenset[str], bare_units: bo
     """
     sorted_tokens = sort_letters(tokens, symbols)
     if bare_units:
-        sorted_tokens = _mark_bare_units(sorted_tokens)
+        sorted_tokens = _mark_bare_units(sorted_tokens, symbols)
     while sorted_tokens and sorted_tokens[0].text.lower() in _PREFIXES and sorted_tokens[0].kind == "text":
         sorted_tokens = sorted_tokens[1:]
     if sorted_tokens and sorted_tokens[0].text == ":":
@@ -201,11 +201,11 @@ def read_tokens(tokens: Sequence[Token], symbols: frozenset[str], bare_units: bo
     return value
 
 
-def _mark_bare_units(tokens: Sequence[Token]) -> list[Token]:
+def _mark_bare_units(tokens: Sequence[Token], symbols: frozenset[str]) -> list[Token]:
     marked = list(tokens)
     for place, token in enumerate(tokens[1:], start=1):
         after = marked[place - 1].kind in ("number", "text") or marked[place - 1].text in ("/", "}", ")", "pi")
-        if token.kind == "letters" and after and read_unit(token.text) is not None:
+        if token.kind == "letters" and after and token.text not in symbols and read_unit(token.text) is not None:
             marked[place] = Token("text", token.text, token.gap)
     return marked
 
@@ -220,7 +220,13 @@ def _only_words(tokens: Sequence[Token], symbols: frozenset[str]) -> bool:
     runs = [token for token in tokens if token.kind in ("letters", "text")]
     if any(token.kind in ("number", "command") for token in tokens):
         return False
-    return any(len(token.text) > 1 and not symbols.issuperset(token.text) for token in runs)
+    return any(
+        len(token.text) > 1 and (_is_capital_run(token.text) or not symbols.issuperset(token.text)) for token in runs
+    )
+
+
+def _is_capital_run(run: str) -> bool:
+    return len(run) > 2 and run.isupper()
 
 
 def _words(tokens: Sequence[Token], symbols: frozenset[str]) -> Words | None:
@@ -238,7 +244,7 @@ def _is_word(token: Token, several: bool, symbols: frozenset[str]) -> bool:
     run = token.text
     if len(run) == 1:
         return False
-    if symbols.issuperset(run) and token.kind == "letters":
+    if symbols.issuperset(run) and token.kind == "letters" and not _is_capital_run(run):
         return False
     if run in ("pi", "or", "and") or (run in ("sin", "cos", "tan", "log", "ln", "sqrt", "exp", "infinity") and several):
         return False
@@ -257,7 +263,8 @@ def _label(tokens: Sequence[Token]) -> tuple[str, Sequence[Token]] | None:
 
 
 def _time_of_day(text: str) -> TimeOfDay | None:
-    plain = re.sub(r"\\(?:text|mathrm|textbf|mbox)\s*\{([^{}]*)\}|\\[ ,;:]|~|[${}]", r" \1 ", text)
+    plain = re.sub(r"\\(?:text|mathrm|textbf|mbox)\s*\{([^{}]*)\}|\\[ ,;:]|~", r" \1 ", text)
+    plain = re.sub(r"[${}]", "", plain)
     found = _TIME.fullmatch(re.sub(r"\s+", " ", plain).strip().rstrip(","))
     if not found:
         return None
@@ -313,7 +320,7 @@ def _read_item(cursor: Cursor) -> Value:
     modulus = _modulus(cursor)
     if modulus is not None:
         sides[-1] = Residue(expression(sides[-1]), expression(modulus))
-    if cursor.at(":") and not operators and cursor.depth == 0:
+    if (cursor.at(":") or cursor.peek() == Token("text", "to", True)) and not operators and cursor.depth == 0:
         return _ratio(cursor, sides[0])
     return Relation(tuple(sides), tuple(operators)) if operators else sides[0]
 
@@ -341,14 +348,15 @@ def _modulus(cursor: Cursor) -> Value | None:
 
 def _ratio(cursor: Cursor, first: Value) -> Ratio:
     parts = [expression(first)]
-    while cursor.accept(":"):
+    while cursor.accept(":") or cursor.peek().text == "to":
+        cursor.place += cursor.peek().text == "to"
         parts.append(expression(read_sum(cursor)))
     return Ratio(tuple(parts))
 
 
 _NAME = re.compile(
     r"[A-Z]{2,4}|m?\\angle\{?[A-Za-z\d]+\}?|\\triangle[A-Z]+|\|[A-Z]{2}\||\[[A-Z]{3,}\]|m?\\overline\{[A-Z]+\}"
-    r"|[A-Za-z](?:_\{?\w+\}?)?'*\((?:[a-z]|\d+)(?:,(?:[a-z]|\d+))*\)|(?:P|E|Var)(?:_\{?\w+\}?)?\([^=]*\)"
+    r"|[A-Za-z](?:_\{?\w+\}?)?'*\((?:[a-z]|\d+)(?:,(?:[a-z]|\d+))*\)|(?:\\mathbb\{)?(?:P|E|Var)\}?(?:_\{?\w+\}?)?[(\[][^=]*[)\]]"
     r"|[A-Za-z]_\{[^{}=]*\}|(?:[A-Za-z]{2,} ?)+"
 )
 
@@ -462,7 +470,7 @@ def _suffix_words(cursor: Cursor) -> str:
     """Return the words and signs of a unit after an amount, ``""`` if no word follows."""
     first = cursor.peek()
     reciprocal = first.text == "/" and cursor.peek(1).kind == "text"
-    if not (first.kind == "text" or reciprocal) or first.text.lower() in ("and", "or"):
+    if not (first.kind == "text" or reciprocal) or first.text.lower() in ("and", "or", "to"):
         return ""
     words = ""
     while cursor.place < len(cursor.tokens):

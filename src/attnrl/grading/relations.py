@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 
 from attnrl.grading.comparison import Compare, match
@@ -11,6 +12,10 @@ from attnrl.grading.regions import region_of, same_region
 from attnrl.grading.same_number import same_number
 from attnrl.grading.statement import Statement
 from attnrl.grading.values import Brackets, Relation, SetOperation, Value
+
+
+_FUNCTION_NAMES = {"sin": "sine", "cos": "cosine", "tan": "tangent", "cot": "cotangent"}
+_IN_WORDS = re.compile(r"[A-Za-z]{2,}(?: [A-Za-z]+)*")  # the name of a quantity in words: Area, the total
 
 
 def stated_value(relation: Relation, statement: Statement) -> Value | None:
@@ -42,7 +47,10 @@ def _is_name(side: Value, statement: Statement) -> bool:
         return True
     if isinstance(side, Brackets) and all(isinstance(item, Symbol) for item in side.items):
         return True
-    return side in statement.asked and bool(isinstance(side, Operation) and free_symbols(side))
+    if not isinstance(side, Operation) or not free_symbols(side):
+        return False
+    asked_in_words = _FUNCTION_NAMES.get(side.name, "") in statement.words and isinstance(side.operands[0], Symbol)
+    return asked_in_words or side in statement.asked
 
 
 def _name_of(relation: Relation) -> str:
@@ -57,7 +65,7 @@ def compare_relation(gold: Relation, answer: Value, compare: Compare) -> bool | 
     if isinstance(answer, Relation):
         found = stated_value(answer, compare.statement)
         names = _name_of(gold), _name_of(answer)
-        same_name = names[0] == names[1] or not all(len(name) == 1 for name in names)
+        same_name = names[0] == names[1] or "" in names or any(_IN_WORDS.fullmatch(name) for name in names)
         if expected is not None and found is not None and same_name:
             equal = compare(expected, found)
             if equal is not False:

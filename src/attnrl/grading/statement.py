@@ -14,6 +14,7 @@ from attnrl.grading.units import Unit, units_in
 from attnrl.grading.values import Value
 
 MAX_CHARS = 8_000  # of a problem's text; the rest is not read
+MAX_FORMULAS = 64
 
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _OPTION = re.compile(r"(?:\(|\b|\{)([A-J])\s*[).:\}]")
@@ -56,6 +57,13 @@ class Statement:
     bases: frozenset[int] = frozenset()
 
 
+def _values(text: str) -> tuple[Value, ...]:
+    try:
+        return read(text)
+    except Unreadable:
+        return ()
+
+
 @lru_cache(maxsize=256)
 def read_statement(text: str) -> Statement:
     """Return the facts of a problem's text; of a text without a word, a statement without facts."""
@@ -67,12 +75,10 @@ def read_statement(text: str) -> Statement:
     symbols: set[str] = set(
         re.findall(r"(?<![A-Za-z\\])[b-zB-Z](?![A-Za-z])", re.sub(r"\\[a-zA-Z]+", " ", " ".join(formulas)))
     )
-    for formula in formulas[:64]:
-        try:
-            asked.update(value for value in read(formula) if "=" not in formula)
-        except (Unreadable, RecursionError):
-            continue
-    expressions = tuple(statement_expressions(text, read))
+    for formula in formulas[:MAX_FORMULAS]:
+        if "=" not in formula:
+            asked.update(_values(formula))
+    expressions = tuple(statement_expressions(text, _values))
     for part in expressions:
         symbols |= {name for name in free_symbols(part) if len(name) == 1}
     options = frozenset(_OPTION.findall(text))

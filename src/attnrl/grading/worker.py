@@ -37,9 +37,7 @@ def main() -> None:
     answered = 0
     for line in _lines(parent):
         batch = json.loads(line)
-        jobs = [
-            Job(tuple(job["golds"]), tuple(job["boxes"]), job["problem"], job["prose"]) for job in batch["jobs"]
-        ]
+        jobs = [Job(tuple(job["golds"]), tuple(job["boxes"]), job["problem"], job["prose"]) for job in batch["jobs"]]
         for number, job in enumerate(jobs, start=1):
             # The parent kills the worker at the deadline. If the parent is gone, SIGALRM (default action: terminate)
             # ends the worker, also inside a C function.
