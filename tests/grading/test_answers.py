@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnrl.grading.answers import extract_boxed, final_answer, normalize_answer, other_boxes, true_answers
-from attnrl.grading.guesses import offers_alternatives, repeats_problem
+from attnrl.grading.answers import all_boxes, extract_boxed, final_answer, true_answers
 from attnrl.grading.rules import RulesGrader
+from attnrl.grading.tokens import spelling
 from attnrl.types import Problem
 
 
@@ -30,7 +30,7 @@ def rewards_of(**settings: bool) -> Callable[[Sequence[Sequence[str]], Sequence[
         ("\\boxed{5} no, \\boxed{6}", "6"),
         ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
         ("\\boxed{{{a}}{b}} rest}", "{{a}}{b}"),
-        ("\\boxed{\\boxed{6}}", "6"),
+        ("\\boxed{\\boxed{6}}", "\\boxed{6}"),
         ("\\boxed{}", ""),
         ("\\boxed{5} <think> \\boxed{6} </think> it is \\boxed{7}", "7"),
         ("\\boxed{a\nb}", "a\nb"),
@@ -81,7 +81,6 @@ def test_the_last_box_of_the_conclusion_counts(response: str, found: str | None)
         ("9.6\n", "9.6"),
         ("\\left( 3, \\frac{\\pi}{2} \\right)", "(3,\\frac{\\pi}{2})"),
         ("(100,101)", "(100, 101)"),
-        ("108, 135", "108,135"),
         ("3\\,x", "3x"),
         ("3\\, x", "3x"),
         ("\\displaystyle 3", "3"),
@@ -149,17 +148,19 @@ mathematics = st.lists(
 @pytest.mark.parametrize(
     ("response", "found"),
     [
-        ("\\boxed{1}", []),
+        ("\\boxed{1}", ["1"]),
         ("none", []),
-        ("\\boxed{1}, \\boxed{2}, \\boxed{1}, \\boxed{3}", ["1", "2"]),
-        ("\\boxed{1} </think> \\boxed{2}", []),
-        ("\\boxed{\\boxed{6}}", []),
-        ("\\boxed{1 and \\boxed{2}", []),
-        ("".join(f"\\boxed{{{n}}}" for n in range(100)), [str(n) for n in range(98, 66, -1)]),
+        ("\\boxed{1}, \\boxed{2}, \\boxed{1}, \\boxed{3}", ["1", "2", "1", "3"]),
+        ("\\boxed{1} </think> \\boxed{2}", ["2"]),
+        ("\\boxed{\\boxed{6}}", ["\\boxed{6}"]),
+        ("\\boxed{23 \\boxed{17}}", ["23 \\boxed{17}"]),
+        ("\\boxed{1 and \\boxed{2}", ["2"]),
+        ("\\boxed\\{17\\}", ["17"]),
+        ("".join(f"\\boxed{{{n}}}" for n in range(100)), [str(n) for n in range(100)]),
     ],
 )
-def test_boxes_before_the_last(response: str, found: list[str]) -> None:
-    assert other_boxes(response) == found
+def test_boxes_in_order(response: str, found: list[str]) -> None:
+    assert all_boxes(response) == found
 
 
 def test_true_answers_that_say_something() -> None:
@@ -170,22 +171,20 @@ def test_true_answers_that_say_something() -> None:
 def test_grading_never_raises(answer: str, response: str) -> None:
     (reward,) = rewards_of()([[answer]], [response])
     assert reward in (0.0, 1.0)
-    normalize_answer(response)
-    offers_alternatives(response, [answer])
-    repeats_problem(response, answer)
-    other_boxes(response)
+    assert spelling(response) == spelling(response + " ")
+    assert all(box in response or "boxed" in response for box in all_boxes(response))
 
 
 @given(mathematics | st.text(max_size=60))
 def test_an_answer_without_braces_is_itself_when_boxed(answer: str) -> None:
     answer = answer.replace("{", "").replace("}", "").replace("</think>", "")
-    says_something = normalize_answer(answer) != ""
+    says_something = spelling(answer) is not None
     assert rewards_of()([[answer]], [f"so \\boxed{{{answer}}}."]) == [float(says_something)]
 
 
 @given(st.integers(-(10**12), 10**12))
 def test_numbers_with_and_without_thousands(number: int) -> None:
-    assert normalize_answer(f"{number:,}") == normalize_answer(str(number)) == str(number)
+    assert spelling(f"{number:,}") == spelling(str(number))
 
 
 @pytest.mark.parametrize(

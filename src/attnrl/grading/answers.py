@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from attnrl.grading.characters import undoubled
 from attnrl.grading.tokens import spelling
 
 BOX = "\\boxed{"
@@ -63,6 +64,7 @@ _WITHOUT_BRACES = re.compile(r"\\(?:boxed|fbox)[ \n]+([^\s$.,\\{}]+)")
 
 def _boxes(text: str) -> list[str | None]:
     """Return the contents of the outer boxes of a text, in order; None for an unclosed box and a box too long."""
+    text = undoubled(text)
     text = _WITHOUT_BRACES.sub(r"\\boxed{\1}", text)
     if "\\boxed" not in text and "\\fbox" not in text:
         return []
@@ -109,5 +111,5 @@ def is_spelled_as(found: str | None, answers: Sequence[str]) -> bool:
 
 def true_answers(answers: Sequence[str]) -> list[str]:
     """Return the non-empty accepted answers; for a worked solution, the contents of the boxes as a list ``a, b``."""
-    found = [", ".join(all_boxes(answer)) or answer if BOX in answer else answer for answer in answers]
+    found = [", ".join(all_boxes(answer)) or answer for answer in answers]
     return [answer for answer in found if spelling(answer) is not None]

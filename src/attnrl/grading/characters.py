@@ -76,8 +76,16 @@ _LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙ", "0123456789
 _VULGAR = re.compile("[¼½¾⅐-⅞↉]")
 
 
+def undoubled(text: str) -> str:
+    r"""Return a text with ``\frac`` for ``\\frac`` if each backslash of the text is doubled, as after twofold escaping."""
+    if "\\\\" not in text or not re.search(r"\\\\[a-zA-Z]{2}", text):
+        return text
+    return text if re.search(r"(?<!\\)(?:\\\\)*\\(?!\\)", text) else text.replace("\\\\", "\\")
+
+
 def plain_characters(text: str) -> str:
     """Return a text with ASCII for other signs: ``^{2}`` for ``²``, ``\\frac{1}{2}`` for ``½``, ``\\pi`` for ``π``."""
+    text = undoubled(text)
     if text.isascii():
         return text
     for table, mark in ((_RAISED, "^"), (_LOWERED, "_")):

@@ -43,7 +43,7 @@ def _items(value: Value, compare: Compare) -> list[Value] | None:
         if stated is None:
             return None
         signs = expanded(stated)
-        items.extend(signs.items if isinstance(signs, Listing) else [signs])
+        items.extend(signs.items if isinstance(signs, Listing) and not isinstance(item, Listing) else [signs])
     return items
 
 
@@ -65,6 +65,8 @@ def compare_listing(gold: Listing, answer: Value, compare: Compare) -> bool | No
     if golds is None or items is None:
         return match(gold.items, answer.items, compare, ordered=False) if isinstance(answer, Listing) else False
     is_tuple = isinstance(answer, Brackets) and answer.left != "{"
+    if all(isinstance(item, Brackets) for item in items):  # a pair repeated is the same pair
+        golds, items = _distinct(golds, compare), _distinct(items, compare)
     return match(golds, items, compare, ordered=is_tuple or found is not None)
 
 

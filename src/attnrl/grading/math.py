@@ -26,7 +26,6 @@ MAX_DISTINCT_BOXES = 8  # a response with more different boxes is wrong
 MAX_PROBLEM_CHARS = 8_000  # of a problem's text, for the guards
 CACHE_SIZE = 8_192  # comparisons
 MAX_CACHED_CHARS = 200  # longer answers rarely repeat and would fill the memory
-ROUNDED_DIGITS = 6  # a decimal of that many digits may be a rounded value
 
 
 @dataclass
@@ -123,34 +122,34 @@ def _with_result(pending: _Pending, result: JobResult) -> Grade:
     return Grade(float(result.verdict == "correct"), result.verdict, answer)
 
 
-def _plain_number(text: str) -> Fraction | None:
-    """Return the value of an integer, a short decimal or a fraction in lowest terms, or None.
+def _plain_number(text: str) -> tuple[Fraction, bool] | None:
+    """Return the value of an integer, a decimal or a fraction in lowest terms, and whether the number is a fraction.
 
-    A percentage (two possible values), a decimal that may be rounded and a fraction to be reduced give None: the
-    comparison by type decides.
+    None for another text, for a percentage (two possible values) and for a fraction to be reduced.
     """
     key = spelling(text)
     if key is None or len(text) > 100 or "%" in text or any(kind not in ("number", "mark") for kind, _ in key[1:]):
         return None
     sign = -1 if key[0] == ("mark", "-") else 1
-    parts = [part for _, part in key[1:]] if sign == -1 else [part for _, part in key]
+    parts = [part for _, part in (key[1:] if sign == -1 else key)]
     if len(parts) == 1:
-        digits = parts[0]
-        short = digits.replace(".", "").isdigit() and ("." not in digits or len(digits) <= ROUNDED_DIGITS)
-        return sign * Fraction(digits) if short else None
+        return (sign * Fraction(parts[0]), False) if parts[0].replace(".", "").isdigit() else None
     numbers = parts[1:] if parts[0] == "frac" else parts[::2] if parts[1:2] == ["/"] else []
     if len(parts) != 3 or len(numbers) != 2 or not all(number.isdigit() for number in numbers):
         return None
     over, under = map(int, numbers)
     if under < 2 or Fraction(over, under).denominator != under:
         return None
-    return sign * Fraction(over, under)
+    return Fraction(sign * over, under), True
 
 
 def _equals_number(answer: str, golds: Sequence[str]) -> bool | None:
-    """Compare plain numbers exactly; None if the comparison by type has to decide."""
-    value = _plain_number(answer)
-    if value is None:
-        return None
+    """Compare plain numbers exactly; None if the comparison by type has to decide (a fraction and a rounded decimal)."""
+    found = _plain_number(answer)
     others = [_plain_number(gold) for gold in golds]
-    return None if None in others else value in others
+    if found is None or None in others:
+        return None
+    values, fractions = zip(found, *(other for other in others if other), strict=True)
+    if found[0] in values[1:]:
+        return True
+    return None if len(set(fractions)) == 2 else False

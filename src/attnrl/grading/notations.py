@@ -39,6 +39,8 @@ def compare_ratio(gold: Ratio, answer: Value, compare: Compare) -> bool | None:
     if isinstance(answer, Ratio):
         if len(gold.parts) != len(answer.parts):
             return False
+        if any(exact_value(part) == 0 for part in (*gold.parts, *answer.parts)):
+            return False
         first, other = gold.parts[0], answer.parts[0]
         return all(
             same_value(Operation("multiply", (first, found)), Operation("multiply", (expected, other))) is True

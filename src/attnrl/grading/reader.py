@@ -282,15 +282,19 @@ def _time_of_day(text: str) -> TimeOfDay | None:
 
 def read_listing(cursor: Cursor) -> Value:
     """Read values joined by commas, semicolons, ``and`` or ``or``; a single value is returned as the value."""
-    items, joints = [_read_item(cursor)], set[str]()
+    groups, joints = [[_read_item(cursor)]], set[str]()
     while joint := _joint(cursor):
         joints.add(joint)
-        if _at_end(cursor) and joint == ",":
+        if _at_end(cursor) and joint in (",", ";"):
             break
-        items.append(_read_item(cursor))
-    if len(items) == 1:
-        return items[0]
-    return Listing(tuple(items), "or" if "or" in joints else "and" if "and" in joints else ",")
+        if joint == ";":
+            groups.append([])
+        groups[-1].append(_read_item(cursor))
+    joint = "or" if "or" in joints else "and" if "and" in joints else ","
+    if len(groups) > 1 and joint == ",":  # a semicolon separates groups: p=5, q=2; p=7, q=2
+        return Listing(tuple(group[0] if len(group) == 1 else Listing(tuple(group), ",") for group in groups), ",")
+    items = [item for group in groups for item in group]
+    return items[0] if len(items) == 1 else Listing(tuple(items), joint)
 
 
 def _joint(cursor: Cursor) -> str:
@@ -298,7 +302,7 @@ def _joint(cursor: Cursor) -> str:
     while True:
         token = cursor.peek()
         if cursor.at(",", ";") or (token.kind == "mark" and token.text == "\\\\" and cursor.depth == 0):
-            joint = joint or ","
+            joint = joint or (";" if token.text == ";" else ",")
         elif token.kind == "text" and token.text.lower() in ("and", "or"):
             joint = token.text.lower()
         else:
@@ -313,15 +317,13 @@ def _at_end(cursor: Cursor) -> bool:
 def _read_item(cursor: Cursor) -> Value:
     if cursor.accept("..."):
         return Symbol("...")
-    sides, operators = [_read_name(cursor) or _read_side(cursor)], list[str]()
+    sides, operators = [_read_name(cursor) or _with_ratio(cursor, _read_side(cursor))], list[str]()
     while operator := _operator(cursor):
         operators.append(operator)
-        sides.append(_read_name(cursor) or _read_side(cursor))
+        sides.append(_read_name(cursor) or _with_ratio(cursor, _read_side(cursor)))
     modulus = _modulus(cursor)
     if modulus is not None:
         sides[-1] = Residue(expression(sides[-1]), expression(modulus))
-    if (cursor.at(":") or cursor.peek() == Token("text", "to", True)) and not operators and cursor.depth == 0:
-        return _ratio(cursor, sides[0])
     return Relation(tuple(sides), tuple(operators)) if operators else sides[0]
 
 
@@ -346,7 +348,9 @@ def _modulus(cursor: Cursor) -> Value | None:
     return None
 
 
-def _ratio(cursor: Cursor, first: Value) -> Ratio:
+def _with_ratio(cursor: Cursor, first: Value) -> Value:
+    if cursor.depth or not (cursor.at(":") or cursor.peek() == Token("text", "to", True)):
+        return first
     parts = [expression(first)]
     while cursor.accept(":") or cursor.peek().text == "to":
         cursor.place += cursor.peek().text == "to"
@@ -449,7 +453,7 @@ def _with_suffix(cursor: Cursor, amount: Value) -> Value:
         if unit is None:
             raise Unreadable("words after degrees")
         return Quantity(amount.operands[0], unit)
-    if words.lower() in ("percent", "per cent", "pct"):
+    if words.lower() in ("percent", "per cent", "pct", "percentage"):
         return Operation("percent", (expression(amount),))
     unit = read_unit(words)
     if unit is not None:

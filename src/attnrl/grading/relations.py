@@ -11,7 +11,7 @@ from attnrl.grading.expressions import Expression, Number, Operation, Symbol, fr
 from attnrl.grading.regions import region_of, same_region
 from attnrl.grading.same_number import same_number
 from attnrl.grading.statement import Statement
-from attnrl.grading.values import Brackets, Relation, SetOperation, Value
+from attnrl.grading.values import Brackets, Ratio, Relation, SetOperation, Value
 
 
 _FUNCTION_NAMES = {"sin": "sine", "cos": "cosine", "tan": "tangent", "cot": "cotangent"}
@@ -27,30 +27,50 @@ def stated_value(relation: Relation, statement: Statement) -> Value | None:
         return relation.sides[1]
     if not set(relation.operators) <= {"=", "~"}:
         return None
-    values = [side for side in relation.sides if not _is_name(side, statement)]
+    sides = _before_approximation(relation)
+    values = [side for side in sides if not _is_name(side, statement)]
     if not values:
-        return relation.sides[-1] if isinstance(relation.sides[0], Symbol) else None
+        return sides[-1] if isinstance(sides[0], Symbol) else None
     last = values[-1]
-    if len(values) < len(relation.sides) or not any(isinstance(side, Brackets) for side in values):
-        for value in values[:-1]:
-            if not isinstance(value, Number | Symbol | Operation) or not isinstance(last, Number | Symbol | Operation):
-                return None
-            if same_number(value, last) is not True:
-                return None
+    named = _is_name(sides[0], statement)
+    if named and isinstance(values[0], Operation) and len(values) > 1 and values[0].name != "negate":
+        return last  # the working between the name and the value
+    for value in values[:-1]:
+        if not isinstance(value, Number | Symbol | Operation) or not isinstance(last, Number | Symbol | Operation):
+            return None
+        if same_number(value, last) is not True:
+            return None
     return last
+
+
+def _before_approximation(relation: Relation) -> tuple[Value, ...]:
+    """Return the sides before the first sign of approximation, but for a name before the sign."""
+    for place, operator in enumerate(relation.operators):
+        if operator == "~" and (place > 0 or isinstance(relation.sides[0], Number | Operation)):
+            return relation.sides[: place + 1]
+    return relation.sides
 
 
 def _is_name(side: Value, statement: Statement) -> bool:
     if isinstance(side, Symbol):
         return side.name not in ("pi", "e", "i", "infinity")
-    if isinstance(side, Operation) and side.name == "apply":
+    if isinstance(side, Operation) and (side.name == "apply" or _is_segments(side)):
         return True
+    if isinstance(side, Ratio):
+        return all(_is_name(part, statement) for part in side.parts)
     if isinstance(side, Brackets) and all(isinstance(item, Symbol) for item in side.items):
         return True
     if not isinstance(side, Operation) or not free_symbols(side):
         return False
     asked_in_words = _FUNCTION_NAMES.get(side.name, "") in statement.words and isinstance(side.operands[0], Symbol)
     return asked_in_words or side in statement.asked
+
+
+def _is_segments(side: Operation) -> bool:
+    """Return True for segments (``AB``) and the quotient of two segments."""
+    if side.name == "divide":
+        return all(isinstance(part, Operation) and _is_segments(part) for part in side.operands)
+    return side.name == "multiply" and all(isinstance(part, Symbol) and part.name.isupper() for part in side.operands)
 
 
 def _name_of(relation: Relation) -> str:
@@ -119,9 +139,12 @@ def compare_region(gold: Value, answer: Value, compare: Compare) -> bool | None:
         return same_region(expected, found)
     if isinstance(gold, SetOperation) and isinstance(answer, SetOperation) and gold.name == answer.name:
         return match(gold.operands, answer.operands, compare, ordered=gold.name == "difference")
-    if isinstance(gold, Relation) and isinstance(answer, Relation):
-        return _same_chain(gold, answer, compare)
-    return False
+    if isinstance(gold, Relation) and isinstance(answer, Relation) and _same_chain(gold, answer, compare):
+        return True
+    inequality = isinstance(answer, Relation) and not {"=", "in"} & set(answer.operators)
+    return (
+        None if (expected is not None and inequality) or (found is not None and isinstance(gold, Relation)) else False
+    )
 
 
 def _same_chain(gold: Relation, answer: Relation, compare: Compare) -> bool | None:

@@ -217,7 +217,7 @@ _PATTERN = re.compile(
     """,
     re.VERBOSE | re.DOTALL | re.ASCII,
 )
-_COMMAS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])(?:\.\d+)?", re.ASCII)
+_COMMAS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])(?:\.\d+)?", re.ASCII)
 _ARGUMENT = re.compile(r"\s*\{[^{}]*\}|\s*\S")
 _OPENING = re.compile(r"\s*\{")
 _DEPTH = {"(": 1, "[": 1, "\\{": 1, ")": -1, "]": -1, "\\}": -1}
@@ -308,6 +308,9 @@ def _scan_command(scanner: _Scanner, name: str) -> None:
         scanner.add("mark", _MARKS[name])
     elif name in _WORDS:
         scanner.add("text", _WORDS[name])
+    elif re.match(r"q?quad[a-zA-Z]", name):  # a space without a space after the command
+        scanner.gap = True
+        scanner.add("letters", name.partition("quad")[2])
     else:
         scanner.add("command", _COMMANDS.get(name, name))
 
@@ -405,7 +408,7 @@ def spelling(text: str) -> tuple[tuple[str, str], ...] | None:
     if amount:
         negative = amount[1] == "- " and amount[2] != "0"
         key = [*([("mark", "-")] if negative else []), ("number", amount[2])]
-    return tuple(key) or None
+    return tuple(key) if any(text not in "$%°" for _, text in key) else None
 
 
 def _without_needless_braces(key: list[tuple[str, str]]) -> list[tuple[str, str]]:
