@@ -156,7 +156,7 @@ def test_a_worker_killed_from_outside_loses_no_answer() -> None:
 def test_an_answer_that_kills_its_worker_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     boot = (
         "import os; import attnrl.grading.worker as w; judge = w.judge; "
-        "w.judge = lambda job: os._exit(9) if job.answer == 'die' else judge(job); "
+        "w.judge = lambda job: os._exit(9) if job.boxes == ('die',) else judge(job); "
     )
     monkeypatch.setattr("attnrl.grading.worker_pool._BOOT", _BOOT.replace("from attnrl", boot + "from attnrl"))
     with WorkerPool(1, deadline=30) as pool:

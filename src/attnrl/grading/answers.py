@@ -10,6 +10,7 @@ from attnrl.grading.tokens import spelling
 
 BOX = "\\boxed{"
 THINK_END = "</think>"
+MAX_WORDS_BETWEEN_BOXES = 2  # of a true answer with several boxes
 MAX_ANSWER_CHARS = 2_000  # a box with more characters than that is not an answer
 
 
@@ -26,12 +27,12 @@ def extract_boxed(response: str) -> str | None:
     :data:`MAX_ANSWER_CHARS` characters, gives None.
     """
     found = _boxes(conclusion_of(response))
-    return found[-1] if found else None
+    return found[-1][2] if found else None
 
 
 def all_boxes(response: str) -> list[str]:
     """Return the contents of the boxes after the last ``</think>``, in order, without nested and unclosed boxes."""
-    return [content for content in _boxes(conclusion_of(response)) if content is not None]
+    return [content for _, _, content in _boxes(conclusion_of(response)) if content is not None]
 
 
 def final_answer(text: str, *, worked: bool = False) -> str:
@@ -58,12 +59,15 @@ def last_number(response: str) -> str | None:
     return numbers[-1].rstrip(",") if numbers else None
 
 
-_PART = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*(?P<opening>\\?\{))|\\.|[{}]", re.DOTALL)
+_PART = re.compile(r"(?P<box>\\{1,2}(?:boxed|fbox)\s*(?P<opening>\\?\{))|\\.|[{}]", re.DOTALL)
 _WITHOUT_BRACES = re.compile(r"\\(?:boxed|fbox)[ \n]+([^\s$.,\\{}]+)")
 
 
-def _boxes(text: str) -> list[str | None]:
-    """Return the contents of the outer boxes of a text, in order; None for an unclosed box and a box too long."""
+def _boxes(text: str) -> list[tuple[int, int, str | None]]:
+    """Return start, end and content of the outer boxes of a text, in order.
+
+    The content of an unclosed box, and of a box too long, is None.
+    """
     text = undoubled(text)
     text = _WITHOUT_BRACES.sub(r"\\boxed{\1}", text)
     if "\\boxed" not in text and "\\fbox" not in text:
@@ -74,14 +78,17 @@ def _boxes(text: str) -> list[str | None]:
     if any(end is None for _, end in spans):
         closed = dict(_box_spans(text, escapes=False))
         spans = [(start, end if end is not None else closed.get(start)) for start, end in spans]
-    outer: list[str | None] = []
+    outer: list[tuple[int, int, str | None]] = []
+    ends = dict(spans)
     reached = 0
     for start, end in sorted(spans):
         if start < reached:
             continue
-        too_long = end is None or end - start > MAX_ANSWER_CHARS
-        outer.append(None if too_long else text[start:end])
         reached = end or reached
+        while end is not None and (inner := _PART.match(text, start)) and inner["box"] and ends[inner.end()] == end - 1:
+            start, end = inner.end(), end - 1  # a box around nothing but a box
+        content = None if end is None or end - start > MAX_ANSWER_CHARS else text[start:end]
+        outer.append((start, len(text) if end is None else end, content))
     return outer
 
 
@@ -110,6 +117,23 @@ def is_spelled_as(found: str | None, answers: Sequence[str]) -> bool:
 
 
 def true_answers(answers: Sequence[str]) -> list[str]:
-    """Return the non-empty accepted answers; for a worked solution, the contents of the boxes as a list ``a, b``."""
-    found = [", ".join(all_boxes(answer)) or answer for answer in answers]
+    """Return the non-empty accepted answers; for a worked solution, the content of the last box.
+
+    Several boxes close together, as in ``\\boxed{2} and \\boxed{-2}``, give a list ``2, -2``.
+    """
+    found = [_last_boxes(answer) or answer for answer in answers]
     return [answer for answer in found if spelling(answer) is not None]
+
+
+def _last_boxes(text: str) -> str:
+    """Return the last box and the boxes before with at most two words between, as a list."""
+    text = undoubled(text)
+    kept: dict[object, str] = {}
+    following = -1
+    for start, end, content in reversed(_boxes(text)):
+        between = re.sub(r"\\[a-z]+", "", text[end:following]) if following >= 0 else ""
+        if content is None or len(re.findall(r"\w+", between)) > MAX_WORDS_BETWEEN_BOXES:
+            break
+        kept.setdefault(spelling(content), content)
+        following = start
+    return ", ".join(reversed(kept.values()))

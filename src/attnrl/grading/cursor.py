@@ -190,7 +190,7 @@ def _after_amount(previous: Token | None) -> bool:
 def _is_word(token: Token, previous: Token | None, symbols: frozenset[str]) -> bool:
     """Return True for a run of letters that is a word or a unit, not a product of variables."""
     run = token.text
-    if run.lower() in ("or", "and") or scale_of(run) is not None:
+    if run.lower() in ("or", "and", "pct", "percent") or scale_of(run) is not None:
         return True
     if symbols.issuperset(run):
         return False

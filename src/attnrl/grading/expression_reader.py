@@ -115,7 +115,7 @@ def read_sum(cursor: Cursor) -> Value:
             cursor.take()
             dots = True
             continue
-        while cursor.at("+", "-"):  # 2 + -3
+        if cursor.at("+", "-"):  # 2 + -3
             sign = "-" if (cursor.take().text == "-") != (sign == "-") else "+"
         term = read_product(cursor)
         if sign in ("±", "∓"):

@@ -6,7 +6,9 @@ leaves undecided.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from attnrl.grading.algebra import extract_from_prose, is_parsed, same_by_algebra
 from attnrl.grading.compare import Comparison
@@ -25,21 +27,25 @@ from attnrl.types import Verdict
 
 def judge(job: Job) -> JobResult:
     """Return the verdict on a job; for prose, also the answer extracted by math-verify."""
-    if not any(_has_meaning(gold) for gold in job.golds):
+    golds = [meaning for gold in job.golds if (meaning := _meaning_of(gold)) is not None]
+    if not golds:
         same = bool(job.boxes) and all(_is_spelled_as(box, job.golds) for box in job.boxes)
         return JobResult("correct" if same else "bad_gold")
     if not job.boxes:
         return JobResult("correct")
     statement = read_statement(job.problem)
     if not job.prose:
-        return JobResult(judge_boxes(job.golds, job.boxes, statement))
+        return JobResult(judge_boxes(golds, job.boxes, statement))
     try:
         answer = extract_from_prose(job.boxes[0])
     except TooLarge:
         return JobResult("error")
     if answer is None:
         return JobResult("no_answer")
-    return JobResult(judge_box(job.golds, answer, statement), answer)
+    return JobResult(judge_box(golds, answer, statement), answer)
+
+
+_PROSE = re.compile(r"(?i)answer|\$.*[a-z]{3,}.*\$", re.DOTALL)
 
 
 def judge_boxes(golds: Sequence[str], boxes: Sequence[str], statement: Statement) -> Verdict:
@@ -74,12 +80,15 @@ def _is_spelled_as(box: str, golds: Iterable[str]) -> bool:
     return key is not None and any(spelling(gold) == key for gold in golds)
 
 
-def _has_meaning(gold: str) -> bool:
-    """Return True if a true answer has a value, by the reader or by math-verify."""
+@lru_cache(maxsize=1024)
+def _meaning_of(gold: str) -> str | None:
+    """Return a true answer that has a value; of prose, the answer that math-verify extracts; None without a value."""
     try:
-        return bool(read(gold))
-    except (Unreadable, RecursionError):
-        return is_parsed(gold)
+        return gold if read(gold) else None
+    except Unreadable:
+        if _PROSE.search(gold):
+            return extract_from_prose(gold)
+        return gold if is_parsed(gold) else None
 
 
 def _has_several_values(gold: str, statement: Statement) -> bool:
@@ -161,7 +170,7 @@ def _is_guess(golds: Sequence[str], box: str, statement: Statement) -> bool:
         for part in _expressions(value, statement):
             if is_copy(part, accepted, statement.expressions):
                 return True
-            if leaves_work(part, accepted) or _leaves_calculus(part, accepted):
+            if (statement.text and leaves_work(part, accepted)) or _leaves_calculus(part, accepted):
                 return True
     return False
 

@@ -166,6 +166,8 @@ def read(text: str, symbols: frozenset[str] = frozenset(), *, bare_units: bool =
     words = _words(tokens, symbols)
     if words:
         found.append(words)
+    if comma := re.fullmatch(r"(-?0),(\d+)", text.strip()):
+        found.append(read_tokens(tokenize(f"{comma[1]}.{comma[2]}"), symbols))
     failure: Unreadable | None = None
     if not (words and _only_words(tokens, symbols)):
         plain = tokenize(text, thousands=False)

@@ -18,23 +18,25 @@ _FUNCTION_NAMES = {"sin": "sine", "cos": "cosine", "tan": "tangent", "cot": "cot
 _IN_WORDS = re.compile(r"[A-Za-z]{2,}(?: [A-Za-z]+)*")  # the name of a quantity in words: Area, the total
 
 
-def stated_value(relation: Relation, statement: Statement) -> Value | None:
+def stated_value(relation: Relation, statement: Statement, *, trusted: bool = False) -> Value | None:
     """Return the value of ``name = value``, of a true chain ``2 + 3 = 5``, or of ``x \\in`` a set; None for another relation.
 
-    A formula of the problem (a quantity asked for) counts as a name.
+    A formula of the problem (a quantity asked for) counts as a name; in a ``trusted`` relation (a true answer), the quotient
+    of two segments, too.
     """
     if set(relation.operators) == {"in"} and len(relation.sides) == 2:
         return relation.sides[1]
     if not set(relation.operators) <= {"=", "~"}:
         return None
     sides = _before_approximation(relation)
-    values = [side for side in sides if not _is_name(side, statement)]
+    names = [_is_name(side, statement) or (trusted and _is_quotient(side)) for side in sides]
+    values = [side for side, name in zip(sides, names, strict=True) if not name]
     if not values:
         return sides[-1] if isinstance(sides[0], Symbol) else None
     last = values[-1]
-    named = _is_name(sides[0], statement)
-    if named and isinstance(values[0], Operation) and len(values) > 1 and values[0].name != "negate":
-        return last  # the working between the name and the value
+    if names[0] and len(values) > 1 and isinstance(values[0], Operation) and values[0].name != "negate":
+        if not free_symbols(values[0]):
+            return last  # after the working between the name and the value
     for value in values[:-1]:
         if not isinstance(value, Number | Symbol | Operation) or not isinstance(last, Number | Symbol | Operation):
             return None
@@ -54,7 +56,7 @@ def _before_approximation(relation: Relation) -> tuple[Value, ...]:
 def _is_name(side: Value, statement: Statement) -> bool:
     if isinstance(side, Symbol):
         return side.name not in ("pi", "e", "i", "infinity")
-    if isinstance(side, Operation) and (side.name == "apply" or _is_segments(side)):
+    if isinstance(side, Operation) and (side.name == "apply" or _is_segment(side)):
         return True
     if isinstance(side, Ratio):
         return all(_is_name(part, statement) for part in side.parts)
@@ -66,11 +68,16 @@ def _is_name(side: Value, statement: Statement) -> bool:
     return asked_in_words or side in statement.asked
 
 
-def _is_segments(side: Operation) -> bool:
-    """Return True for segments (``AB``) and the quotient of two segments."""
-    if side.name == "divide":
-        return all(isinstance(part, Operation) and _is_segments(part) for part in side.operands)
-    return side.name == "multiply" and all(isinstance(part, Symbol) and part.name.isupper() for part in side.operands)
+def _is_segment(side: Value) -> bool:
+    """Return True for a product of capital letters, the name of a segment: ``AB``."""
+    if not isinstance(side, Operation) or side.name != "multiply":
+        return False
+    return all(isinstance(part, Symbol) and part.name.isupper() for part in side.operands)
+
+
+def _is_quotient(side: Value) -> bool:
+    """Return True for the quotient of two segments: in a true answer, the name of a ratio."""
+    return isinstance(side, Operation) and side.name == "divide" and all(map(_is_segment, side.operands))
 
 
 def _name_of(relation: Relation) -> str:
@@ -81,7 +88,7 @@ def _name_of(relation: Relation) -> str:
 def compare_relation(gold: Relation, answer: Value, compare: Compare) -> bool | None:
     if not set(gold.operators) <= {"=", "~"}:
         return compare_region(gold, answer, compare)
-    expected = stated_value(gold, compare.statement)
+    expected = stated_value(gold, compare.statement, trusted=True)
     if isinstance(answer, Relation):
         found = stated_value(answer, compare.statement)
         names = _name_of(gold), _name_of(answer)
