@@ -4,7 +4,7 @@
 
 Prints JSON. The mix: half of the responses box the true answer as it is written, a quarter another problem's answer,
 a tenth nothing, and the rest the true answer in other words (a fraction of twice it, with a unit, as an equation). In
-the mixed run one in a hundred is hostile. The baseline ``math_verify_in_process`` is plain
+the mixed run one in a hundred is hostile (``hostile_answers.py``). The baseline ``math_verify_in_process`` is plain
 ``verify(parse(gold), parse(response))`` in this process without any deadline, on the start of the same mix without
 hostile answers (the baseline never returns from a hostile answer).
 """
@@ -19,7 +19,10 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+
+from hostile_answers import HOSTILE, numbered
 
 from attnrl.data.datasets import load_problems
 from attnrl.grading.registry import build_grader
@@ -27,28 +30,6 @@ from attnrl.grading.worker_pool import WorkerPool
 from attnrl.types import Problem
 
 BATCH = 4_096  # responses handed to the grader at once: a training step's, about
-HOSTILE = [
-    "9^{{9^{{9^{0}}}}}",
-    "\\boxed{{" * 10_000 + "{0}",
-    "{0}" + "1" * 1_000_000,
-    "{0}" + "1" * 1_900,
-    "(10^{{9}}+{0})!",
-    "(({0}00000!)!)!",
-    "5}}{{{{{0}",
-    "\\frac{{{0}}}{{",
-    "\x00{0}\x00",
-    "\u202e{0}\u200f\ud83d",
-    "\\frac{{{0}}}{{" * 100 + "2" + "}}" * 100,
-    "(" * 900 + "{0}" + ")" * 900,
-    "\\sum_{{k={0}}}^{{10^{{100}}}} k^k",
-    "\\prod_{{k={0}}}^{{10^{{12}}}} k",
-    "\\int_0^{{10^{{99}}}} x^{{x^{{x+{0}}}}} dx",
-    "{0}," * 400 + "1",
-    "2^{{" * 20 + "{0}" + "}}" * 20,
-    "(x+{0})^{{1000000}}",
-    "\\binom{{10^{{12}}}}{{10^{{11}}+{0}}}",
-    "{0}" + "!" * 300,
-]
 
 
 def built_in_problems() -> list[Problem]:
@@ -97,11 +78,15 @@ def _response(rng: random.Random, problem: Problem, problems: Sequence[Problem])
     return f"<think>Let me see. \\boxed{{1}}?</think> So it is $\\boxed{{{answer}}}$."
 
 
-def with_hostile(responses: Sequence[str], every: int = 100) -> list[str]:
-    return [
-        f"\\boxed{{{HOSTILE[n // every % len(HOSTILE)].format(n)}}}" if n % every == 0 else response
-        for n, response in enumerate(responses)
-    ]
+def with_hostile(
+    problems: Sequence[Problem], responses: Sequence[str], every: int = 100
+) -> tuple[list[Problem], list[str]]:
+    """Return problems and responses with one in ``every`` replaced by a hostile answer, each kind in turn."""
+    names, mixed = list(HOSTILE), list(zip(problems, responses, strict=True))
+    for n in range(0, len(mixed), every):
+        text, answer = numbered(names[n // every % len(names)], n)
+        mixed[n] = (replace(mixed[n][0], prompt=text), f"\\boxed{{{answer}}}")
+    return [problem for problem, _ in mixed], [response for _, response in mixed]
 
 
 def measure(name: str, workers: int, problems: Sequence[Problem], responses: Sequence[str]) -> dict[str, object]:
@@ -179,7 +164,7 @@ def main() -> None:
     report["math_verify_in_process"] = baseline
     report["math_2_workers_on_the_same"] = same
     report["ratio_to_math_verify_in_process"] = round(float(baseline["seconds"]) / float(same["seconds"]), 2)  # type: ignore[arg-type]
-    report["mixed_1_percent_hostile_2_workers"] = measure("math", 2, problems, with_hostile(responses))
+    report["mixed_1_percent_hostile_2_workers"] = measure("math", 2, *with_hostile(problems, responses))
     report["parent_peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     print(json.dumps(report, indent=2))
 
