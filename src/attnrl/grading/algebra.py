@@ -11,8 +11,8 @@ from functools import lru_cache
 from typing import Any
 
 from attnrl.grading.characters import plain_characters
-from attnrl.grading.limits import TooLarge
 from attnrl.grading.expression_size import is_too_large
+from attnrl.grading.limits import TooLarge
 
 MAX_DEPTH = 32  # of nested brackets; time and stack of math-verify's parser grow without bound
 

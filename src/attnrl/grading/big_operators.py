@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from attnrl.grading.brackets import read_group
-from attnrl.grading.cursor import Cursor, Unsupported
-from attnrl.grading.expression_reader import expression, read_atom, read_product, read_sum
+from attnrl.grading.cursor import Cursor, Unsupported, expression
+from attnrl.grading.expression_reader import read_atom, read_product, read_sum
 from attnrl.grading.expressions import Expression, Operation, Symbol
 
 

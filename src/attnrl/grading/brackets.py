@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attnrl.grading.cursor import Cursor, Unsupported
+from attnrl.grading.cursor import Cursor, Unsupported, expression
+from attnrl.grading.expressions import Operation
 from attnrl.grading.tokens import Token, Unreadable
 from attnrl.grading.values import Brackets, Listing, Matrix, NamedSet, Relation, Value
 
@@ -23,11 +24,19 @@ def read_group(cursor: Cursor) -> Value:
     cursor.expect("{")
     cursor.enter()
     bars, cursor.bars = cursor.bars, 0
-    value = cursor.read_listing(cursor)
+    value = with_bar(cursor, cursor.read_listing(cursor))
     cursor.bars = bars
     cursor.expect("}")
     cursor.leave()
     return value
+
+
+def with_bar(cursor: Cursor, above: Value) -> Value:
+    r"""Read the value below the bar of ``a \over b`` or ``n \choose k``; without a bar, return the value above."""
+    if not cursor.at_command("over", "choose"):
+        return above
+    name = "divide" if cursor.take().text == "over" else "binomial"
+    return Operation(name, (expression(above), expression(cursor.read_listing(cursor))))
 
 
 def read_brackets(cursor: Cursor) -> Value:

@@ -91,6 +91,7 @@ def plain_characters(text: str) -> str:
     for table, mark in ((_RAISED, "^"), (_LOWERED, "_")):
         signs = f"[{''.join(table)}]+"
         text = re.sub(signs, lambda run, t=str.maketrans(table), m=mark: f"{m}{{{run[0].translate(t)}}}", text)  # type: ignore[misc]
+    text = re.sub(r"√\s*(\d+(?:\.\d+)?)", r"\\sqrt{\1}", text)
     text = _VULGAR.sub(_vulgar_fraction, text).translate(_TABLE)
     return unicodedata.normalize("NFKC", text).translate(_TABLE)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from attnrl.grading.expressions import HYPERBOLIC, INVERSE, TRIGONOMETRIC
+from attnrl.grading.expressions import HYPERBOLIC, INVERSE, TRIGONOMETRIC, Expression, Number, Operation, Symbol
 from attnrl.grading.tokens import Token, Unreadable
 from attnrl.grading.units import is_spelled_unit, scale_of
 from attnrl.grading.values import Value
@@ -19,6 +19,17 @@ class Unsupported(Unreadable):
 
 class WorkLeft(Unreadable):
     """An operation that the answer leaves to the grader: a derivative."""
+
+
+def expression(value: Value) -> Expression:
+    """Return a value that is an expression.
+
+    Raises:
+        Unsupported: the value is a set, a tuple, a matrix or another value without arithmetic.
+    """
+    if isinstance(value, Number | Symbol | Operation):
+        return value
+    raise Unsupported(f"arithmetic on a {type(value).__name__}")
 
 
 #: Functions of one argument, by the name in LaTeX or plain text.

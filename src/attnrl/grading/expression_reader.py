@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from attnrl.grading.brackets import is_value_start, read_brackets, read_environment, read_group
-from attnrl.grading.cursor import COLLECTIVES, FUNCTIONS, Cursor, Unsupported, WorkLeft
+from attnrl.grading.cursor import COLLECTIVES, FUNCTIONS, Cursor, Unsupported, WorkLeft, expression
 from attnrl.grading.expressions import Expression, Number, Operation, Symbol
 from attnrl.grading.tokens import Token, Unreadable
 from attnrl.grading.values import BaseNumber, NamedSet, Value
@@ -76,17 +76,6 @@ _ACCENTS = frozenset(["hat", "tilde", "dot", "ddot", "bar", "overline", "widehat
 _SETS = {"R": "reals", "Z": "integers", "N": "naturals", "Q": "rationals", "C": "complex"}
 _UNKNOWN_FUNCTIONS = frozenset("fghFGH")
 _CLOSING = {"lfloor": ("rfloor", "floor"), "lceil": ("rceil", "ceil")}
-
-
-def expression(value: Value) -> Expression:
-    """Return a value that is an expression.
-
-    Raises:
-        Unsupported: the value is a set, a tuple, a matrix or another value without arithmetic.
-    """
-    if isinstance(value, Number | Symbol | Operation):
-        return value
-    raise Unsupported(f"arithmetic on a {type(value).__name__}")
 
 
 def is_dots(token: Token) -> bool:
@@ -218,7 +207,7 @@ def _starts_factor(cursor: Cursor) -> bool:
     if token.kind == "mark":
         if token.text == "[" and (cursor.peek(1).kind == "mark" and cursor.peek(1).text in ("", ")", "}", ",", "\\}")):
             return False  # the open bound of [1, 2[
-        if token.text == "[" and cursor.peek(1).text in ("cup", "cap"):
+        if token.text == "[" and cursor.peek(1).text.lower() in ("cup", "cap", "or", "and", "u"):
             return False
         return token.text in ("(", "{", "[") or (token.text == "|" and not cursor.bars)
     if token.kind == "command":
@@ -500,7 +489,8 @@ def _read_root(cursor: Cursor) -> Operation:
         index = expression(read_sum(cursor))
         cursor.expect("]")
         cursor.leave()
-    return Operation("root", (expression(_argument(cursor)), index))
+    radicand = read_atom(cursor) if cursor.peek().kind == "number" else _argument(cursor)
+    return Operation("root", (expression(radicand), index))
 
 
 def _read_function(cursor: Cursor, name: str) -> Expression:

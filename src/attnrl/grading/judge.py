@@ -14,9 +14,9 @@ from attnrl.grading.algebra import extract_from_prose, is_parsed, same_by_algebr
 from attnrl.grading.compare import Comparison
 from attnrl.grading.copies import is_copy, leaves_work, quotes_statement
 from attnrl.grading.cursor import Unsupported
-from attnrl.grading.limits import TooLarge
 from attnrl.grading.expressions import Expression, Number, Operation, Symbol, operation_names
 from attnrl.grading.jobs import Job, JobResult
+from attnrl.grading.limits import TooLarge
 from attnrl.grading.reader import read
 from attnrl.grading.relations import stated_value
 from attnrl.grading.statement import Statement, read_statement

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
 
-from attnrl.grading.cursor import SHORT_WORDS, Cursor, Unsupported, sort_letters
-from attnrl.grading.expression_reader import expression, read_atom, read_sum
+from attnrl.grading.brackets import with_bar
+from attnrl.grading.cursor import SHORT_WORDS, Cursor, Unsupported, expression, sort_letters
+from attnrl.grading.expression_reader import read_atom, read_sum
 from attnrl.grading.expressions import Number, Operation, Symbol
 from attnrl.grading.tokens import Token, Unreadable, tokenize
 from attnrl.grading.units import Unit, is_spelled_unit, read_unit, scale_of
@@ -197,7 +198,7 @@ def read_tokens(tokens: Sequence[Token], symbols: frozenset[str], bare_units: bo
     if sorted_tokens and sorted_tokens[0].text == ":":
         sorted_tokens = sorted_tokens[1:]
     cursor = Cursor(sorted_tokens, read_listing)
-    value = read_listing(cursor)
+    value = with_bar(cursor, read_listing(cursor))
     if cursor.place < len(cursor.tokens):
         raise Unreadable(f"unexpected {cursor.peek().text!r}")
     return value

@@ -13,7 +13,6 @@ from attnrl.grading.same_number import same_number
 from attnrl.grading.statement import Statement
 from attnrl.grading.values import Brackets, Ratio, Relation, SetOperation, Value
 
-
 _FUNCTION_NAMES = {"sin": "sine", "cos": "cosine", "tan": "tangent", "cot": "cotangent"}
 _IN_WORDS = re.compile(r"[A-Za-z]{2,}(?: [A-Za-z]+)*")  # the name of a quantity in words: Area, the total
 
