@@ -3,7 +3,7 @@
 import ast
 from fractions import Fraction
 
-from attnrl.grading.expressions import Expression, Number, Operation, Symbol
+from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol
 
 _NAMES = {ast.Add: "add", ast.Sub: "add", ast.Mult: "multiply", ast.Div: "divide", ast.Pow: "power"}
 

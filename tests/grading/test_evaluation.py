@@ -10,10 +10,10 @@ import sympy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnrl.grading.evaluation import ROUNDING_DIGITS, real_float, rounds_to, same_value
-from attnrl.grading.exact import exact_value
-from attnrl.grading.expressions import Expression, Number, Operation, Symbol, free_symbols
-from attnrl.grading.limits import TooLarge
+from attnrl.grading.arithmetic.evaluation import ROUNDING_DIGITS, real_float, rounds_to, same_value
+from attnrl.grading.arithmetic.exact import exact_value
+from attnrl.grading.arithmetic.limits import TooLarge
+from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, free_symbols
 
 Written = Expression | int | str
 
@@ -424,7 +424,7 @@ def test_an_undefined_side_counts_before_a_large_side() -> None:
 
 def test_verdicts_do_not_depend_on_the_process() -> None:
     code = """
-from attnrl.grading.points import integer_points, random_value, real_points
+from attnrl.grading.arithmetic.points import integer_points, random_value, real_points
 print(random_value("x"), list(real_points(["x", "y"])), list(integer_points(["k", "n"], frozenset({"n"}))))
 """
     outputs = {

@@ -8,8 +8,8 @@ from expression_trees import tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnrl.grading.expressions import Expression, Number, Operation, Symbol, parts_of
-from attnrl.grading.normal_form import normal_form
+from attnrl.grading.guards.normal_form import normal_form
+from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, parts_of
 
 EQUAL = [
     ("2**10 - 24", "2**10 - 20 - 4"),

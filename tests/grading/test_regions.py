@@ -7,9 +7,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from attnrl.grading.expressions import Expression, Number, Operation, Symbol
-from attnrl.grading.regions import Cut, Region, region_of, same_region
-from attnrl.grading.values import Brackets, Listing, NamedSet, Relation, SetOperation, Value, Words
+from attnrl.grading.comparing.regions import Cut, Region, region_of, same_region
+from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol
+from attnrl.grading.reading.values import Brackets, Listing, NamedSet, Relation, SetOperation, Value, Words
 
 INFINITY = Symbol("infinity")
 MINUS_INFINITY = Operation("negate", (INFINITY,))

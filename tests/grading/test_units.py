@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnrl.grading.unit_table import UNITS
-from attnrl.grading.units import Unit, is_spelled_unit, read_unit, same_dimension, scale_of, units_in
+from attnrl.grading.reading.unit_table import UNITS
+from attnrl.grading.reading.units import Unit, is_spelled_unit, read_unit, same_dimension, scale_of, units_in
 
 LENGTH, AREA, VOLUME = ((("length", power),) for power in (1, 2, 3))
 SPEED = (("length", 1), ("time", -1))

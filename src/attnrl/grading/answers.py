@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from attnrl.grading.characters import undoubled
-from attnrl.grading.tokens import spelling
+from attnrl.grading.reading.characters import undoubled
+from attnrl.grading.reading.tokens import spelling
 
 BOX = "\\boxed{"
 THINK_END = "</think>"

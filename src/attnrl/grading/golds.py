@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from attnrl.grading.answers import MAX_ANSWER_CHARS, true_answers
 from attnrl.grading.jobs import Job
-from attnrl.grading.reader import read
-from attnrl.grading.tokens import Unreadable
+from attnrl.grading.reading.reader import read
+from attnrl.grading.reading.tokens import Unreadable
 from attnrl.grading.worker_pool import WorkerPool
 from attnrl.types import Problem
 
@@ -38,7 +38,7 @@ def unusable_golds(
 ) -> list[UnusableGold]:
     """Return the problems without a true answer that has a meaning, in order.
 
-    The golds beyond the reader (:mod:`attnrl.grading.reader`) are parsed by math-verify once each, in worker processes,
+    The golds beyond the reader (:mod:`attnrl.grading.reading.reader`) are parsed by math-verify once each, in worker processes,
     within ``deadline`` seconds.
 
     Raises:

@@ -10,18 +10,18 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
-from attnrl.grading.algebra import extract_from_prose, is_parsed, same_by_algebra
-from attnrl.grading.compare import Comparison
-from attnrl.grading.copies import is_copy, leaves_work, quotes_statement
-from attnrl.grading.cursor import Unsupported
-from attnrl.grading.expressions import Expression, Number, Operation, Symbol, operation_names
+from attnrl.grading.arithmetic.limits import TooLarge
+from attnrl.grading.comparing.algebra import extract_from_prose, is_parsed, same_by_algebra
+from attnrl.grading.comparing.compare import Comparison
+from attnrl.grading.comparing.relations import stated_value
+from attnrl.grading.guards.copies import is_copy, leaves_work, quotes_statement
 from attnrl.grading.jobs import Job, JobResult
-from attnrl.grading.limits import TooLarge
-from attnrl.grading.reader import read
-from attnrl.grading.relations import stated_value
-from attnrl.grading.statement import Statement, read_statement
-from attnrl.grading.tokens import Unreadable, spelling
-from attnrl.grading.values import Brackets, Counted, Labelled, Listing, Quantity, Relation, Residue, Value
+from attnrl.grading.reading.cursor import Unsupported
+from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, operation_names
+from attnrl.grading.reading.reader import read
+from attnrl.grading.reading.statement import Statement, read_statement
+from attnrl.grading.reading.tokens import Unreadable, spelling
+from attnrl.grading.reading.values import Brackets, Counted, Labelled, Listing, Quantity, Relation, Residue, Value
 from attnrl.types import Verdict
 
 

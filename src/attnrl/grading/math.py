@@ -18,7 +18,7 @@ from attnrl.grading.answers import (
 from attnrl.grading.base import ClosableGrader
 from attnrl.grading.golds import MAX_GOLD_CHARS, UnusableGold, unusable_golds
 from attnrl.grading.jobs import Job, JobResult
-from attnrl.grading.tokens import spelling
+from attnrl.grading.reading.tokens import spelling
 from attnrl.grading.worker_pool import DEADLINE, WorkerPool
 from attnrl.types import Grade, Problem
 
@@ -40,7 +40,7 @@ class MathGrader(ClosableGrader):
     """Grade mathematical answers: equal spelling first, then the comparison by type in worker processes.
 
     Every box of a response has to be correct, or the boxes together list the values of the true answer. Copies of the
-    problem and work not carried out are wrong (:mod:`attnrl.grading.copies`).
+    problem and work not carried out are wrong (:mod:`attnrl.grading.guards.copies`).
 
     Args:
         flexible: if the response has no box, let math-verify extract an answer from the end of the response.

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from functools import cmp_to_key, lru_cache, reduce
 from typing import TypeGuard
 
-from attnrl.grading.evaluation import infinite_sign, real_float, same_value
-from attnrl.grading.expressions import Expression, Number, Operation, Symbol, free_symbols, parts_of
-from attnrl.grading.limits import TooLarge
-from attnrl.grading.values import Brackets, Listing, NamedSet, Relation, SetOperation, Value
+from attnrl.grading.arithmetic.evaluation import infinite_sign, real_float, same_value
+from attnrl.grading.arithmetic.limits import TooLarge
+from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, free_symbols, parts_of
+from attnrl.grading.reading.values import Brackets, Listing, NamedSet, Relation, SetOperation, Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def region_of(value: Value) -> Region | None:
       ``x = 1`` or ``x \\ne 1`` belongs to the same relation.
 
     None for values of further types, two variables, two intervals with symbolic bounds, and bounds without a known
-    order (complex, symbolic, nested too deeply, or beyond the limits of :mod:`attnrl.grading.limits`).
+    order (complex, symbolic, nested too deeply, or beyond the limits of :mod:`attnrl.grading.arithmetic.limits`).
     """
     try:
         region = _read(value)
@@ -91,7 +91,7 @@ def same_region(one: Region, other: Region) -> bool:
     """Return True if two sets are equal, and the names of the variables if both sets have a name.
 
     Raises:
-        TooLarge: if two bounds are beyond the limits of :mod:`attnrl.grading.limits`.
+        TooLarge: if two bounds are beyond the limits of :mod:`attnrl.grading.arithmetic.limits`.
     """
     named = one.variable is not None and other.variable is not None
     if (named and one.variable != other.variable) or len(one.intervals) != len(other.intervals):

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from attnrl.grading.characters import plain_characters
-from attnrl.grading.expression_size import is_too_large
-from attnrl.grading.limits import TooLarge
+from attnrl.grading.arithmetic.limits import TooLarge
+from attnrl.grading.comparing.expression_size import is_too_large
+from attnrl.grading.reading.characters import plain_characters
 
 MAX_DEPTH = 32  # of nested brackets; time and stack of math-verify's parser grow without bound
 

@@ -1,6 +1,6 @@
 """Units of measurement, read from the spellings that answers and problems use.
 
-The table (:mod:`attnrl.grading.unit_table`) is closed and its sizes are exact, so a verdict is predictable. The library
+The table (:mod:`attnrl.grading.reading.unit_table`) is closed and its sizes are exact, so a verdict is predictable. The library
 pint is not used: pint reads nearly each word as a unit, because prefixes combine with all names; pint has no
 currencies; and importing pint takes long.
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from attnrl.grading.unit_table import UNITS
+from attnrl.grading.reading.unit_table import UNITS
 
 
 @dataclass(frozen=True, slots=True)

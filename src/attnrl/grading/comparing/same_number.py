@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attnrl.grading.evaluation import rounds_to, same_value
-from attnrl.grading.expressions import Expression, Operation, parts_of
+from attnrl.grading.arithmetic.evaluation import rounds_to, same_value
+from attnrl.grading.reading.expressions import Expression, Operation, parts_of
 
 
 def same_number(gold: Expression, answer: Expression) -> bool | None:

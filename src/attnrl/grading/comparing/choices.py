@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from attnrl.grading.comparison import Compare
-from attnrl.grading.expressions import Symbol
-from attnrl.grading.values import Brackets, Labelled, Listing, Value, Words
+from attnrl.grading.comparing.comparison import Compare
+from attnrl.grading.reading.expressions import Symbol
+from attnrl.grading.reading.values import Brackets, Labelled, Listing, Value, Words
 
 
 def phrase(text: str) -> str:

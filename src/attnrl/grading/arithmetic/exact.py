@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from fractions import Fraction
 
-from attnrl.grading.expressions import Expression, Number, Operation, Symbol
-from attnrl.grading.limits import MAX_BITS, MAX_TERMS, TooLarge, Work
-from attnrl.grading.rationals import ONE, RATIONAL_OPERATIONS, ZERO, add, multiply
+from attnrl.grading.arithmetic.limits import MAX_BITS, MAX_TERMS, TooLarge, Work
+from attnrl.grading.arithmetic.rationals import ONE, RATIONAL_OPERATIONS, ZERO, add, multiply
+from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol
 
 #: Sines that are rational, by angle / pi (Niven's theorem: no others at rational multiples of pi).
 RATIONAL_SINES = {

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attnrl.grading.choices import letters_of_choices, same_choice
-from attnrl.grading.comparison import MAX_ITEMS, Compare, match
-from attnrl.grading.expressions import Symbol
-from attnrl.grading.regions import region_of, same_region
-from attnrl.grading.relations import compare_region, stated_value
-from attnrl.grading.signs import expanded
-from attnrl.grading.values import Brackets, Listing, Matrix, NamedSet, Relation, SetOperation, Value, Words
+from attnrl.grading.comparing.choices import letters_of_choices, same_choice
+from attnrl.grading.comparing.comparison import MAX_ITEMS, Compare, match
+from attnrl.grading.comparing.regions import region_of, same_region
+from attnrl.grading.comparing.relations import compare_region, stated_value
+from attnrl.grading.comparing.signs import expanded
+from attnrl.grading.reading.expressions import Symbol
+from attnrl.grading.reading.values import Brackets, Listing, Matrix, NamedSet, Relation, SetOperation, Value, Words
 
 
 def _assignments(value: Value) -> dict[str, Value] | None:

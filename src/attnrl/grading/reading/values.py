@@ -1,14 +1,14 @@
-"""The types of an answer: what :func:`attnrl.grading.reader.read` makes of a text.
+"""The types of an answer: what :func:`attnrl.grading.reading.reader.read` makes of a text.
 
-Comparison is by type (:mod:`attnrl.grading.compare`): the type of the true answer decides how an answer is compared.
+Comparison is by type (:mod:`attnrl.grading.comparing.compare`): the type of the true answer decides how an answer is compared.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attnrl.grading.expressions import Expression, Number, Operation, Symbol
-from attnrl.grading.units import Unit
+from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol
+from attnrl.grading.reading.units import Unit
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,11 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from attnrl.grading.brackets import is_value_start, read_brackets, read_environment, read_group
-from attnrl.grading.cursor import COLLECTIVES, FUNCTIONS, Cursor, Unsupported, WorkLeft, expression
-from attnrl.grading.expressions import Expression, Number, Operation, Symbol
-from attnrl.grading.tokens import Token, Unreadable
-from attnrl.grading.values import BaseNumber, NamedSet, Value
+from attnrl.grading.reading.brackets import is_value_start, read_brackets, read_environment, read_group
+from attnrl.grading.reading.cursor import COLLECTIVES, FUNCTIONS, Cursor, Unsupported, WorkLeft, expression
+from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol
+from attnrl.grading.reading.tokens import Token, Unreadable
+from attnrl.grading.reading.values import BaseNumber, NamedSet, Value
 
 _GREEK = frozenset(
     [
@@ -414,7 +414,7 @@ def _read_command(cursor: Cursor) -> Value:
         cursor.place -= 1
         return read_brackets(cursor)
     if name in ("sum", "prod", "int", "lim"):
-        from attnrl.grading.big_operators import read_big_operator
+        from attnrl.grading.reading.big_operators import read_big_operator
 
         return read_big_operator(cursor, name)
     raise Unsupported(f"\\{name}")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
 
-from attnrl.grading.limits import MAX_BITS, MAX_FACTORIAL, TooLarge, Work
+from attnrl.grading.arithmetic.limits import MAX_BITS, MAX_FACTORIAL, TooLarge, Work
 
 MAX_FACTORS = 1_000  # of a binomial coefficient of a number that is not an integer
 MAX_LOG_DENOMINATOR = 64  # of a rational logarithm

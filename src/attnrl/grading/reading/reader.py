@@ -1,6 +1,6 @@
 """The reader of answers: a text to its typed values.
 
-text -> tokens (:mod:`attnrl.grading.tokens`) -> letters sorted (:mod:`attnrl.grading.cursor`) -> values. A listing has
+text -> tokens (:mod:`attnrl.grading.reading.tokens`) -> letters sorted (:mod:`attnrl.grading.reading.cursor`) -> values. A listing has
 items, an item is a chain of sides, a side is an expression or a set with a unit or a noun after it.
 """
 
@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
 
-from attnrl.grading.brackets import with_bar
-from attnrl.grading.cursor import SHORT_WORDS, Cursor, Unsupported, expression, sort_letters
-from attnrl.grading.expression_reader import read_atom, read_sum
-from attnrl.grading.expressions import Number, Operation, Symbol
-from attnrl.grading.tokens import Token, Unreadable, tokenize
-from attnrl.grading.units import Unit, is_spelled_unit, read_unit, scale_of
-from attnrl.grading.values import (
+from attnrl.grading.reading.brackets import with_bar
+from attnrl.grading.reading.cursor import SHORT_WORDS, Cursor, Unsupported, expression, sort_letters
+from attnrl.grading.reading.expression_reader import read_atom, read_sum
+from attnrl.grading.reading.expressions import Number, Operation, Symbol
+from attnrl.grading.reading.tokens import Token, Unreadable, tokenize
+from attnrl.grading.reading.units import Unit, is_spelled_unit, read_unit, scale_of
+from attnrl.grading.reading.values import (
     BaseNumber,
     Brackets,
     Counted,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 
-from attnrl.grading.expressions import Expression, Number, Operation, Symbol, parts_of
-from attnrl.grading.statement import Statement
-from attnrl.grading.units import Unit, read_unit
-from attnrl.grading.values import Counted, Quantity, Value
+from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, parts_of
+from attnrl.grading.reading.statement import Statement
+from attnrl.grading.reading.units import Unit, read_unit
+from attnrl.grading.reading.values import Counted, Quantity, Value
 
 _PEOPLE = frozenset(
     [

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 
-from attnrl.grading.characters import plain_characters
+from attnrl.grading.reading.characters import plain_characters
 
 Kind = Literal["number", "letters", "text", "command", "mark"]
 

@@ -1,6 +1,6 @@
 """Normal form of expressions: equal for two expressions that differ in order, brackets and neutral elements only.
 
-A normal form serves the detection of copies (:mod:`attnrl.grading.copies`), not the comparison of values: sums and
+A normal form serves the detection of copies (:mod:`attnrl.grading.guards.copies`), not the comparison of values: sums and
 products of literals are folded, powers, roots and functions of literals are never evaluated.
 
 An expression is a sum of terms. A term is a rational coefficient times atoms with integer exponents. An atom is the
@@ -15,8 +15,8 @@ import math
 from collections.abc import Hashable, Iterable, Sequence
 from fractions import Fraction
 
-from attnrl.grading.evaluation import real_float
-from attnrl.grading.expressions import Expression, Number, Operation, Symbol, free_symbols
+from attnrl.grading.arithmetic.evaluation import real_float
+from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, free_symbols
 
 Monomial = tuple[tuple[str, int], ...]  # sorted pairs of an atom and an exponent; () is the monomial of literals
 Terms = dict[Monomial, Fraction]  # coefficient of each monomial, never zero; {} is zero

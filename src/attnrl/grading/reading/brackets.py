@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attnrl.grading.cursor import Cursor, Unsupported, expression
-from attnrl.grading.expressions import Operation
-from attnrl.grading.tokens import Token, Unreadable
-from attnrl.grading.values import Brackets, Listing, Matrix, NamedSet, Relation, Value
+from attnrl.grading.reading.cursor import Cursor, Unsupported, expression
+from attnrl.grading.reading.expressions import Operation
+from attnrl.grading.reading.tokens import Token, Unreadable
+from attnrl.grading.reading.values import Brackets, Listing, Matrix, NamedSet, Relation, Value
 
 _MATRICES = frozenset({"matrix", "pmatrix", "bmatrix", "Bmatrix", "vmatrix", "Vmatrix", "smallmatrix", "array"})
 _SYSTEMS = frozenset({"cases", "aligned", "align", "align*", "gathered", "split", "rcases", "dcases"})

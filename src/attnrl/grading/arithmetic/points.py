@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 
-from attnrl.grading.expressions import CONSTANTS, Expression, Number, Operation, Symbol
+from attnrl.grading.reading.expressions import CONSTANTS, Expression, Number, Operation, Symbol
 
 POSITIVE_POINTS = 3
 MIXED_SCALES = (Fraction(1), Fraction(1, 5), Fraction(30))  # four points of mixed signs each

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from attnrl.grading.comparison import Compare
-from attnrl.grading.evaluation import same_value
-from attnrl.grading.exact import exact_value
-from attnrl.grading.expressions import Expression, Number, Operation
-from attnrl.grading.relations import stated_value
-from attnrl.grading.same_number import same_number
-from attnrl.grading.values import BaseNumber, Ratio, Relation, Residue, TimeOfDay, Value
+from attnrl.grading.arithmetic.evaluation import same_value
+from attnrl.grading.arithmetic.exact import exact_value
+from attnrl.grading.comparing.comparison import Compare
+from attnrl.grading.comparing.relations import stated_value
+from attnrl.grading.comparing.same_number import same_number
+from attnrl.grading.reading.expressions import Expression, Number, Operation
+from attnrl.grading.reading.values import BaseNumber, Ratio, Relation, Residue, TimeOfDay, Value
 
 
 def is_remainder(number: Expression, residue: Residue) -> bool:

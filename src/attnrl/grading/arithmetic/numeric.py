@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
-from attnrl.grading.exact import pi_multiple, series_range
-from attnrl.grading.expressions import HYPERBOLIC, INVERSE, TRIGONOMETRIC, Expression, Number, Symbol
-from attnrl.grading.limits import MAX_FACTORIAL, TooLarge, Undefined, Work
-from attnrl.grading.points import random_value
-from attnrl.grading.rationals import bits
+from attnrl.grading.arithmetic.exact import pi_multiple, series_range
+from attnrl.grading.arithmetic.limits import MAX_FACTORIAL, TooLarge, Undefined, Work
+from attnrl.grading.arithmetic.points import random_value
+from attnrl.grading.arithmetic.rationals import bits
+from attnrl.grading.reading.expressions import HYPERBOLIC, INVERSE, TRIGONOMETRIC, Expression, Number, Symbol
 
 MAX_LOG2 = 10_000_000  # of the absolute value of a result
 MAX_SPREAD = 10_000  # bits

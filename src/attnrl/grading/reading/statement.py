@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from attnrl.grading.copies import statement_expressions
-from attnrl.grading.expressions import Expression, free_symbols
-from attnrl.grading.reader import read
-from attnrl.grading.tokens import Unreadable
-from attnrl.grading.units import Unit, units_in
-from attnrl.grading.values import Value
+from attnrl.grading.guards.copies import statement_expressions
+from attnrl.grading.reading.expressions import Expression, free_symbols
+from attnrl.grading.reading.reader import read
+from attnrl.grading.reading.tokens import Unreadable
+from attnrl.grading.reading.units import Unit, units_in
+from attnrl.grading.reading.values import Value
 
 MAX_CHARS = 8_000  # of a problem's text; the rest is not read
 MAX_FORMULAS = 64

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from attnrl.grading.statement import Statement
-from attnrl.grading.values import Value
+from attnrl.grading.reading.statement import Statement
+from attnrl.grading.reading.values import Value
 
 MAX_ITEMS = 400  # of a sequence
 

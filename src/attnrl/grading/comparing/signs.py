@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from attnrl.grading.expressions import Expression, Number, Operation, operation_names
-from attnrl.grading.quantities import DEGREE
-from attnrl.grading.values import Listing, Quantity, Relation, Value, Words
+from attnrl.grading.comparing.quantities import DEGREE
+from attnrl.grading.reading.expressions import Expression, Number, Operation, operation_names
+from attnrl.grading.reading.values import Listing, Quantity, Relation, Value, Words
 
 _NUMBER_WORDS = {
     word: Number(Fraction(number))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from attnrl.grading.brackets import read_group
-from attnrl.grading.cursor import Cursor, Unsupported, expression
-from attnrl.grading.expression_reader import read_atom, read_product, read_sum
-from attnrl.grading.expressions import Expression, Operation, Symbol
+from attnrl.grading.reading.brackets import read_group
+from attnrl.grading.reading.cursor import Cursor, Unsupported, expression
+from attnrl.grading.reading.expression_reader import read_atom, read_product, read_sum
+from attnrl.grading.reading.expressions import Expression, Operation, Symbol
 
 
 def read_big_operator(cursor: Cursor, command: str) -> Operation:

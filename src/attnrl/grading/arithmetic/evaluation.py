@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
-from attnrl.grading.exact import exact_value, fold
-from attnrl.grading.expressions import Expression, Number, Operation, Symbol
-from attnrl.grading.limits import MAX_BITS, TooLarge, Undefined, Work
-from attnrl.grading.numeric import Evaluation
-from attnrl.grading.points import (
+from attnrl.grading.arithmetic.exact import exact_value, fold
+from attnrl.grading.arithmetic.limits import MAX_BITS, TooLarge, Undefined, Work
+from attnrl.grading.arithmetic.numeric import Evaluation
+from attnrl.grading.arithmetic.points import (
     Point,
     complex_points,
     discrete_variables,
@@ -25,7 +24,8 @@ from attnrl.grading.points import (
     real_points,
     variables,
 )
-from attnrl.grading.rationals import bits, log2
+from attnrl.grading.arithmetic.rationals import bits, log2
+from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol
 
 LOW_BITS = 170  # 50 digits
 STEP_BITS = 128  # between the precisions that tell a difference from noise
@@ -47,10 +47,10 @@ def same_value(one: Expression, other: Expression) -> bool | None:
 
     Expressions with variables have the same value if the values agree at pseudo-random points: positive numbers, then
     numbers of both signs where every part of both expressions is real; small positive integers where an operation is
-    for integers (:data:`attnrl.grading.points.DISCRETE`, powers of a negative number).
+    for integers (:data:`attnrl.grading.arithmetic.points.DISCRETE`, powers of a negative number).
 
     Raises:
-        TooLarge: if a value, or the work, is beyond the limits of :mod:`attnrl.grading.limits`.
+        TooLarge: if a value, or the work, is beyond the limits of :mod:`attnrl.grading.arithmetic.limits`.
     """
     try:
         return _same_value(one, other)

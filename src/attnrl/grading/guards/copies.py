@@ -1,7 +1,7 @@
 """Detection of copies: answers that rearrange or wrap an expression of the problem, and leave the work to the grader.
 
 Two expressions are compared as written (order, brackets and neutral elements ignored), with literals folded and like
-terms collected, and with sums multiplied out (:func:`attnrl.grading.normal_form.normal_form`).
+terms collected, and with sums multiplied out (:func:`attnrl.grading.guards.normal_form.normal_form`).
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import math
 import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
 
-from attnrl.grading.expressions import CONSTANTS, Expression, Number, Operation, Symbol, parts_of
-from attnrl.grading.normal_form import normal_form
-from attnrl.grading.values import Brackets, Labelled, Listing, Matrix, Quantity, Ratio, Relation, Residue, Value
+from attnrl.grading.guards.normal_form import normal_form
+from attnrl.grading.reading.expressions import CONSTANTS, Expression, Number, Operation, Symbol, parts_of
+from attnrl.grading.reading.values import Brackets, Labelled, Listing, Matrix, Quantity, Ratio, Relation, Residue, Value
 
 _ARITHMETIC = frozenset({"add", "multiply", "negate", "divide", "percent", "degrees"})
 _WRAPPERS = frozenset({"abs", "floor", "ceil", "mod", "max", "min", "gcd", "lcm", "ellipsis", "sum"})

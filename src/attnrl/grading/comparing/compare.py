@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from attnrl.grading.choices import compare_labelled, compare_words, same_choice
-from attnrl.grading.comparison import Compare
-from attnrl.grading.expressions import Expression, Number, Operation, Symbol
-from attnrl.grading.listings import compare_brackets, compare_listing, compare_matrix
-from attnrl.grading.notations import (
+from attnrl.grading.comparing.choices import compare_labelled, compare_words, same_choice
+from attnrl.grading.comparing.comparison import Compare
+from attnrl.grading.comparing.listings import compare_brackets, compare_listing, compare_matrix
+from attnrl.grading.comparing.notations import (
     compare_base_number,
     compare_ratio,
     compare_residue,
@@ -16,12 +15,13 @@ from attnrl.grading.notations import (
     is_remainder,
     same_digits,
 )
-from attnrl.grading.quantities import same_quantity
-from attnrl.grading.relations import compare_region, compare_relation, stated_value
-from attnrl.grading.same_number import same_number
-from attnrl.grading.signs import expanded
-from attnrl.grading.statement import Statement
-from attnrl.grading.values import (
+from attnrl.grading.comparing.quantities import same_quantity
+from attnrl.grading.comparing.relations import compare_region, compare_relation, stated_value
+from attnrl.grading.comparing.same_number import same_number
+from attnrl.grading.comparing.signs import expanded
+from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol
+from attnrl.grading.reading.statement import Statement
+from attnrl.grading.reading.values import (
     BaseNumber,
     Brackets,
     Counted,
@@ -99,7 +99,7 @@ def compare_quantity(gold: Quantity | Counted, answer: Value, compare: Compare) 
     return False
 
 
-#: Type of the true answer -> comparison. A new type of :mod:`attnrl.grading.values` is one row.
+#: Type of the true answer -> comparison. A new type of :mod:`attnrl.grading.reading.values` is one row.
 COMPARISONS: dict[type, Callable[..., bool | None]] = {
     Number: compare_expression,
     Symbol: compare_expression,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from attnrl.grading.comparison import Compare, match
-from attnrl.grading.evaluation import same_value
-from attnrl.grading.expressions import Expression, Number, Operation, Symbol, free_symbols
-from attnrl.grading.regions import region_of, same_region
-from attnrl.grading.same_number import same_number
-from attnrl.grading.statement import Statement
-from attnrl.grading.values import Brackets, Ratio, Relation, SetOperation, Value
+from attnrl.grading.arithmetic.evaluation import same_value
+from attnrl.grading.comparing.comparison import Compare, match
+from attnrl.grading.comparing.regions import region_of, same_region
+from attnrl.grading.comparing.same_number import same_number
+from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, free_symbols
+from attnrl.grading.reading.statement import Statement
+from attnrl.grading.reading.values import Brackets, Ratio, Relation, SetOperation, Value
 
 _FUNCTION_NAMES = {"sin": "sine", "cos": "cosine", "tan": "tangent", "cot": "cotangent"}
 _IN_WORDS = re.compile(r"[A-Za-z]{2,}(?: [A-Za-z]+)*")  # the name of a quantity in words: Area, the total

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from attnrl.grading.expressions import HYPERBOLIC, INVERSE, TRIGONOMETRIC, Expression, Number, Operation, Symbol
-from attnrl.grading.tokens import Token, Unreadable
-from attnrl.grading.units import is_spelled_unit, scale_of
-from attnrl.grading.values import Value
+from attnrl.grading.reading.expressions import HYPERBOLIC, INVERSE, TRIGONOMETRIC, Expression, Number, Operation, Symbol
+from attnrl.grading.reading.tokens import Token, Unreadable
+from attnrl.grading.reading.units import is_spelled_unit, scale_of
+from attnrl.grading.reading.values import Value
 
 MAX_DEPTH = 32  # of nested brackets, so that the stack stays small
 

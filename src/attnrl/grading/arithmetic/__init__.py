@@ -1,0 +1,1 @@
+"""Values of expressions: exact, and numeric at several precisions."""

@@ -1,0 +1,1 @@
+"""Comparison of an answer with a true answer, by type."""

@@ -1,0 +1,1 @@
+"""Reading of answers: text to tokens to typed values."""
