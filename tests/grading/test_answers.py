@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnrl.grading.answers import all_boxes, extract_boxed, final_answer, true_answers
-from attnrl.grading.reading.tokens import spelling
+from attnrl.grading.reading.spelling import spelling
 from attnrl.grading.rules import RulesGrader
 from attnrl.types import Problem
 

@@ -7,8 +7,9 @@ from expression_trees import tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnrl.grading.guards.copies import is_copy, leaves_work, quotes_statement, statement_expressions
+from attnrl.grading.guards.copies import is_copy, leaves_work, quotes_statement
 from attnrl.grading.reading.expressions import Number, Operation
+from attnrl.grading.reading.formulas import statement_expressions
 from attnrl.grading.reading.values import Listing, Relation, Value, Words
 
 POWER, SERIES = "2**10 - 24", "ellipsis(1, 2, 3, 100)"

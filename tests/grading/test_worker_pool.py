@@ -18,7 +18,10 @@ from attnrl.grading.registry import build_grader
 from attnrl.grading.worker_pool import _BOOT, WorkerPool
 from attnrl.types import Problem
 
-SLOW = "\\int_0^1 \\sin^{1000}(x)\\,dx", "\\int_0^1 \\cos^{999}(x)\\tan^{777}(3x)\\,dx"  # gold and answer that math-verify never gets done with
+SLOW = (
+    "\\int_0^1 \\sin^{1000}(x)\\,dx",
+    "\\int_0^1 \\cos^{999}(x)\\tan^{777}(3x)\\,dx",
+)  # gold and answer that math-verify never gets done with
 DEEP = 10_000
 HOSTILE = [
     "9^{9^{9^9}}",

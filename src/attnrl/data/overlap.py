@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from attnrl.config.base import PROMPT_SUFFIX
-from attnrl.grading.reading.tokens import spelling
+from attnrl.grading.reading.spelling import spelling
 from attnrl.types import Problem
 
 _THOUSANDS = re.compile(r"(?<=\d)(?:,\\!|\{,\})(?=\d)")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from attnrl.grading.reading.characters import undoubled
-from attnrl.grading.reading.tokens import spelling
+from attnrl.grading.reading.spelling import spelling
 
 BOX = "\\boxed{"
 THINK_END = "</think>"
@@ -111,7 +111,7 @@ def _box_spans(text: str, *, escapes: bool) -> list[tuple[int, int | None]]:
 
 
 def is_spelled_as(found: str | None, answers: Sequence[str]) -> bool:
-    """Return True if ``found`` has the spelling of an accepted answer, markup and white space ignored; empty never has."""
+    """Return True if ``found`` has the spelling of an accepted answer; an empty answer never has."""
     key = None if found is None else spelling(found)
     return key is not None and any(spelling(answer) == key for answer in answers)
 

@@ -38,8 +38,8 @@ def unusable_golds(
 ) -> list[UnusableGold]:
     """Return the problems without a true answer that has a meaning, in order.
 
-    The golds beyond the reader (:mod:`attnrl.grading.reading.reader`) are parsed by math-verify once each, in worker processes,
-    within ``deadline`` seconds.
+    The golds beyond :mod:`attnrl.grading.reading` are parsed by math-verify once each, in worker processes, within
+    ``deadline`` seconds.
 
     Raises:
         UserError: no worker process can be started.

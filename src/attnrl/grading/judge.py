@@ -19,8 +19,9 @@ from attnrl.grading.jobs import Job, JobResult
 from attnrl.grading.reading.cursor import Unsupported
 from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, operation_names
 from attnrl.grading.reading.reader import read
+from attnrl.grading.reading.spelling import spelling
 from attnrl.grading.reading.statement import Statement, read_statement
-from attnrl.grading.reading.tokens import Unreadable, spelling
+from attnrl.grading.reading.tokens import Unreadable
 from attnrl.grading.reading.values import Brackets, Counted, Labelled, Listing, Quantity, Relation, Residue, Value
 from attnrl.types import Verdict
 

@@ -18,7 +18,7 @@ from attnrl.grading.answers import (
 from attnrl.grading.base import ClosableGrader
 from attnrl.grading.golds import MAX_GOLD_CHARS, UnusableGold, unusable_golds
 from attnrl.grading.jobs import Job, JobResult
-from attnrl.grading.reading.tokens import spelling
+from attnrl.grading.reading.spelling import spelling
 from attnrl.grading.worker_pool import DEADLINE, WorkerPool
 from attnrl.types import Grade, Problem
 
@@ -144,7 +144,7 @@ def _plain_number(text: str) -> tuple[Fraction, bool] | None:
 
 
 def _equals_number(answer: str, golds: Sequence[str]) -> bool | None:
-    """Compare plain numbers exactly; None if the comparison by type has to decide (a fraction and a rounded decimal)."""
+    """Compare plain numbers exactly; None if the comparison by type has to decide, as for a rounded decimal."""
     found = _plain_number(answer)
     others = [_plain_number(gold) for gold in golds]
     if found is None or None in others:

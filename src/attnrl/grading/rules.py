@@ -13,7 +13,7 @@ from attnrl.grading.answers import (
     true_answers,
 )
 from attnrl.grading.base import ClosableGrader
-from attnrl.grading.reading.tokens import spelling
+from attnrl.grading.reading.spelling import spelling
 from attnrl.types import Grade, Problem
 
 

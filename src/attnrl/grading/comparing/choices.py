@@ -55,12 +55,14 @@ def _is_choice(letters: str, compare: Compare) -> bool:
 
 
 def compare_words(gold: Words, answer: Value, compare: Compare) -> bool | None:
+    """Compare an answer with a word or a phrase: upper and lower case are equal."""
     if isinstance(answer, Words) and phrase(gold.text) == phrase(answer.text):
         return True
     return same_choice(gold, answer, compare)
 
 
 def compare_labelled(gold: Labelled, answer: Value, compare: Compare) -> bool | None:
+    """Compare an answer with a true answer of letter and value: the letter or the value suffices."""
     if isinstance(answer, Labelled):
         return gold.label == answer.label and compare(gold.value, answer.value)
     letter = letters_of_choices(answer)

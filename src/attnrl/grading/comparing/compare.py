@@ -68,6 +68,7 @@ class Comparison:
 
 
 def compare_expression(gold: Expression, answer: Value, compare: Compare) -> bool | None:
+    """Compare an answer with an expression: the answer may add a name, a unit or a noun."""
     if isinstance(answer, Number | Symbol | Operation):
         if isinstance(gold, Symbol) and isinstance(answer, Symbol) and same_choice(gold, answer, compare):
             return True
@@ -89,6 +90,7 @@ def compare_expression(gold: Expression, answer: Value, compare: Compare) -> boo
 
 
 def compare_quantity(gold: Quantity | Counted, answer: Value, compare: Compare) -> bool | None:
+    """Compare an answer with an amount with a unit or a noun."""
     if isinstance(answer, Relation):
         stated = stated_value(answer, compare.statement)
         return stated is not None and compare(gold, stated)

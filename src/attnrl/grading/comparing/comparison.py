@@ -16,7 +16,8 @@ class Compare(Protocol):
 
     statement: Statement
 
-    def __call__(self, gold: Value, answer: Value) -> bool | None: ...
+    def __call__(self, gold: Value, answer: Value) -> bool | None:
+        """Compare an answer with a true answer."""
 
 
 def match(gold: Sequence[Value], answer: Sequence[Value], compare: Compare, *, ordered: bool) -> bool | None:

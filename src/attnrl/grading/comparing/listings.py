@@ -48,6 +48,7 @@ def _items(value: Value, compare: Compare) -> list[Value] | None:
 
 
 def compare_listing(gold: Listing, answer: Value, compare: Compare) -> bool | None:
+    """Compare an answer with values between commas, in any order; values of a system in the order of names."""
     expected, found = _assignments(gold), _assignments(answer)
     if expected is not None:
         if found is not None:
@@ -71,6 +72,7 @@ def compare_listing(gold: Listing, answer: Value, compare: Compare) -> bool | No
 
 
 def compare_brackets(gold: Brackets, answer: Value, compare: Compare) -> bool | None:
+    """Compare an answer with a tuple, an interval or a set."""
     if isinstance(answer, Relation):
         region = region_of(answer)
         if region is None or set(answer.operators) == {"="}:
@@ -84,7 +86,7 @@ def compare_brackets(gold: Brackets, answer: Value, compare: Compare) -> bool | 
         return match(gold.items, answer.items, compare, ordered=True)
     if isinstance(answer, Matrix):
         return compare_matrix(answer, gold, compare)
-    if isinstance(answer, SetOperation | NamedSet) or (isinstance(answer, Relation)):
+    if isinstance(answer, SetOperation | NamedSet | Relation):
         return compare_region(gold, answer, compare)
     if isinstance(answer, Listing):
         if (region := region_of(answer)) is not None and (expected := region_of(gold)) is not None:
@@ -110,6 +112,7 @@ def _kind(brackets: Brackets) -> str:
 
 
 def compare_set(gold: Brackets, answer: Value, compare: Compare) -> bool | None:
+    """Compare an answer with a finite set: in any order, repetitions in braces ignored."""
     if isinstance(answer, Brackets) and answer.left != "{":
         return False
     if isinstance(answer, Brackets | Listing):
@@ -132,6 +135,7 @@ def _distinct(items: Sequence[Value], compare: Compare) -> list[Value]:
 
 
 def compare_matrix(gold: Matrix, answer: Value, compare: Compare) -> bool | None:
+    """Compare an answer with a matrix, entry by entry; a tuple may stand for a vector."""
     if gold.bars:
         return None
     if isinstance(answer, Matrix):

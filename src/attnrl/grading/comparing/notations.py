@@ -20,6 +20,7 @@ def is_remainder(number: Expression, residue: Residue) -> bool:
 
 
 def compare_residue(gold: Residue, answer: Value, compare: Compare) -> bool | None:
+    """Compare an answer with a residue class: the modulus is equal, or the answer is the remainder."""
     if isinstance(answer, Relation):
         answer = answer.sides[-1]
     if isinstance(answer, Number | Operation):
@@ -33,6 +34,7 @@ def compare_residue(gold: Residue, answer: Value, compare: Compare) -> bool | No
 
 
 def compare_ratio(gold: Ratio, answer: Value, compare: Compare) -> bool | None:
+    """Compare an answer with a ratio; a fraction may stand for a ratio of two parts."""
     if isinstance(answer, Relation):
         stated = stated_value(answer, compare.statement)
         return stated is not None and compare(gold, stated)
@@ -52,6 +54,7 @@ def compare_ratio(gold: Ratio, answer: Value, compare: Compare) -> bool | None:
 
 
 def compare_base_number(gold: BaseNumber, answer: Value, compare: Compare) -> bool | None:
+    """Compare an answer with a numeral: base and digits are equal."""
     if isinstance(answer, Relation):
         stated = stated_value(answer, compare.statement)
         return stated is not None and compare(gold, stated)
@@ -68,6 +71,7 @@ def same_digits(numeral: BaseNumber, number: Value, compare: Compare) -> bool:
 
 
 def compare_time(gold: TimeOfDay, answer: Value, compare: Compare) -> bool | None:
+    """Compare an answer with a time of the day; without a.m. or p.m., the time counts 24 hours."""
     if isinstance(answer, Relation):
         answer = answer.sides[-1]
     if not isinstance(answer, TimeOfDay):

@@ -10,24 +10,10 @@ from attnrl.grading.reading.statement import Statement
 from attnrl.grading.reading.units import Unit, read_unit
 from attnrl.grading.reading.values import Counted, Quantity, Value
 
-_PEOPLE = frozenset(
-    [
-        "people",
-        "men",
-        "women",
-        "children",
-        "mice",
-        "geese",
-        "feet",
-        "teeth",
-        "sheep",
-        "fish",
-        "dice",
-        "vertices",
-        "indices",
-        "matrices",
-    ]
-)
+_PEOPLE_LIST = """
+    people men women children mice geese feet teeth sheep fish dice vertices indices matrices
+"""
+_PEOPLE = frozenset(_PEOPLE_LIST.split())
 
 SameNumber = Callable[[Expression, Expression], bool | None]
 

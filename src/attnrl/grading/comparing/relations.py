@@ -18,10 +18,11 @@ _IN_WORDS = re.compile(r"[A-Za-z]{2,}(?: [A-Za-z]+)*")  # the name of a quantity
 
 
 def stated_value(relation: Relation, statement: Statement, *, trusted: bool = False) -> Value | None:
-    """Return the value of ``name = value``, of a true chain ``2 + 3 = 5``, or of ``x \\in`` a set; None for another relation.
+    """Return the value that a relation states for a quantity, or None.
 
-    A formula of the problem (a quantity asked for) counts as a name; in a ``trusted`` relation (a true answer), the quotient
-    of two segments, too.
+    Relations with a value: ``name = value``, a true chain ``2 + 3 = 5``, ``name = working = value``, ``x \\in`` a set.
+    A formula of the problem (a quantity asked for) counts as a name; in a ``trusted`` relation (a true answer), the
+    quotient of two segments, too.
     """
     if set(relation.operators) == {"in"} and len(relation.sides) == 2:
         return relation.sides[1]
@@ -33,15 +34,19 @@ def stated_value(relation: Relation, statement: Statement, *, trusted: bool = Fa
     if not values:
         return sides[-1] if isinstance(sides[0], Symbol) else None
     last = values[-1]
-    if names[0] and len(values) > 1 and isinstance(values[0], Operation) and values[0].name != "negate":
-        if not free_symbols(values[0]):
-            return last  # after the working between the name and the value
+    if names[0] and len(values) > 1 and _is_working(values[0]):
+        return last
     for value in values[:-1]:
         if not isinstance(value, Number | Symbol | Operation) or not isinstance(last, Number | Symbol | Operation):
             return None
         if same_number(value, last) is not True:
             return None
     return last
+
+
+def _is_working(value: Value) -> bool:
+    """Return True for an operation on numbers: working between a name and a value is not checked."""
+    return isinstance(value, Operation) and value.name != "negate" and not free_symbols(value)
 
 
 def _before_approximation(relation: Relation) -> tuple[Value, ...]:
@@ -85,6 +90,7 @@ def _name_of(relation: Relation) -> str:
 
 
 def compare_relation(gold: Relation, answer: Value, compare: Compare) -> bool | None:
+    """Compare an answer with an equation or an inequality."""
     if not set(gold.operators) <= {"=", "~"}:
         return compare_region(gold, answer, compare)
     expected = stated_value(gold, compare.statement, trusted=True)
@@ -137,6 +143,7 @@ def _renamed(expression: Expression) -> Expression:
 
 
 def compare_region(gold: Value, answer: Value, compare: Compare) -> bool | None:
+    """Compare an answer with a set of real numbers: an inequality, an interval, a union."""
     expected, found = region_of(gold), region_of(answer)
     if isinstance(answer, Relation) and found is None:
         stated = stated_value(answer, compare.statement)

@@ -8,16 +8,12 @@ from attnrl.grading.comparing.quantities import DEGREE
 from attnrl.grading.reading.expressions import Expression, Number, Operation, operation_names
 from attnrl.grading.reading.values import Listing, Quantity, Relation, Value, Words
 
-_NUMBER_WORDS = {
-    word: Number(Fraction(number))
-    for number, word in enumerate(
-        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
-    )
-}
+_WORDS = "zero one two three four five six seven eight nine ten eleven twelve"
+_NUMBER_WORDS = {word: Number(Fraction(number)) for number, word in enumerate(_WORDS.split())}
 
 
 def expanded(value: Value) -> Value:
-    """Write both signs of ``\\pm`` as a listing, an angle in degrees as a quantity, and a number in words as a number."""
+    """Return a value with ``\\pm`` as a listing, degrees as a quantity, and a number in words as a number."""
     if isinstance(value, Operation):
         if value.name == "degrees":
             return Quantity(value.operands[0], DEGREE)

@@ -1,7 +1,7 @@
 """Normal form of expressions: equal for two expressions that differ in order, brackets and neutral elements only.
 
-A normal form serves the detection of copies (:mod:`attnrl.grading.guards.copies`), not the comparison of values: sums and
-products of literals are folded, powers, roots and functions of literals are never evaluated.
+A normal form serves the detection of copies (:mod:`attnrl.grading.guards.copies`), not the comparison of values: sums
+and products of literals are folded, powers, roots and functions of literals are never evaluated.
 
 An expression is a sum of terms. A term is a rational coefficient times atoms with integer exponents. An atom is the
 text of a symbol, of a function with its operands, of a power or of a sum. The SHA-256 digest stands for a

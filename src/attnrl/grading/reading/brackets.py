@@ -24,7 +24,7 @@ def read_group(cursor: Cursor) -> Value:
     cursor.expect("{")
     cursor.enter()
     bars, cursor.bars = cursor.bars, 0
-    value = with_bar(cursor, cursor.read_listing(cursor))
+    value = with_bar(cursor, cursor.grammar.listing(cursor))
     cursor.bars = bars
     cursor.expect("}")
     cursor.leave()
@@ -36,7 +36,7 @@ def with_bar(cursor: Cursor, above: Value) -> Value:
     if not cursor.at_command("over", "choose"):
         return above
     name = "divide" if cursor.take().text == "over" else "binomial"
-    return Operation(name, (expression(above), expression(cursor.read_listing(cursor))))
+    return Operation(name, (expression(above), expression(cursor.grammar.listing(cursor))))
 
 
 def read_brackets(cursor: Cursor) -> Value:
@@ -51,15 +51,15 @@ def read_brackets(cursor: Cursor) -> Value:
     if opening == "\\{" and cursor.accept("\\}"):
         value: Value = NamedSet("empty")
     elif opening == "langle":
-        value = Brackets("<", ">", _items(cursor.read_listing(cursor)))
+        value = Brackets("<", ">", _items(cursor.grammar.listing(cursor)))
         if cursor.take().text != "rangle":
             raise Unreadable("an angle bracket without a partner")
     else:
         cursor.bars = int(opening == "\\{")  # a bar after the element of a set is no absolute value
-        content = cursor.read_listing(cursor)
+        content = cursor.grammar.listing(cursor)
         if opening == "\\{" and cursor.at(":", "|"):
             cursor.take()
-            content = _condition(content, cursor.read_listing(cursor))
+            content = _condition(content, cursor.grammar.listing(cursor))
             cursor.expect("\\}")
             value = content
         else:
@@ -116,7 +116,7 @@ def read_environment(cursor: Cursor) -> Value:
         if cursor.accept("\\\\"):
             rows.append([])
         elif not cursor.accept("&", ",", ";", "."):
-            rows[-1].append(cursor.read_listing(cursor))
+            rows[-1].append(cursor.grammar.listing(cursor))
     cursor.take()
     _environment_name(cursor)
     cursor.leave()

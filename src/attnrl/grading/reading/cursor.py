@@ -1,13 +1,13 @@
-"""A position in the tokens of an answer, and the letters of an answer sorted into words, functions and variables."""
+"""A position in the tokens of an answer, handed from reader to reader."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from attnrl.grading.reading.expressions import HYPERBOLIC, INVERSE, TRIGONOMETRIC, Expression, Number, Operation, Symbol
+from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol
 from attnrl.grading.reading.tokens import Token, Unreadable
-from attnrl.grading.reading.units import is_spelled_unit, scale_of
 from attnrl.grading.reading.values import Value
 
 MAX_DEPTH = 32  # of nested brackets, so that the stack stays small
@@ -32,55 +32,14 @@ def expression(value: Value) -> Expression:
     raise Unsupported(f"arithmetic on a {type(value).__name__}")
 
 
-#: Functions of one argument, by the name in LaTeX or plain text.
-FUNCTIONS = {name: name for name in (*TRIGONOMETRIC, *HYPERBOLIC, *INVERSE, "ln", "log", "exp", "arg")}
-FUNCTIONS |= {"arc" + name: "arc" + name for name in ("sinh", "cosh", "tanh")}
-FUNCTIONS |= {"a" + name: "arc" + name for name in TRIGONOMETRIC[:3]}
-FUNCTIONS |= {
-    "arsinh": "arcsinh",
-    "arcosh": "arccosh",
-    "artanh": "arctanh",
-    "tg": "tan",
-    "ctg": "cot",
-    "arctg": "arctan",
-}
-FUNCTIONS |= {"Re": "re", "Im": "im", "floor": "floor", "ceil": "ceil", "abs": "abs"}
-#: Functions of several arguments.
-COLLECTIVES = frozenset({"gcd", "lcm", "max", "min"})
-_PLAIN_COMMANDS = {"pi": "pi", "sqrt": "sqrt", "infinity": "infty", "infty": "infty", "inf": "infty", "mod": "mod"}
-_PLAIN_COMMANDS |= {"theta": "theta", "alpha": "alpha", "beta": "beta", "oo": "infty", "cup": "cup", "union": "cup"}
-SHORT_WORDS = frozenset(
-    [
-        "am",
-        "an",
-        "as",
-        "at",
-        "be",
-        "by",
-        "do",
-        "go",
-        "he",
-        "if",
-        "in",
-        "is",
-        "it",
-        "me",
-        "my",
-        "no",
-        "of",
-        "on",
-        "or",
-        "so",
-        "to",
-        "up",
-        "us",
-        "we",
-        "per",
-        "not",
-        "the",
-        "for",
-    ]
-)
+class Grammar(NamedTuple):
+    """The reader of each level of the grammar, from the outermost to the innermost."""
+
+    listing: Callable[[Cursor], Value]
+    sum: Callable[[Cursor], Value]
+    product: Callable[[Cursor], Value]
+    power: Callable[[Cursor], Value]
+    atom: Callable[[Cursor], Value]
 
 
 @dataclass
@@ -88,14 +47,14 @@ class Cursor:
     """A position in a sequence of tokens.
 
     Attributes:
-        tokens: the tokens, the letters sorted by :func:`sort_letters`.
-        read_listing: reads the values up to a closing bracket.
+        tokens: the tokens, the letters sorted by :func:`attnrl.grading.reading.letters.sort_letters`.
+        grammar: the readers of the levels of the grammar, which call each other through the cursor.
         integrals: integral signs around the position, so that ``dx`` ends the integrand.
         bars: absolute values around the position, so that ``|`` ends the content.
     """
 
     tokens: Sequence[Token]
-    read_listing: Callable[[Cursor], Value]
+    grammar: Grammar
     place: int = 0
     depth: int = 0
     integrals: int = 0
@@ -150,68 +109,9 @@ class Cursor:
             raise Unreadable("brackets nested too deeply")
 
     def leave(self) -> None:
-        """Count a closing bracket."""
+        """Count a closing bracket at the position."""
         self.depth -= 1
 
-
-def sort_letters(tokens: Sequence[Token], symbols: frozenset[str]) -> list[Token]:
-    """Return the tokens with each run of letters as a function, a word, or variables of one letter each.
-
-    Args:
-        tokens: the tokens of an answer.
-        symbols: variables of the problem; a run of these variables is a product, never a unit.
-    """
-    sorted_tokens: list[Token] = []
-    for place, token in enumerate(tokens):
-        run = token.text
-        previous = sorted_tokens[-1] if sorted_tokens else None
-        if previous and previous.text == "°" and token.kind in ("letters", "text") and run in ("C", "F"):
-            sorted_tokens[-1] = Token("text", "°" + run, previous.gap)
-        elif token.kind == "text" and (run in FUNCTIONS or run in COLLECTIVES) and not _after_amount(previous):
-            sorted_tokens.append(Token("command", run, token.gap))
-        elif token.kind == "text" and run == "mod":
-            sorted_tokens.append(Token("command", "mod", token.gap))
-        elif (
-            token.kind != "letters"
-            or len(run) == 1
-            or (previous and previous.text in ("begin", "end"))
-            or _in_environment_name(tokens, place)
-        ):
-            sorted_tokens.append(token)
-        elif run in FUNCTIONS or run in COLLECTIVES:
-            sorted_tokens.append(Token("command", run, token.gap))
-        elif run.lower() in _PLAIN_COMMANDS:
-            sorted_tokens.append(Token("command", _PLAIN_COMMANDS[run.lower()], token.gap))
-        elif _is_word(token, previous, symbols):
-            sorted_tokens.append(Token("text", run, token.gap))
-        else:
-            sorted_tokens += [Token("letters", letter, token.gap and n == 0) for n, letter in enumerate(run)]
-    return sorted_tokens
-
-
-def _in_environment_name(tokens: Sequence[Token], place: int) -> bool:
-    return place >= 2 and tokens[place - 2].text in ("begin", "end") and tokens[place - 2].kind == "command"
-
-
-def _after_amount(previous: Token | None) -> bool:
-    """Return True right after a number: ``min`` are minutes."""
-    return previous is not None and (previous.kind == "number" or previous.text in (")", "}"))
-
-
-def _is_word(token: Token, previous: Token | None, symbols: frozenset[str]) -> bool:
-    """Return True for a run of letters that is a word or a unit, not a product of variables."""
-    run = token.text
-    if run.lower() in ("or", "and", "pct", "percent") or scale_of(run) is not None:
-        return True
-    if symbols.issuperset(run):
-        return False
-    if previous is None:
-        return len(run) > 3
-    after_amount = previous.kind in ("number", "text") or previous.text in (")", "}", "%", "°", "pi")
-    if is_spelled_unit(run) and (after_amount or previous.text == "/"):
-        return True
-    return token.gap and after_amount and (run.lower() in SHORT_WORDS or (len(run) > 2 and _has_vowel(run)))
-
-
-def _has_vowel(run: str) -> bool:
-    return any(letter in "aeiouAEIOU" for letter in run)
+    def texts(self, start: int, count: int) -> str:
+        """Return the characters of ``count`` tokens from ``start`` tokens after the position, joined."""
+        return "".join(self.peek(start + n).text for n in range(count))

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from attnrl.grading.guards.copies import statement_expressions
 from attnrl.grading.reading.expressions import Expression, free_symbols
+from attnrl.grading.reading.formulas import statement_expressions
 from attnrl.grading.reading.reader import read
 from attnrl.grading.reading.tokens import Unreadable
 from attnrl.grading.reading.units import Unit, units_in

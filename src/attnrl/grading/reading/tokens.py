@@ -8,11 +8,22 @@ from functools import lru_cache
 from typing import Literal
 
 from attnrl.grading.reading.characters import plain_characters
+from attnrl.grading.reading.commands import (
+    COLORS,
+    COMMANDS,
+    DROPPED,
+    DROPPED_WITH_ARGUMENT,
+    FONTS,
+    MARKS,
+    SPACES,
+    TEXTS,
+    WORDS,
+)
 
 Kind = Literal["number", "letters", "text", "command", "mark"]
 
 
-class Unreadable(ValueError):
+class Unreadable(ValueError):  # noqa: N818
     """A text without a meaning as an answer: unbalanced braces, digits side by side, prose."""
 
 
@@ -32,172 +43,6 @@ class Token:
     text: str
     gap: bool = False
 
-
-#: Commands without a meaning for the value.
-_DROPPED = frozenset(
-    [
-        "left",
-        "right",
-        "middle",
-        "big",
-        "Big",
-        "bigg",
-        "Bigg",
-        "bigl",
-        "bigr",
-        "Bigl",
-        "Bigr",
-        "biggl",
-        "biggr",
-        "Biggl",
-        "Biggr",
-        "bigm",
-        "Bigm",
-        "displaystyle",
-        "textstyle",
-        "scriptstyle",
-        "limits",
-        "nolimits",
-        "tiny",
-        "scriptsize",
-        "footnotesize",
-        "small",
-        "normalsize",
-        "large",
-        "Large",
-        "LARGE",
-        "huge",
-        "Huge",
-        "bf",
-        "it",
-        "rm",
-        "sf",
-        "tt",
-        "sl",
-        "sc",
-        "em",
-        "bfseries",
-        "itshape",
-        "rmfamily",
-        "boldmath",
-        "mathstrut",
-        "strut",
-        "checkmark",
-        "square",
-        "blacksquare",
-        "Box",
-        "qed",
-        "nonumber",
-        "notag",
-        "hfill",
-        "noindent",
-        "centering",
-        "newline",
-        "relax",
-        "therefore",
-        "because",
-        "!",
-        "(",
-        ")",
-        "[",
-        "]",
-    ]
-)
-_SPACES = frozenset(
-    [*[",", ";", ":", ">", "quad", "qquad", "thinspace", "enspace", "medspace", "thickspace", "space"], " ", "\n", "\t"]
-)
-#: Commands around mathematics without a meaning for the value. The colours have a first argument, dropped.
-_FONTS = frozenset(
-    [
-        "mathbf",
-        "boldsymbol",
-        "bm",
-        "pmb",
-        "mathit",
-        "mathsf",
-        "mathtt",
-        "mathcal",
-        "mathscr",
-        "mathfrak",
-        "mathnormal",
-        "underline",
-        "uline",
-        "emph",
-        "boxed",
-        "fbox",
-        "framebox",
-        "mathop",
-        "mathbin",
-        "textcolor",
-        "color",
-        "colorbox",
-        "ensuremath",
-        "vec",
-        "overrightarrow",
-    ]
-)
-_COLORS = frozenset({"textcolor", "color", "colorbox"})
-_TEXTS = frozenset(
-    [
-        "text",
-        "textrm",
-        "textbf",
-        "textit",
-        "textsf",
-        "texttt",
-        "textnormal",
-        "textup",
-        "textsc",
-        "textsl",
-        "mathrm",
-        "mbox",
-        "hbox",
-        "operatorname",
-        "operatorname*",
-    ]
-)
-_DROPPED_WITH_ARGUMENT = frozenset(
-    ["phantom", "hphantom", "vphantom", "hspace", "hspace*", "vspace", "label", "tag", "tag*"]
-)
-#: Commands with the meaning of a sign or of another command.
-_MARKS = {
-    **{"{": "\\{", "}": "\\}", "lbrace": "\\{", "rbrace": "\\}", "$": "$", "textdollar": "$", "%": "%", "_": "_"},
-    **{"|": "|", "vert": "|", "lvert": "|", "rvert": "|", "Vert": "|", "mid": ":", "\\": "\\\\", "&": "and", "#": "#"},
-    **{"lbrack": "[", "rbrack": "]", "lparen": "(", "rparen": ")", "colon": ":", "prime": "'", "degree": "°"},
-    **{
-        "le": "<=",
-        "leq": "<=",
-        "leqslant": "<=",
-        "leqq": "<=",
-        "ge": ">=",
-        "geq": ">=",
-        "geqslant": ">=",
-        "geqq": ">=",
-    },
-    **{"lt": "<", "gt": ">", "ne": "!=", "neq": "!=", "cdot": "*", "times": "*", "ast": "*", "div": "/", "slash": "/"},
-    **{"pm": "±", "mp": "∓", "dots": "...", "ldots": "...", "cdots": "...", "dotsc": "...", "dotsb": "..."},
-}
-_COMMANDS = {
-    **{
-        "dfrac": "frac",
-        "tfrac": "frac",
-        "cfrac": "frac",
-        "dbinom": "binom",
-        "tbinom": "binom",
-        "varnothing": "emptyset",
-    },
-    **{"lg": "log", "infin": "infty", "lt": "<", "oo": "infty", "overbar": "overline", "textpi": "pi", "R": "reals"},
-    **{
-        "arcsinh": "arcsinh",
-        "leftarrow": "leftarrow",
-        "Bbb": "mathbb",
-        "mathds": "mathbb",
-        "smallsetminus": "setminus",
-    },
-    **{"backslash": "setminus", "rightarrow": "to", "Rightarrow": "implies", "bigcup": "cup", "bigcap": "cap"},
-    **{"widehat": "hat", "widetilde": "tilde", "gets": "leftarrow", "varphi": "phi", "varepsilon": "epsilon"},
-}
-_WORDS = {"lor": "or", "vee": "or", "land": "and", "wedge": "and"}
 
 _JOINT = r"(?:\{,\}|,\\!\s?|\\[,;:\ ]|~|\\?_|\ )"  # between groups of three digits
 _PATTERN = re.compile(
@@ -285,34 +130,34 @@ def tokenize(text: str, *, thousands: bool = True) -> tuple[Token, ...]:
 
 
 def _scan_command(scanner: _Scanner, name: str) -> None:
-    if name in _SPACES:
+    if name in SPACES:
         scanner.gap = True
-    elif name in _DROPPED:
+    elif name in DROPPED:
         if name in ("left", "right") and scanner.text[scanner.place : scanner.place + 1] == ".":
             scanner.place += 1
         scanner.gap = True
-    elif name in _DROPPED_WITH_ARGUMENT:
+    elif name in DROPPED_WITH_ARGUMENT:
         scanner.place = _after_argument(scanner)
-    elif name in _TEXTS or name in _FONTS:
-        if name in _COLORS:
+    elif name in TEXTS or name in FONTS:
+        if name in COLORS:
             scanner.place = _after_argument(scanner)
         opening = _OPENING.match(scanner.text, scanner.place)
         if opening is None:
             scanner.gap = True
             return
         scanner.place = opening.end()
-        scanner.braces.append((name in _TEXTS or scanner.braces[-1][0], name in _FONTS))
-        if name in _FONTS:
+        scanner.braces.append((name in TEXTS or scanner.braces[-1][0], name in FONTS))
+        if name in FONTS:
             scanner.add("mark", "{")
-    elif name in _MARKS:
-        scanner.add("mark", _MARKS[name])
-    elif name in _WORDS:
-        scanner.add("text", _WORDS[name])
+    elif name in MARKS:
+        scanner.add("mark", MARKS[name])
+    elif name in WORDS:
+        scanner.add("text", WORDS[name])
     elif re.match(r"q?quad[a-zA-Z]", name):  # a space without a space after the command
         scanner.gap = True
         scanner.add("letters", name.partition("quad")[2])
     else:
-        scanner.add("command", _COMMANDS.get(name, name))
+        scanner.add("command", COMMANDS.get(name, name))
 
 
 def _scan_mark(scanner: _Scanner, mark: str) -> None:
@@ -382,54 +227,6 @@ def _trimmed(tokens: list[Token]) -> list[Token]:
     while first < last and (tokens[last - 1].kind, tokens[last - 1].text) in _TRAILING:
         last -= 1
     return tokens[first:last]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Spelling
-# ---------------------------------------------------------------------------------------------------------------------
-
-_AMOUNT = re.compile(r"(?:\$ )?([+-] )?(?:\$ )?(\d[\d.()e+-]*)(?: [%°])?")
-
-
-def spelling(text: str) -> tuple[tuple[str, str], ...] | None:
-    """Return a key of the spelling of an answer, equal for texts that differ only in markup and white space.
-
-    The key of a plain amount is the number, without ``\\$``, ``\\%`` and ``^\\circ``. An empty text has no key.
-    """
-    try:
-        tokens = tokenize(text)
-    except Unreadable:
-        joined = "".join(text.split())
-        return (("unreadable", joined),) if joined else None
-    key = _without_needless_braces(
-        [("letters" if token.kind == "text" else token.kind, token.text) for token in tokens]
-    )
-    amount = _AMOUNT.fullmatch(" ".join(text for _, text in key))
-    if amount:
-        negative = amount[1] == "- " and amount[2] != "0"
-        key = [*([("mark", "-")] if negative else []), ("number", amount[2])]
-    return tuple(key) if any(text not in "$%°" for _, text in key) else None
-
-
-def _without_needless_braces(key: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Remove the braces around a single token and around the whole key."""
-    kept: list[tuple[str, str]] = []
-    for part in key:
-        kept.append(part)
-        if len(kept) > 2 and part == ("mark", "}") and kept[-3] == ("mark", "{"):
-            kept[-3:] = [kept[-2]]
-    while len(kept) > 1 and kept[0] == ("mark", "{") and _closing(kept) == len(kept) - 1:
-        kept = kept[1:-1]
-    return kept
-
-
-def _closing(key: list[tuple[str, str]]) -> int:
-    depth = 0
-    for place, part in enumerate(key):
-        depth += {("mark", "{"): 1, ("mark", "}"): -1}.get(part, 0)
-        if depth == 0:
-            return place
-    return -1
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Units of measurement, read from the spellings that answers and problems use.
 
-The table (:mod:`attnrl.grading.reading.unit_table`) is closed and its sizes are exact, so a verdict is predictable. The library
-pint is not used: pint reads nearly each word as a unit, because prefixes combine with all names; pint has no
-currencies; and importing pint takes long.
+The table (:mod:`attnrl.grading.reading.unit_table`) is closed and its sizes are exact, so a verdict is predictable.
+The library pint is not used: pint reads nearly each word as a unit, because prefixes combine with all names; pint has
+no currencies; and importing pint takes long.
 """
 
 from __future__ import annotations

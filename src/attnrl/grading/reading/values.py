@@ -1,6 +1,6 @@
 """The types of an answer: what :func:`attnrl.grading.reading.reader.read` makes of a text.
 
-Comparison is by type (:mod:`attnrl.grading.comparing.compare`): the type of the true answer decides how an answer is compared.
+Comparison is by type (:mod:`attnrl.grading.comparing.compare`): the type of the true answer decides.
 """
 
 from __future__ import annotations

@@ -1,0 +1,209 @@
+"""The reader of atoms: numbers, symbols, fractions, roots, and anything in brackets."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from attnrl.grading.reading.brackets import read_brackets, read_environment, read_group
+from attnrl.grading.reading.cursor import Cursor, Unsupported, WorkLeft, expression
+from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol
+from attnrl.grading.reading.factors import ACCENTS, BIG_OPERATORS, GREEK
+from attnrl.grading.reading.functions import read_argument, read_big_operator, read_collective, read_function
+from attnrl.grading.reading.letters import COLLECTIVES, FUNCTIONS
+from attnrl.grading.reading.tokens import Unreadable
+from attnrl.grading.reading.values import NamedSet, Value
+
+_SETS = {"R": "reals", "Z": "integers", "N": "naturals", "Q": "rationals", "C": "complex"}
+_UNKNOWN_FUNCTIONS = frozenset("fghFGH")
+_CLOSING = {"lfloor": ("rfloor", "floor"), "lceil": ("rceil", "ceil")}
+
+
+def read_atom(cursor: Cursor) -> Value:
+    """Read a number, a symbol, a function with its argument, or anything in brackets."""
+    token = cursor.peek()
+    if token.kind == "number":
+        cursor.take()
+        return number(token.text)
+    if token.kind == "letters" or (token.kind == "text" and len(token.text) == 1):
+        return _read_symbol(cursor)
+    if token.kind == "command":
+        return _read_command(cursor)
+    if cursor.at("{"):
+        return read_group(cursor)
+    if cursor.at("(", "[", "]", "\\{"):
+        return read_brackets(cursor)
+    if cursor.accept("|"):
+        cursor.enter()
+        cursor.bars += 1
+        content = expression(cursor.grammar.sum(cursor))
+        cursor.bars -= 1
+        cursor.expect("|")
+        cursor.leave()
+        return Operation("abs", (content,))
+    raise Unreadable(f"unexpected {token.text!r}")
+
+
+def number(text: str) -> Number:
+    """Return the number of a token: ``12``, ``0.5``, ``0.1(6)`` (1/6) or ``3e-5``."""
+    if "(" in text:
+        start, _, block = text.rstrip(")").partition("(")
+        whole, _, fixed = start.partition(".")
+        shift = 10 ** len(fixed)
+        return Number(Fraction(int(whole + fixed), shift) + Fraction(int(block), shift * (10 ** len(block) - 1)))
+    mantissa, _, exponent = text.partition("e")
+    if len(exponent) > 5:
+        raise Unreadable("an exponent of more than four digits")
+    digits = len(mantissa.replace(".", "").lstrip("0")) if "." in mantissa else None
+    return Number(Fraction(mantissa) * Fraction(10) ** int(exponent or 0), digits)
+
+
+def subscript(cursor: Cursor) -> str:
+    """Read the subscript after ``_`` as a name: ``1``, ``max``, ``n+1``."""
+    if not cursor.accept("{"):
+        return cursor.take().text
+    depth, name = 1, ""
+    while depth:
+        token = cursor.take()
+        if cursor.place > len(cursor.tokens):
+            raise Unreadable("an open subscript")
+        depth += (token.text == "{") - (token.text == "}")
+        name += token.text if depth and token.text not in "{}" else ""
+    return name
+
+
+def _primes(cursor: Cursor) -> str:
+    primes = ""
+    while cursor.accept("'"):
+        primes += "'"
+    return primes
+
+
+def _order_of_derivative(cursor: Cursor, name: str) -> str:
+    """Read ``^{(2)}`` after the name of an unknown function as two primes."""
+    order = re.match(r"\^\{\((\d)\)\}", cursor.texts(0, 6))
+    if name not in _UNKNOWN_FUNCTIONS or not order:
+        return ""
+    cursor.place += 6
+    return "'" * int(order[1])
+
+
+def _read_symbol(cursor: Cursor, name: str = "") -> Value:
+    name = name or cursor.take().text
+    before = _primes(cursor) or _order_of_derivative(cursor, name)
+    if cursor.accept("_"):
+        name += "_" + subscript(cursor)
+    name += before + _primes(cursor)
+    applied = name[0] in _UNKNOWN_FUNCTIONS and (len(name) == 1 or name[1] in "_'")
+    if (applied or "'" in name) and cursor.at("(") and not cursor.peek().gap:
+        arguments = read_brackets(cursor)
+        items = getattr(arguments, "items", (arguments,))
+        return Operation("apply", (Symbol(name), *(expression(item) for item in items)))
+    return Symbol(name)
+
+
+def _read_command(cursor: Cursor) -> Value:
+    name = cursor.take().text
+    if name == "frac":
+        return _read_fraction(cursor)
+    if name == "sqrt":
+        return _read_root(cursor)
+    if name == "binom":
+        return Operation("binomial", (expression(read_argument(cursor)), expression(read_argument(cursor))))
+    if name in FUNCTIONS:
+        return read_function(cursor, FUNCTIONS[name])
+    if name in COLLECTIVES:
+        return read_collective(cursor, name)
+    if name in _CLOSING:
+        closing, operation = _CLOSING[name]
+        cursor.enter()
+        content = expression(cursor.grammar.sum(cursor))
+        cursor.leave()
+        if cursor.take().text != closing:
+            raise Unreadable(f"{name} without {closing}")
+        return Operation(operation, (content,))
+    if name in ("pi", "infty"):
+        return Symbol("pi") if name == "pi" else Symbol("infinity")
+    if name in GREEK:
+        return _read_symbol(cursor, name)
+    if name in ACCENTS:
+        return _read_accent(cursor, name)
+    if name in ("angle", "triangle"):
+        letters = ""
+        while cursor.peek().kind in ("letters", "text") and len(cursor.peek().text) == 1:
+            letters += cursor.take().text
+        return Symbol(f"{name} {letters or _expression_name(read_argument(cursor))}")
+    if name in ("emptyset", "reals"):
+        return NamedSet("empty" if name == "emptyset" else "reals")
+    if name == "mathbb":
+        letter = cursor.texts(0, 1) if not cursor.at("{") else cursor.texts(1, 1)
+        cursor.place += 3 if cursor.at("{") else 1
+        if letter in _SETS:
+            return NamedSet(_SETS[letter])
+        return Symbol(letter)
+    if name == "begin":
+        return read_environment(cursor)
+    if name == "langle":
+        cursor.place -= 1
+        return read_brackets(cursor)
+    if name in BIG_OPERATORS:
+        return read_big_operator(cursor, name)
+    raise Unsupported(f"\\{name}")
+
+
+def _expression_name(value: Value) -> str:
+    """Return the name of a symbol, or of a product of symbols such as ``AB``.
+
+    Raises:
+        Unsupported: the value is neither.
+    """
+    if isinstance(value, Symbol):
+        return value.name
+    if isinstance(value, Operation) and value.name == "multiply":
+        return "".join(_expression_name(factor) for factor in value.operands)
+    raise Unsupported("an accent over an expression")
+
+
+def _read_accent(cursor: Cursor, accent: str) -> Value:
+    content = read_argument(cursor)
+    if accent in ("bar", "overline") and not isinstance(content, Symbol) and not _is_segment(content):
+        return Operation("conjugate", (expression(content),))
+    name = _expression_name(content)
+    return Symbol(name if len(name) > 1 and name.isupper() else f"{accent} {name}" + _primes(cursor))
+
+
+def _is_segment(value: Value) -> bool:
+    return (
+        isinstance(value, Operation) and value.name == "multiply" and all(isinstance(o, Symbol) for o in value.operands)
+    )
+
+
+_DERIVATIVE = re.compile(
+    r"\{(?P<above>(?:d|partial)(?:\^\{?\d+\}?)?[a-zA-Z]+)\}\{(?P<below>(?:d|partial)[a-zA-Z]+(?:\^\{?\d+\}?)?)\}"
+)
+
+
+def _read_fraction(cursor: Cursor) -> Value:
+    derivative = _DERIVATIVE.match(cursor.texts(0, 24))
+    if derivative:
+        end = cursor.place
+        while len("".join(token.text for token in cursor.tokens[cursor.place : end])) < derivative.end():
+            end += 1
+        cursor.place = end
+        return Symbol(re.sub(r"[{}]", "", f"{derivative['above']}/{derivative['below']}"))
+    over = read_argument(cursor)
+    under = read_argument(cursor)
+    if isinstance(over, Symbol) and over.name in ("d", "partial"):
+        raise WorkLeft("a derivative")
+    return Operation("divide", (expression(over), expression(under)))
+
+
+def _read_root(cursor: Cursor) -> Operation:
+    index: Expression = Number(Fraction(2))
+    if cursor.accept("["):
+        cursor.enter()
+        index = expression(cursor.grammar.sum(cursor))
+        cursor.expect("]")
+        cursor.leave()
+    radicand = read_atom(cursor) if cursor.peek().kind == "number" else read_argument(cursor)
+    return Operation("root", (expression(radicand), index))

@@ -1,0 +1,50 @@
+"""The spelling of an answer, for equality without mathematics."""
+
+from __future__ import annotations
+
+import re
+
+from attnrl.grading.reading.tokens import Unreadable, tokenize
+
+_AMOUNT = re.compile(r"(?:\$ )?([+-] )?(?:\$ )?(\d[\d.()e+-]*)(?: [%°])?")
+
+
+def spelling(text: str) -> tuple[tuple[str, str], ...] | None:
+    """Return a key of the spelling of an answer, equal for texts that differ only in markup and white space.
+
+    The key of a plain amount is the number, without ``\\$``, ``\\%`` and ``^\\circ``. An empty text has no key.
+    """
+    try:
+        tokens = tokenize(text)
+    except Unreadable:
+        joined = "".join(text.split())
+        return (("unreadable", joined),) if joined else None
+    key = _without_needless_braces(
+        [("letters" if token.kind == "text" else token.kind, token.text) for token in tokens]
+    )
+    amount = _AMOUNT.fullmatch(" ".join(text for _, text in key))
+    if amount:
+        negative = amount[1] == "- " and amount[2] != "0"
+        key = [*([("mark", "-")] if negative else []), ("number", amount[2])]
+    return tuple(key) if any(text not in "$%°" for _, text in key) else None
+
+
+def _without_needless_braces(key: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Remove the braces around a single token and around the whole key."""
+    kept: list[tuple[str, str]] = []
+    for part in key:
+        kept.append(part)
+        if len(kept) > 2 and part == ("mark", "}") and kept[-3] == ("mark", "{"):
+            kept[-3:] = [kept[-2]]
+    while len(kept) > 1 and kept[0] == ("mark", "{") and _closing(kept) == len(kept) - 1:
+        kept = kept[1:-1]
+    return kept
+
+
+def _closing(key: list[tuple[str, str]]) -> int:
+    depth = 0
+    for place, part in enumerate(key):
+        depth += {("mark", "{"): 1, ("mark", "}"): -1}.get(part, 0)
+        if depth == 0:
+            return place
+    return -1

@@ -1,0 +1,76 @@
+"""Answers in words, the letters of choices before an answer, and times of the day."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from attnrl.grading.reading.letters import SHORT_WORDS
+from attnrl.grading.reading.tokens import Token
+from attnrl.grading.reading.values import TimeOfDay, Words
+
+_TIME = re.compile(
+    r"(?P<hour>\d{1,2})(?::(?P<minute>[0-5]\d))?\s*(?P<half>[ap])\.?\s?m\b\.?|(?P<h24>[01]?\d|2[0-3]):(?P<m24>[0-5]\d)",
+    re.IGNORECASE | re.ASCII,
+)
+
+
+def only_words(tokens: Sequence[Token], symbols: frozenset[str]) -> bool:
+    """Return True if the tokens are words and cannot be a product of variables or an amount with a unit."""
+    runs = [token for token in tokens if token.kind in ("letters", "text")]
+    if any(token.kind in ("number", "command") for token in tokens):
+        return False
+    return any(
+        len(token.text) > 1 and (_is_capital_run(token.text) or not symbols.issuperset(token.text)) for token in runs
+    )
+
+
+def _is_capital_run(run: str) -> bool:
+    return len(run) > 2 and run.isupper()
+
+
+def read_words(tokens: Sequence[Token], symbols: frozenset[str]) -> Words | None:
+    """Return the answer as words, or None if the tokens are mathematics only."""
+    kept = [token for token in tokens if token.text not in ("{", "}")]
+    if not kept or any(token.kind == "command" or token.text in "=+*^_<>|/" for token in kept):
+        return None
+    runs = [token for token in kept if token.kind in ("letters", "text")]
+    if not runs or kept[0].kind == "number" or not any(_is_word(token, len(runs) > 1, symbols) for token in runs):
+        return None
+    return Words("".join((" " if token.gap and n else "") + token.text for n, token in enumerate(kept)))
+
+
+def _is_word(token: Token, several: bool, symbols: frozenset[str]) -> bool:
+    run = token.text
+    if len(run) == 1:
+        return False
+    if symbols.issuperset(run) and token.kind == "letters" and not _is_capital_run(run):
+        return False
+    if run in ("pi", "or", "and") or (run in ("sin", "cos", "tan", "log", "ln", "sqrt", "exp", "infinity") and several):
+        return False
+    return token.kind == "text" or len(run) > 2 or run.isupper() or run.lower() in SHORT_WORDS
+
+
+def read_label(tokens: Sequence[Token]) -> tuple[str, Sequence[Token]] | None:
+    r"""Return the letter of a choice and the tokens after the letter, as in ``\textbf{(E) } 42``."""
+    texts = [token.text for token in tokens[:3]]
+    bracketed = len(tokens) > 3 and texts[0] == "(" and texts[2] == ")"
+    letter, rest = (texts[1], tokens[3:]) if bracketed else ((texts[0], tokens[2:]) if len(tokens) > 2 else ("", ()))
+    if not re.fullmatch("[A-J]", letter) or not (bracketed or texts[1] in (")", ".", ":")):
+        return None
+    starts = rest[0].kind != "mark" or rest[0].text in ("$", "-", "(", "{", "\\{", "[")
+    return (letter, rest) if starts and (rest[0].gap or tokens[1].kind == "text") else None
+
+
+def read_time(text: str) -> TimeOfDay | None:
+    """Return the time of the day that a text states, or None."""
+    plain = re.sub(r"\\(?:text|mathrm|textbf|mbox)\s*\{([^{}]*)\}|\\[ ,;:]|~", r" \1 ", text)
+    plain = re.sub(r"[${}]", "", plain)
+    found = _TIME.fullmatch(re.sub(r"\s+", " ", plain).strip().rstrip(","))
+    if not found:
+        return None
+    if found["h24"]:
+        return TimeOfDay(60 * int(found["h24"]) + int(found["m24"]), "")
+    if not 1 <= int(found["hour"]) <= 12:
+        return None
+    return TimeOfDay(60 * (int(found["hour"]) % 12) + int(found["minute"] or 0), found["half"].lower() + "m")
