@@ -74,7 +74,7 @@ def _rearranges(
         if form(answer, distribute=distribute) != form(source, distribute=distribute):
             continue
         if any(map(_is_number, golds)):
-            return True
+            return not _is_number(answer) or _is_number(source)  # 10/4 for 10/8 + 10/8 is worked out, if not reduced
         if collected and any(form(gold, distribute=True) == form(source, distribute=True) for gold in golds):
             return False
         return all(form(gold, distribute=distribute) != form(source, distribute=distribute) for gold in golds)
