@@ -110,10 +110,10 @@ def _box_spans(text: str, *, escapes: bool) -> list[tuple[int, int | None]]:
     return list(spans.items())
 
 
-def is_spelled_as(found: str | None, answers: Sequence[str]) -> bool:
+def is_spelled_as(found: str | None, answers: Sequence[str], *, amounts: bool = False) -> bool:
     """Return True if ``found`` has the spelling of an accepted answer; an empty answer never has."""
-    key = None if found is None else spelling(found)
-    return key is not None and any(spelling(answer) == key for answer in answers)
+    key = None if found is None else spelling(found, amounts=amounts)
+    return key is not None and any(spelling(answer, amounts=amounts) == key for answer in answers)
 
 
 def true_answers(answers: Sequence[str]) -> list[str]:

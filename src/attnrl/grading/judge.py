@@ -46,6 +46,7 @@ def judge(job: Job) -> JobResult:
     return JobResult(judge_box(golds, answer, statement), answer)
 
 
+MAX_UNREAD_CHARS = 500  # of a true answer beyond the reader: math-verify parses longer texts slowly
 _PROSE = re.compile(r"(?i)answer|\$.*[a-z]{3,}.*\$", re.DOTALL)
 
 
@@ -89,7 +90,7 @@ def _meaning_of(gold: str) -> str | None:
     except Unreadable:
         if _PROSE.search(gold):
             return extract_from_prose(gold)
-        return gold if is_parsed(gold) else None
+        return gold if len(gold) <= MAX_UNREAD_CHARS and is_parsed(gold) else None
 
 
 def _has_several_values(gold: str, statement: Statement) -> bool:
@@ -118,12 +119,23 @@ def _same(gold: str, box: str, statement: Statement) -> bool:
         return _algebra_decides(gold, statement) and same_by_algebra(gold, box)
     except Unreadable:
         return False
+    answers = tuple(map(_only_member, answers))
     results = [compare(expected, found) for expected in golds for found in answers]
     if any(results):
         return True
     if _same_in_bare_units(gold, box, statement, golds, answers):
         return True
-    return None in results and same_by_algebra(gold, box)
+    if None not in results or _calculus_left(answers, golds):
+        return False
+    return same_by_algebra(gold, box)
+
+
+def _only_member(value: Value) -> Value:
+    r"""Return the only member of a set such as ``\{5\}``: the set of solutions may stand for the solution."""
+    is_single = isinstance(value, Brackets) and value.left == "{" and len(value.items) == 1
+    if is_single and isinstance(value.items[0], Number | Operation | Symbol | Relation):  # type: ignore[union-attr]
+        return value.items[0]  # type: ignore[union-attr]
+    return value
 
 
 def _algebra_decides(gold: str, statement: Statement) -> bool:
@@ -180,6 +192,13 @@ def _leaves_calculus(answer: Expression, golds: Sequence[Expression]) -> bool:
     """Return True if an answer leaves an integral or a limit that no gold has."""
     left = operation_names(answer) & {"integral", "limit"}
     return bool(left) and not any(left & operation_names(gold) for gold in golds)
+
+
+def _calculus_left(answers: Sequence[Value], golds: Sequence[Value]) -> bool:
+    """Return True if each reading of an answer leaves an integral or a limit that no gold has."""
+    expected = [gold for gold in golds if isinstance(gold, Number | Symbol | Operation)]
+    found = [answer for answer in answers if isinstance(answer, Number | Symbol | Operation)]
+    return bool(found) and all(_leaves_calculus(answer, expected) for answer in found)
 
 
 def _expressions(value: Value, statement: Statement) -> list[Expression]:

@@ -128,13 +128,15 @@ def _plain_number(text: str) -> tuple[Fraction, bool] | None:
     None for another text, for a percentage (two possible values) and for a fraction to be reduced.
     """
     key = spelling(text)
-    if key is None or len(text) > 100 or "%" in text or any(kind not in ("number", "mark") for kind, _ in key[1:]):
+    if key is None or len(text) > 100 or any(kind not in ("number", "mark") for kind, _ in key[1:]):
+        return None
+    if any(kind == "mark" and part not in ("-", "/") for kind, part in key):
         return None
     sign = -1 if key[0] == ("mark", "-") else 1
     parts = [part for _, part in (key[1:] if sign == -1 else key)]
     if len(parts) == 1:
         return (sign * Fraction(parts[0]), False) if parts[0].replace(".", "").isdigit() else None
-    numbers = parts[1:] if parts[0] == "frac" else parts[::2] if parts[1:2] == ["/"] else []
+    numbers = parts[1:] if parts[:1] == ["frac"] else parts[::2] if parts[1:2] == ["/"] else []
     if len(parts) != 3 or len(numbers) != 2 or not all(number.isdigit() for number in numbers):
         return None
     over, under = map(int, numbers)

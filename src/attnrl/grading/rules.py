@@ -40,7 +40,7 @@ class RulesGrader(ClosableGrader):
             return Grade(0.0, "bad_gold", answer)
         if answer is None or spelling(answer) is None:
             return Grade(0.0, "no_answer", answer)
-        correct = all(is_spelled_as(box, accepted) for box in (answer, *all_boxes(response)))
+        correct = all(is_spelled_as(box, accepted, amounts=True) for box in (answer, *all_boxes(response)))
         return Grade(float(correct), "correct" if correct else "wrong", answer)
 
     def _extract(self, response: str) -> str | None:

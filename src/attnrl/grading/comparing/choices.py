@@ -6,14 +6,7 @@ import re
 
 from attnrl.grading.comparing.comparison import Compare
 from attnrl.grading.reading.expressions import Symbol
-from attnrl.grading.reading.values import Brackets, Labelled, Listing, Value, Words
-
-
-def phrase(text: str) -> str:
-    """Return words in lower case, without articles, punctuation, hyphens and the plural."""
-    words = re.sub(r"[^\w\s']|_", " ", text.casefold().replace("'", "")).split()
-    kept = [word for word in words if word not in ("a", "an", "the")] or words
-    return " ".join(word.removesuffix("s") if len(word) > 3 else word for word in kept)
+from attnrl.grading.reading.values import Brackets, Labelled, Listing, Value, Words, phrase
 
 
 def letters_of_choices(value: Value) -> str:
@@ -30,12 +23,16 @@ def letters_of_choices(value: Value) -> str:
 
 def same_choice(gold: Value, answer: Value, compare: Compare) -> bool | None:
     """Compare the letters of choices; of an answer with letter and value, either may be the true answer."""
+    options = compare.statement.options
     if isinstance(answer, Labelled):
+        contradicts = answer.label in options and not _is_option(answer.label, answer.value, compare)
         letter = letters_of_choices(gold)
         if letter and _is_choice(letter, compare):
-            return letter.upper() == answer.label
-        return compare(gold, answer.value)
+            return letter.upper() == answer.label and not contradicts
+        return False if contradicts else compare(gold, answer.value)
     expected, found = letters_of_choices(gold), letters_of_choices(answer)
+    if len(expected) == 1 and not found:
+        return bool(options.get(expected.upper())) and _is_option(expected.upper(), answer, compare)
     if not expected or len(found) != len(expected):
         return False
     if expected == found:
@@ -47,10 +44,16 @@ def same_choice(gold: Value, answer: Value, compare: Compare) -> bool | None:
     return expected.upper() == found.upper()
 
 
+def _is_option(letter: str, answer: Value, compare: Compare) -> bool:
+    """Return True if an answer has the value of a choice of the problem; a choice without a value agrees with any."""
+    values = compare.statement.options[letter]
+    return not values or any(compare(value, answer) is True for value in values if not letters_of_choices(value))
+
+
 def _is_choice(letters: str, compare: Compare) -> bool:
     """Return True if letters name choices of the problem; without choices in the problem, if each is in A to E."""
     if compare.statement.options:
-        return compare.statement.options.issuperset(letters.upper())
+        return compare.statement.options.keys() >= set(letters.upper())
     return set("ABCDE").issuperset(letters) and not compare.statement.symbols & set(letters)
 
 

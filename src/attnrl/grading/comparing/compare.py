@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from attnrl.grading.comparing.choices import compare_labelled, compare_words, same_choice
 from attnrl.grading.comparing.comparison import Compare
+from attnrl.grading.comparing.derivatives import same_notation
 from attnrl.grading.comparing.listings import compare_brackets, compare_listing, compare_matrix
 from attnrl.grading.comparing.notations import (
     compare_base_number,
@@ -59,7 +60,7 @@ class Comparison:
         Raises:
             TooLarge: a value is too large to be computed.
         """
-        gold, answer = expanded(gold), expanded(answer)
+        gold, answer = same_notation(expanded(gold), expanded(answer))
         if gold == answer:
             return True
         if isinstance(answer, Labelled) and not isinstance(gold, Labelled):
@@ -70,7 +71,7 @@ class Comparison:
 def compare_expression(gold: Expression, answer: Value, compare: Compare) -> bool | None:
     """Compare an answer with an expression: the answer may add a name, a unit or a noun."""
     if isinstance(answer, Number | Symbol | Operation):
-        if isinstance(gold, Symbol) and isinstance(answer, Symbol) and same_choice(gold, answer, compare):
+        if isinstance(gold, Symbol) and same_choice(gold, answer, compare):
             return True
         return same_number(gold, answer)
     if isinstance(answer, Quantity | Counted):
@@ -78,8 +79,6 @@ def compare_expression(gold: Expression, answer: Value, compare: Compare) -> boo
     if isinstance(answer, Relation):
         stated = stated_value(answer, compare.statement)
         return False if stated is None else compare(gold, stated)
-    if isinstance(answer, Brackets) and answer.left == "{" and len(answer.items) == 1:
-        return compare(gold, answer.items[0])
     if isinstance(answer, Ratio) and len(answer.parts) == 2:
         return same_number(gold, Operation("divide", answer.parts))
     if isinstance(answer, Residue):

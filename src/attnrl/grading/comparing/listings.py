@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from fractions import Fraction
 
 from attnrl.grading.comparing.choices import letters_of_choices, same_choice
 from attnrl.grading.comparing.comparison import MAX_ITEMS, Compare, match
 from attnrl.grading.comparing.regions import region_of, same_region
 from attnrl.grading.comparing.relations import compare_region, stated_value
 from attnrl.grading.comparing.signs import expanded
-from attnrl.grading.reading.expressions import Symbol
+from attnrl.grading.reading.expressions import Number, Operation, Symbol, free_symbols
+from attnrl.grading.reading.rewriting import substituted
 from attnrl.grading.reading.values import Brackets, Listing, Matrix, NamedSet, Relation, SetOperation, Value, Words
 
 
 def _assignments(value: Value) -> dict[str, Value] | None:
-    """Return name -> value of a listing of equations with different names, or None."""
-    if not isinstance(value, Listing) or value.joint == "or":
+    """Return name -> value of equations with different names, or None; x_1 and x_2 are values of one name."""
+    if not isinstance(value, Listing | Brackets):
+        return None
+    if value.joint == "or" if isinstance(value, Listing) else value.left != "{":
         return None
     pairs = [_assignment(item) for item in value.items]
     if any(pair is None for pair in pairs):
         return None
     named = dict(pair for pair in pairs if pair is not None)
-    return named if len(named) == len(pairs) > 1 else None
+    same_name = len({re.sub(r"_\d+$", "", name) for name in named}) == 1
+    return named if len(named) == len(pairs) > 1 and not same_name else None
 
 
 def _assignment(item: Value) -> tuple[str, Value] | None:
@@ -38,13 +44,26 @@ def _items(value: Value, compare: Compare) -> list[Value] | None:
     if not isinstance(value, Listing | Brackets):
         return None
     items: list[Value] = []
-    for item in map(expanded, value.items):
-        stated = stated_value(item, compare.statement) if isinstance(item, Relation) else item
-        if stated is None:
-            return None
-        signs = expanded(stated)
-        items.extend(signs.items if isinstance(signs, Listing) and not isinstance(item, Listing) else [signs])
+    for item in value.items:
+        signs = expanded(item)
+        for part in signs.items if isinstance(signs, Listing) and not isinstance(item, Listing) else [signs]:
+            stated = stated_value(part, compare.statement) if isinstance(part, Relation) else part
+            if stated is None:
+                return None
+            items.append(stated)
     return items
+
+
+def _in_order(named: dict[str, Value], compare: Compare) -> list[Value]:
+    """Return the values in the order of the tuple of names in the problem, or else in the order of the alphabet.
+
+    Names of more than a letter stay in the order of the answer.
+    """
+    for asked in compare.statement.asked:
+        names = [item.name for item in getattr(asked, "items", ()) if isinstance(item, Symbol)]
+        if sorted(names) == sorted(named):
+            return [named[name] for name in names]
+    return [named[name] for name in (sorted(named) if all(len(name) == 1 for name in named) else named)]
 
 
 def compare_listing(gold: Listing, answer: Value, compare: Compare) -> bool | None:
@@ -63,6 +82,8 @@ def compare_listing(gold: Listing, answer: Value, compare: Compare) -> bool | No
     if letters_of_choices(gold) and isinstance(answer, Words):
         return same_choice(gold, answer, compare)
     golds, items = _items(gold, compare), _items(answer, compare)
+    if found is not None:
+        items = _in_order(found, compare)
     if golds is None or items is None:
         return match(gold.items, answer.items, compare, ordered=False) if isinstance(answer, Listing) else False
     is_tuple = isinstance(answer, Brackets) and answer.left != "{"
@@ -80,12 +101,17 @@ def compare_brackets(gold: Brackets, answer: Value, compare: Compare) -> bool | 
             return stated is not None and compare(gold, stated)
     if gold.left == "{":
         return compare_set(gold, answer, compare)
+    if (named := _assignments(answer)) is not None:
+        return match(gold.items, _in_order(named, compare), compare, ordered=True)
     if isinstance(answer, Brackets):
         if (_kind(gold), _kind(answer)) != ("tuple", "tuple"):
             return compare_region(gold, answer, compare)
         return match(gold.items, answer.items, compare, ordered=True)
     if isinstance(answer, Matrix):
         return compare_matrix(answer, gold, compare)
+    if isinstance(answer, Operation):
+        components = _components(answer, len(gold.items))
+        return components is not None and match(gold.items, components, compare, ordered=True)
     if isinstance(answer, SetOperation | NamedSet | Relation):
         return compare_region(gold, answer, compare)
     if isinstance(answer, Listing):
@@ -96,6 +122,25 @@ def compare_brackets(gold: Brackets, answer: Value, compare: Compare) -> bool | 
             return all(compare(gold, item) for item in items)
         return items is not None and match(gold.items, items, compare, ordered=True)
     return False
+
+
+def _components(vector: Operation, length: int) -> list[Value] | None:
+    r"""Return the components of ``2\mathbf{i} - \mathbf{j}``, in the unit vectors i, j and k; None for another value."""
+    names = [{letter, f"hat {letter}"} for letter in "ijk"[:length]]
+    if length not in (2, 3) or "j" not in {name[-1] for name in free_symbols(vector)}:
+        return None
+    if not free_symbols(vector) <= set().union(*names):
+        return None
+    units = [[Number(Fraction(int(place == other))) for other in range(length)] for place in range(length)]
+    return [
+        substituted(
+            vector,
+            lambda symbol, row=row: next(
+                (one for one, name in zip(row, names, strict=True) if symbol.name in name), symbol
+            ),
+        )
+        for row in units
+    ]
 
 
 def _kind(brackets: Brackets) -> str:
@@ -115,12 +160,13 @@ def compare_set(gold: Brackets, answer: Value, compare: Compare) -> bool | None:
     """Compare an answer with a finite set: in any order, repetitions in braces ignored."""
     if isinstance(answer, Brackets) and answer.left != "{":
         return False
-    if isinstance(answer, Brackets | Listing):
+    golds = _items(gold, compare)
+    if isinstance(answer, Brackets | Listing) and golds is not None:
         items = _items(answer, compare)
         if items is not None and isinstance(answer, Brackets):
-            return match(_distinct(gold.items, compare), _distinct(items, compare), compare, ordered=False)
+            return match(_distinct(golds, compare), _distinct(items, compare), compare, ordered=False)
         if items is not None:
-            return match(gold.items, items, compare, ordered=False)
+            return match(golds, items, compare, ordered=False)
     if len(gold.items) == 1 and not isinstance(answer, SetOperation | NamedSet | Brackets):
         return compare(gold.items[0], answer)
     return compare_region(gold, answer, compare)

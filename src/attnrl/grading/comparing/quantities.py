@@ -88,10 +88,16 @@ def _with_extra_unit(
 ) -> bool | None:
     if found == DEGREE and Symbol("pi") in parts_of(gold):
         return same(gold, Operation("degrees", (other,)))
+    asked = statement.asked_units
+    if found != DEGREE and asked and all(unit.dimension != found.dimension for unit in asked):
+        return False
+    named = {name for unit in statement.units for name, _ in unit.dimension}
+    if found != DEGREE and named and not named & {name for name, _ in found.dimension}:
+        return False
     factors = {unit.factor for unit in statement.units if unit.dimension == found.dimension}
     if not factors and len(found.dimension) == 1:
-        ((name, exponent),) = found.dimension
-        factors = {unit.factor**exponent for unit in statement.units if unit.dimension == ((name, 1),)}
+        ((base, exponent),) = found.dimension
+        factors = {unit.factor**exponent for unit in statement.units if unit.dimension == ((base, 1),)}
     if not factors or found.factor in factors:
         return same(gold, other)
     return any(same(gold, _times(other, found.factor / factor)) for factor in factors)

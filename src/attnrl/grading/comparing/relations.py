@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 
-from attnrl.grading.arithmetic.evaluation import same_value
 from attnrl.grading.comparing.comparison import Compare, match
+from attnrl.grading.comparing.equations import same_equation
 from attnrl.grading.comparing.regions import region_of, same_region
 from attnrl.grading.comparing.same_number import same_number
-from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, free_symbols
+from attnrl.grading.reading.expressions import CONSTANTS, Number, Operation, Symbol, free_symbols
 from attnrl.grading.reading.statement import Statement
-from attnrl.grading.reading.values import Brackets, Ratio, Relation, SetOperation, Value
+from attnrl.grading.reading.values import Brackets, Ratio, Relation, SetOperation, Value, Words
 
 _FUNCTION_NAMES = {"sin": "sine", "cos": "cosine", "tan": "tangent", "cot": "cotangent"}
-_IN_WORDS = re.compile(r"[A-Za-z]{2,}(?: [A-Za-z]+)*")  # the name of a quantity in words: Area, the total
+_ANY_NAME = re.compile(r"[A-Za-z]{2,}(?: [A-Za-z]+)*|[a-zA-Z]\([a-z]\)")  # names in words, and of functions: f(x) is y
 
 
 def stated_value(relation: Relation, statement: Statement, *, trusted: bool = False) -> Value | None:
@@ -29,11 +28,15 @@ def stated_value(relation: Relation, statement: Statement, *, trusted: bool = Fa
     if not set(relation.operators) <= {"=", "~"}:
         return None
     sides = _before_approximation(relation)
+    if not trusted and _names_another(relation.sides[0], statement):
+        return None
     names = [_is_name(side, statement) or (trusted and _is_quotient(side)) for side in sides]
     values = [side for side, name in zip(sides, names, strict=True) if not name]
     if not values:
         return sides[-1] if isinstance(sides[0], Symbol) else None
     last = values[-1]
+    if names[-1] and not names[0] and free_symbols_of(values[0]):
+        return None  # an equation with a letter on the right side
     if names[0] and len(values) > 1 and _is_working(values[0]):
         return last
     for value in values[:-1]:
@@ -42,6 +45,43 @@ def stated_value(relation: Relation, statement: Statement, *, trusted: bool = Fa
         if same_number(value, last) is not True:
             return None
     return last
+
+
+def _names_another(side: Value, statement: Statement) -> bool:
+    """Return True for the name of another quantity than the one asked for: ``AC`` if the problem asks for ``AB``."""
+    kind = _kind_of_name(side)
+    asked = [quantity for quantity in statement.asked if _kind_of_name(quantity) == kind]
+    return bool(kind and asked) and _plain_name(side) not in map(_plain_name, asked)
+
+
+def _kind_of_name(value: Value) -> str:
+    if _is_segment(value):
+        return "segment"
+    if isinstance(value, Operation) and value.name == "apply":
+        return "call"
+    if isinstance(value, Symbol):
+        if value.name in CONSTANTS:
+            return ""
+        return (
+            "letter"
+            if len(value.name) == 1
+            else "segment"
+            if value.name.isupper()
+            else "call"
+            if "(" in value.name
+            else ""
+        )
+    return ""
+
+
+def _plain_name(value: Value) -> str:
+    """Return the letters of a name: ``AB``, ``f(3)``."""
+    if isinstance(value, Symbol | Words):
+        return (value.name if isinstance(value, Symbol) else value.text).replace(" ", "")
+    if not isinstance(value, Operation):
+        return ""
+    names = [_plain_name(part) if not isinstance(part, Number) else str(part.value) for part in value.operands]
+    return f"{names[0]}({','.join(names[1:])})" if value.name == "apply" else "".join(names)
 
 
 def _is_working(value: Value) -> bool:
@@ -84,6 +124,11 @@ def _is_quotient(side: Value) -> bool:
     return isinstance(side, Operation) and side.name == "divide" and all(map(_is_segment, side.operands))
 
 
+def free_symbols_of(value: Value) -> frozenset[str]:
+    """Return the variables of an expression; of another value, none."""
+    return free_symbols(value) if isinstance(value, Number | Symbol | Operation) else frozenset()
+
+
 def _name_of(relation: Relation) -> str:
     first = relation.sides[0]
     return first.name if isinstance(first, Symbol) else ""
@@ -97,49 +142,15 @@ def compare_relation(gold: Relation, answer: Value, compare: Compare) -> bool | 
     if isinstance(answer, Relation):
         found = stated_value(answer, compare.statement)
         names = _name_of(gold), _name_of(answer)
-        same_name = names[0] == names[1] or "" in names or any(_IN_WORDS.fullmatch(name) for name in names)
+        same_name = names[0] == names[1] or "" in names or any(_ANY_NAME.fullmatch(name) for name in names)
         if expected is not None and found is not None and same_name:
             equal = compare(expected, found)
             if equal is not False:
                 return equal
-        return _same_equation(gold, answer)
+        return same_equation(gold, answer)
     if expected is None:
         return False
     return compare(expected, answer)
-
-
-def _same_equation(gold: Relation, answer: Relation) -> bool | None:
-    """Compare two equations: equal if the differences of the sides are in a constant ratio other than zero."""
-    differences = [_difference(relation) for relation in (gold, answer)]
-    if None in differences or not all(free_symbols(difference) for difference in differences if difference):
-        return False
-    one, other = differences
-    assert one is not None and other is not None
-    if free_symbols(one) != free_symbols(other):
-        return False
-    zero = Number(Fraction(0))
-    if same_value(one, zero) is not False or same_value(other, zero) is not False:
-        return False
-    ratio, elsewhere = Operation("divide", (one, other)), Operation("divide", (_renamed(one), _renamed(other)))
-    return same_value(ratio, elsewhere)
-
-
-def _difference(relation: Relation) -> Expression | None:
-    if relation.operators != ("=",):
-        return None
-    left, right = relation.sides
-    if not isinstance(left, Number | Symbol | Operation) or not isinstance(right, Number | Symbol | Operation):
-        return None
-    return Operation("add", (left, Operation("negate", (right,))))
-
-
-def _renamed(expression: Expression) -> Expression:
-    """Rename all variables, for the value of the same expression at another point."""
-    if isinstance(expression, Symbol) and free_symbols(expression):
-        return Symbol(expression.name + "*")
-    if isinstance(expression, Operation):
-        return Operation(expression.name, tuple(map(_renamed, expression.operands)))
-    return expression
 
 
 def compare_region(gold: Value, answer: Value, compare: Compare) -> bool | None:

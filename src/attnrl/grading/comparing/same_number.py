@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from attnrl.grading.arithmetic.evaluation import rounds_to, same_value
-from attnrl.grading.reading.expressions import Expression, Operation, parts_of
+from attnrl.grading.reading.expressions import Expression, Operation, Symbol, free_symbols, parts_of
 
 
 def same_number(gold: Expression, answer: Expression) -> bool | None:
@@ -23,7 +23,23 @@ def same_number(gold: Expression, answer: Expression) -> bool | None:
         return True
     if equal is not True and any(_has_plain_logarithm(part) for part in (gold, answer)):
         return same_value(_natural(gold), _natural(answer))
+    if equal is False and _with_constant(gold) != gold:
+        return same_value(_with_constant(gold), _with_constant(answer))
     return equal
+
+
+def _with_constant(expression: Expression) -> Expression:
+    """Return a sum with a constant of integration, c or C, under a common name."""
+    if (
+        not isinstance(expression, Operation)
+        or expression.name != "add"
+        or len(free_symbols(expression) & {"c", "C"}) != 1
+    ):
+        return expression
+    constant = Symbol("constant of integration")
+    return Operation(
+        "add", tuple(constant if term in (Symbol("c"), Symbol("C")) else term for term in expression.operands)
+    )
 
 
 def _any(results: Sequence[bool | None]) -> bool | None:

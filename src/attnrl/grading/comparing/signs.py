@@ -5,11 +5,23 @@ from __future__ import annotations
 from fractions import Fraction
 
 from attnrl.grading.comparing.quantities import DEGREE
-from attnrl.grading.reading.expressions import Expression, Number, Operation, operation_names
-from attnrl.grading.reading.values import Listing, Quantity, Relation, Value, Words
+from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, operation_names
+from attnrl.grading.reading.rewriting import rewritten
+from attnrl.grading.reading.values import Listing, NamedSet, Quantity, Relation, Value, Words, phrase
 
 _WORDS = "zero one two three four five six seven eight nine ten eleven twelve"
-_NUMBER_WORDS = {word: Number(Fraction(number)) for number, word in enumerate(_WORDS.split())}
+#: Words with a value of another type.
+_PHRASES: dict[str, Value] = {word: Number(Fraction(number)) for number, word in enumerate(_WORDS.split())}
+_PHRASES |= dict.fromkeys(
+    map(phrase, ("all real numbers", "real numbers", "all reals", "the reals")), NamedSet("reals")
+)
+_PHRASES |= dict.fromkeys(
+    map(phrase, ("no solution", "no real solution", "no solutions exist", "the empty set", "none")), NamedSet("empty")
+)
+_PHRASES |= dict.fromkeys(
+    map(phrase, ("DNE", "does not exist", "the limit does not exist", "it does not exist")), Words("does not exist")
+)
+_PHRASES |= {"infinity": Symbol("infinity")}
 
 
 def expanded(value: Value) -> Value:
@@ -22,12 +34,29 @@ def expanded(value: Value) -> Value:
         if operation_names(value) & {"plus_minus", "minus_plus"}:
             return _both_signs(value)
     if isinstance(value, Words):
-        return _NUMBER_WORDS.get(value.text.lower(), value)
+        return _PHRASES.get(phrase(value.text), value)
+    if isinstance(value, Listing):
+        return _without_parameter(value)
     if isinstance(value, Relation) and isinstance(value.sides[-1], Operation) and value.operators[-1] == "=":
         last = expanded(value.sides[-1])
         if isinstance(last, Listing):
             return Listing(tuple(Relation((*value.sides[:-1], item), value.operators) for item in last.items), "or")
     return value
+
+
+def _without_parameter(listing: Listing) -> Value:
+    r"""Remove ``k \in \mathbb{Z}`` from a family of values, and give the parameter a name common to all families."""
+    for place, item in enumerate(listing.items):
+        if isinstance(item, Relation) and item.operators == ("in",) and item.sides[1] == NamedSet("integers"):
+            parameter = item.sides[0]
+            rest = [other for n, other in enumerate(listing.items) if n != place]
+            if isinstance(parameter, Symbol) and rest:
+                common = Symbol("integer parameter")
+                items = tuple(
+                    rewritten(other, lambda symbol, p=parameter: common if symbol == p else symbol) for other in rest
+                )
+                return items[0] if len(items) == 1 else Listing(items, listing.joint)
+    return listing
 
 
 def _both_signs(expression: Expression) -> Listing:

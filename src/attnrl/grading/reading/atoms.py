@@ -14,6 +14,7 @@ from attnrl.grading.reading.letters import COLLECTIVES, FUNCTIONS
 from attnrl.grading.reading.tokens import Unreadable
 from attnrl.grading.reading.values import NamedSet, Value
 
+_MAX_DIGITS = 4_000
 _SETS = {"R": "reals", "Z": "integers", "N": "naturals", "Q": "rationals", "C": "complex"}
 _UNKNOWN_FUNCTIONS = frozenset("fghFGH")
 _CLOSING = {"lfloor": ("rfloor", "floor"), "lceil": ("rceil", "ceil")}
@@ -52,6 +53,8 @@ def number(text: str) -> Number:
         shift = 10 ** len(fixed)
         return Number(Fraction(int(whole + fixed), shift) + Fraction(int(block), shift * (10 ** len(block) - 1)))
     mantissa, _, exponent = text.partition("e")
+    if len(mantissa) > _MAX_DIGITS:
+        raise Unreadable("a number of too many digits")
     if len(exponent) > 5:
         raise Unreadable("an exponent of more than four digits")
     digits = len(mantissa.replace(".", "").lstrip("0")) if "." in mantissa else None
@@ -94,8 +97,9 @@ def _read_symbol(cursor: Cursor, name: str = "") -> Value:
     if cursor.accept("_"):
         name += "_" + subscript(cursor)
     name += before + _primes(cursor)
-    applied = name[0] in _UNKNOWN_FUNCTIONS and (len(name) == 1 or name[1] in "_'")
-    if (applied or "'" in name) and cursor.at("(") and not cursor.peek().gap:
+    applied = "'" in name or (name[0] in _UNKNOWN_FUNCTIONS and (len(name) == 1 or name[1] == "_"))
+    at_number = cursor.peek(1).kind == "number" and cursor.peek(2).text == ")" and " " not in name  # I(0)
+    if (applied or at_number) and cursor.at("(") and not cursor.peek().gap:
         arguments = read_brackets(cursor)
         items = getattr(arguments, "items", (arguments,))
         return Operation("apply", (Symbol(name), *(expression(item) for item in items)))
@@ -169,7 +173,9 @@ def _read_accent(cursor: Cursor, accent: str) -> Value:
     if accent in ("bar", "overline") and not isinstance(content, Symbol) and not _is_segment(content):
         return Operation("conjugate", (expression(content),))
     name = _expression_name(content)
-    return Symbol(name if len(name) > 1 and name.isupper() else f"{accent} {name}" + _primes(cursor))
+    if len(name) > 1 and name.isupper():
+        return Symbol(name)
+    return _read_symbol(cursor, f"{'bar' if accent == 'overline' else accent} {name}")
 
 
 def _is_segment(value: Value) -> bool:

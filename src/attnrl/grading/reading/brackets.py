@@ -11,6 +11,7 @@ from attnrl.grading.reading.values import Brackets, Listing, Matrix, NamedSet, R
 
 _MATRICES = frozenset({"matrix", "pmatrix", "bmatrix", "Bmatrix", "vmatrix", "Vmatrix", "smallmatrix", "array"})
 _SYSTEMS = frozenset({"cases", "aligned", "align", "align*", "gathered", "split", "rcases", "dcases"})
+_ALIGNED = frozenset({"=", "<", ">", "<=", ">=", "!=", "in"})
 _CLOSERS = {"(": (")", "]", "["), "[": ("]", ")", "["), "]": ("[", "]", ")"), "\\{": ("\\}",)}
 
 
@@ -50,6 +51,10 @@ def read_brackets(cursor: Cursor) -> Value:
     outer, cursor.bars, cursor.integrals = (cursor.bars, cursor.integrals), 0, 0
     if opening == "\\{" and cursor.accept("\\}"):
         value: Value = NamedSet("empty")
+    elif opening == "\\{" and cursor.at_command("begin"):
+        cursor.take()  # a system behind a brace
+        value = read_environment(cursor)
+        cursor.accept("\\}")
     elif opening == "langle":
         value = Brackets("<", ">", _items(cursor.grammar.listing(cursor)))
         if cursor.take().text != "rangle":
@@ -109,23 +114,40 @@ def read_environment(cursor: Cursor) -> Value:
     if name not in _MATRICES | _SYSTEMS:
         raise Unsupported(f"\\begin{{{name}}}")
     cursor.enter()
+    if name in _SYSTEMS:
+        _drop_alignment(cursor)
     rows: list[list[Value]] = [[]]
     while not cursor.at_command("end"):
         if cursor.place >= len(cursor.tokens):
             raise Unreadable("\\begin without \\end")
         if cursor.accept("\\\\"):
             rows.append([])
+        elif name in _SYSTEMS and cursor.at("&"):
+            raise Unsupported("a function by cases")
         elif not cursor.accept("&", ",", ";", "."):
             rows[-1].append(cursor.grammar.listing(cursor))
     cursor.take()
     _environment_name(cursor)
     cursor.leave()
     rows = [row for row in rows if row]
-    if name in _SYSTEMS:
+    if name in _SYSTEMS or (rows and all(len(row) == 1 and isinstance(row[0], Relation) for row in rows)):
         return _system(rows)
     if not rows or len({len(row) for row in rows}) != 1:
         raise Unreadable("rows of several lengths")
     return Matrix(tuple(map(tuple, rows)), bars=name == "vmatrix")
+
+
+def _drop_alignment(cursor: Cursor) -> None:
+    """Remove the signs ``&`` before a relation from the tokens of a system."""
+    kept = [
+        token
+        for place, token in enumerate(cursor.tokens)
+        if token.text != "&"
+        or place < cursor.place
+        or place + 1 == len(cursor.tokens)
+        or cursor.tokens[place + 1].text not in _ALIGNED
+    ]
+    cursor.tokens = kept
 
 
 def _system(rows: Sequence[Sequence[Value]]) -> Value:

@@ -41,7 +41,16 @@ MARKS = {
 WORDS = {"lor": "or", "vee": "or", "land": "and", "wedge": "and", "&": "and"}
 #: Commands with the meaning of another command.
 COMMANDS = {
-    **{"dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "lg": "log"},
+    **{
+        "dfrac": "frac",
+        "tfrac": "frac",
+        "cfrac": "frac",
+        "nicefrac": "frac",
+        "sfrac": "frac",
+        "dbinom": "binom",
+        "tbinom": "binom",
+        "lg": "log",
+    },
     **{"varnothing": "emptyset", "oo": "infty", "textpi": "pi", "R": "reals", "Bbb": "mathbb", "mathds": "mathbb"},
     **{"smallsetminus": "setminus", "backslash": "setminus", "bigcup": "cup", "bigcap": "cap", "rightarrow": "to"},
     **{"Rightarrow": "implies", "widehat": "hat", "widetilde": "tilde", "varphi": "phi", "varepsilon": "epsilon"},

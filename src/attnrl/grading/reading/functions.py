@@ -15,6 +15,14 @@ from attnrl.grading.reading.values import Value
 
 def read_argument(cursor: Cursor) -> Value:
     """Read the argument of a command: a group, or a single digit, letter or command."""
+    cursor.enter()
+    try:
+        return _read_argument(cursor)
+    finally:
+        cursor.leave()
+
+
+def _read_argument(cursor: Cursor) -> Value:
     if cursor.at("{"):
         return read_group(cursor)
     token = cursor.peek()

@@ -61,6 +61,7 @@ def read(text: str, symbols: frozenset[str] = frozenset(), *, bare_units: bool =
     words = read_words(tokens, symbols)
     if words:
         found.append(words)
+        found.extend(_listing_of_words(tokens, symbols))
     if comma := re.fullmatch(r"(-?0),(\d+)", text.strip()):
         found.append(read_tokens(tokenize(f"{comma[1]}.{comma[2]}"), symbols))
     failure: Unreadable | None = None
@@ -78,6 +79,20 @@ def read(text: str, symbols: frozenset[str] = frozenset(), *, bare_units: bool =
     return tuple(found)
 
 
+def _listing_of_words(tokens: Sequence[Token], symbols: frozenset[str]) -> list[Listing]:
+    """Return words between commas, ``and`` or ``or`` as a listing; nothing for a single item."""
+    items: list[list[Token]] = [[]]
+    joint = ","
+    for token in tokens:
+        if token.text in (",", ";", "and", "or"):
+            joint = token.text if token.text in ("and", "or") else joint
+            items.append([])
+        else:
+            items[-1].append(token)
+    words = [read_words(item, symbols) for item in items if item]
+    return [Listing(tuple(filter(None, words)), joint)] if len(words) > 1 and all(words) else []
+
+
 def read_tokens(tokens: Sequence[Token], symbols: frozenset[str], bare_units: bool = False) -> Value:
     """Return the value of the tokens of an answer.
 
@@ -89,7 +104,7 @@ def read_tokens(tokens: Sequence[Token], symbols: frozenset[str], bare_units: bo
         sorted_tokens = _mark_bare_units(sorted_tokens, symbols)
     while sorted_tokens and sorted_tokens[0].text.lower() in _PREFIXES and sorted_tokens[0].kind == "text":
         sorted_tokens = sorted_tokens[1:]
-    if sorted_tokens and sorted_tokens[0].text == ":":
+    if sorted_tokens and sorted_tokens[0].text in (":", "="):
         sorted_tokens = sorted_tokens[1:]
     cursor = Cursor(sorted_tokens, GRAMMAR)
     value = with_bar(cursor, read_listing(cursor))

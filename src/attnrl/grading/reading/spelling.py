@@ -6,13 +6,15 @@ import re
 
 from attnrl.grading.reading.tokens import Unreadable, tokenize
 
+_UNIT_SIGNS = frozenset("$%°")
 _AMOUNT = re.compile(r"(?:\$ )?([+-] )?(?:\$ )?(\d[\d.()e+-]*)(?: [%°])?")
 
 
-def spelling(text: str) -> tuple[tuple[str, str], ...] | None:
+def spelling(text: str, *, amounts: bool = False) -> tuple[tuple[str, str], ...] | None:
     """Return a key of the spelling of an answer, equal for texts that differ only in markup and white space.
 
-    The key of a plain amount is the number, without ``\\$``, ``\\%`` and ``^\\circ``. An empty text has no key.
+    An empty text has no key. With ``amounts``, the key of a plain amount is the number, without ``\\$``, ``\\%`` and
+    ``^\\circ``.
     """
     try:
         tokens = tokenize(text)
@@ -23,10 +25,10 @@ def spelling(text: str) -> tuple[tuple[str, str], ...] | None:
         [("letters" if token.kind == "text" else token.kind, token.text) for token in tokens]
     )
     amount = _AMOUNT.fullmatch(" ".join(text for _, text in key))
-    if amount:
+    if amount and (amounts or not _UNIT_SIGNS.intersection(text for _, text in key)):
         negative = amount[1] == "- " and amount[2] != "0"
         key = [*([("mark", "-")] if negative else []), ("number", amount[2])]
-    return tuple(key) if any(text not in "$%°" for _, text in key) else None
+    return tuple(key) if any(text not in _UNIT_SIGNS for _, text in key) else None
 
 
 def _without_needless_braces(key: list[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -16,8 +16,10 @@ from attnrl.grading.reading.factors import (
     refuse_digits_side_by_side,
     starts_factor,
 )
-from attnrl.grading.reading.tokens import Token
-from attnrl.grading.reading.values import BaseNumber, Value
+from attnrl.grading.reading.tokens import Token, Unreadable
+from attnrl.grading.reading.values import BaseNumber, Brackets, Value
+
+_POINTS = frozenset(map(Symbol, "ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
 
 
 def _is_dots(token: Token) -> bool:
@@ -72,6 +74,8 @@ def read_product(cursor: Cursor) -> Value:
         elif starts_factor(cursor):
             refuse_digits_side_by_side(cursor, factors[-1])
             factors.append(read_power(cursor))
+            if isinstance(factors[1], Brackets) and factors[0] in _POINTS:  # P(1, 2)
+                return factors[1]
         else:
             return factors[0] if len(factors) == 1 else multiply(factors)
 
@@ -82,19 +86,19 @@ def _first_factor(cursor: Cursor) -> Value:
     if plain and not any(cursor.peek(n).gap for n in (1, 2, 3, 4)):
         cursor.place += 5
         return Symbol(plain[0])
-    return mixed_number(cursor) or read_power(cursor)
+    return read_power(cursor)
 
 
 def _signed_power(cursor: Cursor) -> Value:
     if cursor.accept("-"):
         return negative(_signed_power(cursor))
     cursor.accept("+")
-    return mixed_number(cursor) or read_power(cursor)
+    return read_power(cursor)
 
 
 def read_power(cursor: Cursor) -> Value:
     """Read an atom with the signs after the atom: powers, factorials, ``%`` and degrees."""
-    value = read_atom(cursor)
+    value = mixed_number(cursor) or read_atom(cursor)
     while True:
         if cursor.accept("^"):
             value = Operation("power", (expression(value), expression(read_exponent(cursor))))
@@ -119,4 +123,4 @@ def _in_base(value: Value, cursor: Cursor) -> BaseNumber:
     number = words.get(base.lower(), int(base) if base.isdigit() and len(base) < 3 else 0)
     if isinstance(value, Number) and value.value.denominator == 1 and 2 <= number <= 36:
         return BaseNumber(str(value.value.numerator), number)
-    raise Unsupported("a subscript after a value")
+    raise Unreadable("a subscript after a value")

@@ -52,18 +52,19 @@ _PATTERN = re.compile(
             \\(?:overline|bar|overbar)\s*(?:\{{\s*\d+\s*\}}|\d)
           | \\dot\s*\{{?\d\}}?(?:\d*\\dot\s*\{{?\d\}}?)?
           | \(\d+\)
-          | (?P<shown>\d+?)(?P=shown)+(?<=\d\d\d)\s*(?:\.\.\.|\\(?:ldots|dots|cdots)(?![a-zA-Z]))
+          | (?P<shown>\d{{1,12}}?)(?P=shown)+(?<=\d\d\d)\s*(?:\.\.\.|\\(?:ldots|dots|cdots)(?![a-zA-Z]))
       ))
-    | (?P<grouped>\d{{1,3}}(?:{_JOINT}\d{{3}})+(?!\d)(?:\.\d+)?)
+    | (?P<grouped>(?<![_^])\d{{1,3}}(?:{_JOINT}\d{{3}})+(?!\d)(?:\.\d+)?)
     | (?P<number>(?:\d+\.\d+|\d+|\.\d+)(?:[eE][+-]?\d+(?![\da-zA-Z]))?)
     | (?P<letters>[A-Za-z]+)
     | \\(?P<command>[A-Za-z]+\*?|.)
-    | (?P<mark>\*\*|<=|>=|!=|==|\.\.\.|.)
+    | (?P<mark>\*\*|<=|>=|(?<![\d)}}\]!])!=|==|\.\.\.|.)
     """,
     re.VERBOSE | re.DOTALL | re.ASCII,
 )
 _COMMAS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])(?:\.\d+)?", re.ASCII)
 _ARGUMENT = re.compile(r"\s*\{[^{}]*\}|\s*\S")
+_ROW_HEIGHT = re.compile(r"\s*\[\s*-?[\d.]+\s*(?:pt|ex|em|mm|cm|in)\s*\]")
 _OPENING = re.compile(r"\s*\{")
 _DEPTH = {"(": 1, "[": 1, "\\{": 1, ")": -1, "]": -1, "\\}": -1}
 
@@ -151,6 +152,8 @@ def _scan_command(scanner: _Scanner, name: str) -> None:
             scanner.add("mark", "{")
     elif name in MARKS:
         scanner.add("mark", MARKS[name])
+        if name == "\\" and (height := _ROW_HEIGHT.match(scanner.text, scanner.place)):
+            scanner.place = height.end()
     elif name in WORDS:
         scanner.add("text", WORDS[name])
     elif re.match(r"q?quad[a-zA-Z]", name):  # a space without a space after the command
@@ -186,6 +189,7 @@ def _after_argument(scanner: _Scanner) -> int:
 # Before and after the scan
 # ---------------------------------------------------------------------------------------------------------------------
 
+_EXPONENT_IN_TEXT = re.compile(r"(?<=\d)\\(?:mathrm|text|textrm)\{[eE](-?)\}\{?(-?\d+)\}?")
 _BOLD = re.compile(r"(\*\*|__|\*)(?=\S)(.*\S)\1", re.DOTALL)
 _LEADING = {("mark", "="), ("mark", ":"), ("mark", ","), ("command", "approx"), ("mark", "\\\\")}
 _TRAILING = {("mark", "."), ("mark", ","), ("mark", ";"), ("mark", ":"), ("mark", "\\\\"), ("mark", "#")}
@@ -193,7 +197,7 @@ _TRAILING = {("mark", "."), ("mark", ","), ("mark", ";"), ("mark", ":"), ("mark"
 
 def _without_outer_markup(text: str) -> str:
     """Remove Markdown around the whole answer; write a dollar sign without a partner as a currency sign."""
-    text = text.strip()
+    text = _EXPONENT_IN_TEXT.sub(r"e\1\2", text.strip())
     while bold := _BOLD.fullmatch(text):
         text = bold[2]
     dollars = re.findall(r"(?<!\\)\$", text)
@@ -206,7 +210,7 @@ def _joined(tokens: list[Token]) -> list[Token]:
     for token in tokens:
         kept.append(token)
         end = [part.text for part in kept[-5:]]
-        if end[-2:] == ["^", "circ"]:
+        if end[-2:] == ["^", "circ"] or (end[-2:] == ["^", "o"] and kept[-1].kind == "text"):
             kept[-2:] = [Token("mark", "°", kept[-2].gap)]
         elif end[-4:] == ["^", "{", "circ", "}"]:
             kept[-4:] = [Token("mark", "°", kept[-4].gap)]

@@ -106,6 +106,7 @@ UNITS = (
     ("", "kHz", "kilohertz", "1000", "time^-1"),
     ("", "MHz", "megahertz", "1e6", "time^-1"),
     ("", "GHz", "gigahertz", "1e9", "time^-1"),
+    ("", "THz", "terahertz", "1e12", "time^-1"),
     ("mA", "", "milliamp milliampere", "1e-3", "current"),
     ("A", "", "amp ampere", "1", "current"),
     ("C", "", "coulomb", "1", "current time"),

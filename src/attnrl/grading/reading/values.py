@@ -5,6 +5,7 @@ Comparison is by type (:mod:`attnrl.grading.comparing.compare`): the type of the
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol
@@ -176,3 +177,10 @@ Value = (
     | TimeOfDay
     | Labelled
 )
+
+
+def phrase(text: str) -> str:
+    """Return words in lower case, without articles, punctuation, hyphens and the plural."""
+    words = re.sub(r"[^\w\s']|_", " ", text.casefold().replace("'", "")).split()
+    kept = [word for word in words if word not in ("a", "an", "the")] or words
+    return " ".join(word.removesuffix("s") if len(word) > 3 else word for word in kept)

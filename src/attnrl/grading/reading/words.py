@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from attnrl.grading.reading.expressions import Symbol
 from attnrl.grading.reading.letters import SHORT_WORDS
 from attnrl.grading.reading.tokens import Token
 from attnrl.grading.reading.values import TimeOfDay, Words
@@ -29,15 +30,20 @@ def _is_capital_run(run: str) -> bool:
     return len(run) > 2 and run.isupper()
 
 
-def read_words(tokens: Sequence[Token], symbols: frozenset[str]) -> Words | None:
-    """Return the answer as words, or None if the tokens are mathematics only."""
+_CHOICE = re.compile(r"(?:the )?(?:option|choice|answer|statement) \(?([A-J])\)?", re.IGNORECASE)
+
+
+def read_words(tokens: Sequence[Token], symbols: frozenset[str]) -> Words | Symbol | None:
+    """Return the answer as words, or None if the tokens are mathematics only; of ``option B``, the letter."""
     kept = [token for token in tokens if token.text not in ("{", "}")]
     if not kept or any(token.kind == "command" or token.text in "=+*^_<>|/" for token in kept):
         return None
     runs = [token for token in kept if token.kind in ("letters", "text")]
     if not runs or kept[0].kind == "number" or not any(_is_word(token, len(runs) > 1, symbols) for token in runs):
         return None
-    return Words("".join((" " if token.gap and n else "") + token.text for n, token in enumerate(kept)))
+    text = "".join((" " if token.gap and n else "") + token.text for n, token in enumerate(kept))
+    choice = _CHOICE.fullmatch(text)
+    return Symbol(choice[1].upper()) if choice else Words(text)
 
 
 def _is_word(token: Token, several: bool, symbols: frozenset[str]) -> bool:
@@ -65,7 +71,8 @@ def read_label(tokens: Sequence[Token]) -> tuple[str, Sequence[Token]] | None:
 def read_time(text: str) -> TimeOfDay | None:
     """Return the time of the day that a text states, or None."""
     plain = re.sub(r"\\(?:text|mathrm|textbf|mbox)\s*\{([^{}]*)\}|\\[ ,;:]|~", r" \1 ", text)
-    plain = re.sub(r"[${}]", "", plain)
+    plain = re.sub(r"[${}]|\\!", "", plain)
+    plain = re.sub(r"in the (morning|afternoon|evening)", lambda part: "am" if part[1] == "morning" else "pm", plain)
     found = _TIME.fullmatch(re.sub(r"\s+", " ", plain).strip().rstrip(","))
     if not found:
         return None
