@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import partial
 
 from attnrl.grading.comparing.choices import letters_of_choices, same_choice
 from attnrl.grading.comparing.comparison import MAX_ITEMS, Compare, match
@@ -125,35 +126,23 @@ def compare_brackets(gold: Brackets, answer: Value, compare: Compare) -> bool | 
 
 
 def _components(vector: Operation, length: int) -> list[Value] | None:
-    r"""Return the components of ``2\mathbf{i} - \mathbf{j}``, in the unit vectors i, j and k; None for another value."""
-    names = [{letter, f"hat {letter}"} for letter in "ijk"[:length]]
-    if length not in (2, 3) or "j" not in {name[-1] for name in free_symbols(vector)}:
+    r"""Return the components of ``2\mathbf{i} - \mathbf{j}``, in the unit vectors i, j, k; None for another value."""
+    letters = "ijk"[:length]
+    names = {symbol.removeprefix("hat ") for symbol in free_symbols(vector)} - {"i"}
+    if length not in (2, 3) or "j" not in names or not names <= set(letters):
         return None
-    if not free_symbols(vector) <= set().union(*names):
-        return None
-    units = [[Number(Fraction(int(place == other))) for other in range(length)] for place in range(length)]
-    return [
-        substituted(
-            vector,
-            lambda symbol, row=row: next(
-                (one for one, name in zip(row, names, strict=True) if symbol.name in name), symbol
-            ),
-        )
-        for row in units
-    ]
+    return [substituted(vector, partial(_unit_vector, letter)) for letter in letters]
+
+
+def _unit_vector(letter: str, symbol: Symbol) -> Number:
+    """Return the component of the unit vector ``symbol`` in the direction of a letter."""
+    return Number(Fraction(int(symbol.name.removeprefix("hat ") == letter)))
 
 
 def _kind(brackets: Brackets) -> str:
-    shape = brackets.left + brackets.right
-    return (
-        "set"
-        if shape == "{}"
-        else "tuple"
-        if shape in ("()", "<>")
-        else "interval"
-        if len(brackets.items) == 2
-        else shape
-    )
+    if brackets.left == "{":
+        return "set"
+    return "tuple" if brackets.left + brackets.right in ("()", "<>") else "interval"
 
 
 def compare_set(gold: Brackets, answer: Value, compare: Compare) -> bool | None:

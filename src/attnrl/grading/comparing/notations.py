@@ -23,6 +23,8 @@ def compare_residue(gold: Residue, answer: Value, compare: Compare) -> bool | No
     """Compare an answer with a residue class: the modulus is equal, or the answer is the remainder."""
     if isinstance(answer, Relation):
         answer = answer.sides[-1]
+    if isinstance(answer, Operation) and answer.name == "mod":
+        answer = Residue(*answer.operands)
     if isinstance(answer, Number | Operation):
         return is_remainder(answer, gold)
     if not isinstance(answer, Residue) or same_value(gold.modulus, answer.modulus) is not True:

@@ -62,22 +62,18 @@ def _kind_of_name(value: Value) -> str:
     if isinstance(value, Symbol):
         if value.name in CONSTANTS:
             return ""
-        return (
-            "letter"
-            if len(value.name) == 1
-            else "segment"
-            if value.name.isupper()
-            else "call"
-            if "(" in value.name
-            else ""
-        )
+        if len(value.name) == 1:
+            return "letter"
+        return "call" if "(" in value.name else "segment" if value.name.isupper() else ""
+    if isinstance(value, Words) and value.text.isupper():
+        return "segment"
     return ""
 
 
 def _plain_name(value: Value) -> str:
     """Return the letters of a name: ``AB``, ``f(3)``."""
     if isinstance(value, Symbol | Words):
-        return (value.name if isinstance(value, Symbol) else value.text).replace(" ", "")
+        return (value.name if isinstance(value, Symbol) else value.text).replace(" ", "").strip("|")
     if not isinstance(value, Operation):
         return ""
     names = [_plain_name(part) if not isinstance(part, Number) else str(part.value) for part in value.operands]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import partial
 
 from attnrl.grading.comparing.quantities import DEGREE
 from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, operation_names
@@ -51,12 +52,13 @@ def _without_parameter(listing: Listing) -> Value:
             parameter = item.sides[0]
             rest = [other for n, other in enumerate(listing.items) if n != place]
             if isinstance(parameter, Symbol) and rest:
-                common = Symbol("integer parameter")
-                items = tuple(
-                    rewritten(other, lambda symbol, p=parameter: common if symbol == p else symbol) for other in rest
-                )
+                items = tuple(rewritten(other, partial(_renamed, parameter)) for other in rest)
                 return items[0] if len(items) == 1 else Listing(items, listing.joint)
     return listing
+
+
+def _renamed(parameter: Symbol, symbol: Symbol) -> Symbol:
+    return Symbol("integer parameter") if symbol == parameter else symbol
 
 
 def _both_signs(expression: Expression) -> Listing:

@@ -71,7 +71,7 @@ def subscript(cursor: Cursor) -> str:
         if cursor.place > len(cursor.tokens):
             raise Unreadable("an open subscript")
         depth += (token.text == "{") - (token.text == "}")
-        name += token.text if depth and token.text not in "{}" else ""
+        name += (" " if token.gap and name else "") + token.text if depth and token.text not in "{}" else ""
     return name
 
 

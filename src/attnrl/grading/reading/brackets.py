@@ -48,6 +48,7 @@ def read_brackets(cursor: Cursor) -> Value:
     """
     opening = cursor.take().text
     cursor.enter()
+    cursor.brackets += 1
     outer, cursor.bars, cursor.integrals = (cursor.bars, cursor.integrals), 0, 0
     if opening == "\\{" and cursor.accept("\\}"):
         value: Value = NamedSet("empty")
@@ -70,6 +71,7 @@ def read_brackets(cursor: Cursor) -> Value:
         else:
             value = _closed(opening, content, cursor.expect(*_CLOSERS[opening]))
     cursor.leave()
+    cursor.brackets -= 1
     cursor.bars, cursor.integrals = outer
     return value
 

@@ -49,6 +49,7 @@ class Cursor:
     Attributes:
         tokens: the tokens, the letters sorted by :func:`attnrl.grading.reading.letters.sort_letters`.
         grammar: the readers of the levels of the grammar, which call each other through the cursor.
+        brackets: brackets around the position, but for the braces of LaTeX.
         integrals: integral signs around the position, so that ``dx`` ends the integrand.
         bars: absolute values around the position, so that ``|`` ends the content.
     """
@@ -57,6 +58,7 @@ class Cursor:
     grammar: Grammar
     place: int = 0
     depth: int = 0
+    brackets: int = 0
     integrals: int = 0
     bars: int = 0
     _end: Token = field(default=Token("mark", ""), repr=False)

@@ -63,7 +63,18 @@ def sort_letters(tokens: Sequence[Token], symbols: frozenset[str]) -> list[Token
             sorted_tokens.append(Token("text", run, token.gap))
         else:
             sorted_tokens += [Token("letters", letter, token.gap and n == 0) for n, letter in enumerate(run)]
-    return sorted_tokens
+    return _without_unit_fractions(sorted_tokens)
+
+
+def _without_unit_fractions(tokens: list[Token]) -> list[Token]:
+    r"""Write ``\frac{\text{km}}{\text{h}}`` as ``km/h``: a fraction of words after an amount is a unit."""
+    for place in range(1, len(tokens) - 6):
+        kinds = "".join(token.kind[0] for token in tokens[place : place + 7])
+        marks = [tokens[place + n].text for n in (0, 1, 3, 4, 6)]
+        if kinds == "cmtmmtm" and marks == ["frac", "{", "}", "{", "}"]:
+            unit = [tokens[place + 2], Token("mark", "/"), tokens[place + 5]]
+            return tokens[:place] + unit + tokens[place + 7 :]
+    return tokens
 
 
 def _in_environment_name(tokens: Sequence[Token], place: int) -> bool:

@@ -191,7 +191,7 @@ def _modulus(cursor: Cursor) -> Value | None:
 
 
 def _with_ratio(cursor: Cursor, first: Value) -> Value:
-    if cursor.depth or not (cursor.at(":") or cursor.peek() == Token("text", "to", True)):
+    if cursor.brackets or not (cursor.at(":") or cursor.peek() == Token("text", "to", True)):
         return first
     parts = [expression(first)]
     while cursor.accept(":") or cursor.peek().text == "to":

@@ -14,6 +14,7 @@ from attnrl.grading.reading.units import read_unit, scale_of
 from attnrl.grading.reading.values import BaseNumber, Brackets, Counted, NamedSet, Quantity, SetOperation, Value
 
 _SET_COMMANDS = {"cup": "union", "cap": "intersection", "setminus": "difference"}
+_CURRENCY_WORDS = frozenset({"USD", "EUR", "GBP", "JPY"})
 _CURRENCIES = {"$": "dollars", "euro": "euros", "pounds": "pounds sterling", "yen": "yen"}
 _NOT_NOUNS_LIST = """
     wrong correct maybe perhaps probably possibly not never nothing none times squared cubed factorial over mod
@@ -79,11 +80,15 @@ def _read_amount(cursor: Cursor) -> Value:
     negative = sign and cursor.peek().text == "-"
     cursor.place += sign
     token = cursor.peek()
-    if token.text not in _CURRENCIES or token.kind not in ("mark", "command"):
-        return read_sum(cursor)
+    before = token.text in _CURRENCIES and token.kind in ("mark", "command")
+    if not before and token.text not in _CURRENCY_WORDS:
+        amount = read_sum(cursor)
+        after = cursor.at("$") and isinstance(amount, Number | Operation)
+        unit = read_unit(_CURRENCIES[cursor.take().text]) if after else None
+        return amount if unit is None else Quantity(expression(amount), unit)
     cursor.take()
     amount = expression(read_sum(cursor))
-    unit = read_unit(_CURRENCIES[token.text])
+    unit = read_unit(_CURRENCIES.get(token.text, token.text))
     if unit is None:
         raise Unsupported("a currency")
     if cursor.peek().kind == "text" and (scale := scale_of(cursor.peek().text)):

@@ -22,7 +22,7 @@ MAX_OPTION_CHARS = 200
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _OPTION = re.compile(r"(?:\\(?:textbf|text|mathrm|bf)\s*\{)?\(([A-J])\)\s*\}?|(?:^|\n|\s)([A-J])[.):]\s")
 _ASKED = re.compile(
-    r"(?i)\b(?:find|what (?:is|are|was)|compute|determine|evaluate|calculate|value of|solve|simplify|express|give|report)\b"
+    r"(?i)\b(?:find|what (?:is|are|was)|compute|determine|evaluate|calculate|value of|solve|simplify|express|give)\b"
 )
 _SENTENCE_END = re.compile(r"[.?!](?=\s|$)")
 _ASKED_UNIT = re.compile(
