@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 import mpmath
@@ -121,6 +122,7 @@ def value(node: Node, point: dict[str, Any]) -> Any:
     raise ValueError(f"{node.kind} has no single value")
 
 
+@lru_cache(maxsize=4096)
 def key(node: Node) -> Any:
     """Return a key that two trees share if and only if both have the same value."""
     parts = node.parts
@@ -242,7 +244,7 @@ def changes(node: Node) -> Iterator[tuple[str, Node]]:
                 yield name, Node("matrix", (*parts[:row], cells, *parts[row + 1 :]))
         return
     for position, part in enumerate(parts):
-        if isinstance(part, Node) and part != INFINITY and (node.kind, position) not in FIXED:
+        if isinstance(part, Node) and _finite(part) and (node.kind, position) not in FIXED:
             for name, inner in changes(part):
                 if node.kind in {*COLLECTIONS, "add", "negate"} or name != "sign" or node.kind == "power":
                     yield name, Node(node.kind, (*parts[:position], inner, *parts[position + 1 :]))
