@@ -4,7 +4,8 @@ The text is changed, not a parsed value, so that nothing here depends on the gra
 text may have the value of the gold, or no value that can be told without the problem:
 
 - the content of ``\\text``, ``\\mbox``, ``\\mathrm`` and ``\\textbf`` with an exponent behind (units, words, choice
-  letters), the argument of ``\\phantom``, names of commands and environments, columns of an array, ``^\\circ C``, bare units (``cm``, ``Hz``);
+  letters), the argument of ``\\phantom``, names of commands and environments, columns of an array, ``^\\circ C``,
+  bare units (``cm``, ``Hz``);
 - the left side of ``name = value`` and ``name \\in set``, and a single letter beside an inequality sign: labels;
 - trailing zeros of a decimal, a digit that would become a leading zero, a digit that would become the number 0, and
   exponents of 1;
