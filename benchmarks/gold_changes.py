@@ -4,13 +4,14 @@ The text is changed, not a parsed value, so that nothing here depends on the gra
 text may have the value of the gold, or no value that can be told without the problem:
 
 - the content of ``\\text``, ``\\mbox``, ``\\mathrm`` and ``\\textbf`` with an exponent behind (units, words, choice
-  letters), names of commands and environments, columns of an array, ``^\\circ C``, bare units (``cm``, ``Hz``);
+  letters), the argument of ``\\phantom``, names of commands and environments, columns of an array, ``^\\circ C``,
+  bare units (``cm``, ``Hz``);
 - the left side of ``name = value`` and ``name \\in set``, and a single letter beside an inequality sign: labels;
 - trailing zeros of a decimal, a digit that would become a leading zero, a digit that would become the number 0, and
   exponents of 1;
 - signs before 0, and unary minus under an even power;
-- the constants ``e`` and ``i``, the ``d`` of derivatives, words of three or more letters, golds that are one capital,
-  and the case of a gold that is one letter (choice letters);
+- the constants ``e`` and ``i``, the ``d`` of derivatives, words of three or more letters, golds that are one capital or
+  a list of A to E, and the case of a gold that is one letter (choice letters);
 - the arbitrary constants ``c``, ``C``, ``C_1`` of solutions with ``e^``, and their signs;
 - whole golds: families of solutions (``\\pi k``), approximations, chains of equations, sums and integrals (their index
   is a label), times and ratios but for their digits;
@@ -30,7 +31,7 @@ _MASKED = re.compile(
     r"|\\(?:begin|end)\s*\{[^{}]*\}(?:\{[clr|]+\})?"
     r"|\^\s*\{?\s*\\circ\s*\}?\s*[CF]\b"
     r"|(?<![A-Za-z\\])(?:cm|km|mm|kg|Hz|ft|in|mi|lb)(?![A-Za-z])(?:\s*\^\s*\{?-?\d+\}?)?"
-    r"|\\[A-Za-z]+|\\[^A-Za-z]"
+    r"|\\phantom\s*(?:\{[^{}]*\}|\S)|\\[A-Za-z]+|\\[^A-Za-z]"
 )
 _LABEL_SIDE = re.compile(r"(?:^|(?<=[,;$]))[^,;=<>]*=(?!=)")
 _LABEL_LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?=\s*(?:\\in\b|[<>]|\\(?:l|g)(?:e|eq|eqslant)\b))")
@@ -52,7 +53,7 @@ def changes(gold: str, rng: random.Random) -> dict[str, list[str]]:
     found["digit"] = list(_digits(gold, free, rng))
     if not re.search(r"\d\s*(?:\\!)?:", gold):
         found["sign"] = list(_signs(gold, free, constants))
-    if not re.fullmatch(r"[\s$({]*[A-Z][\s$)}.]*", gold):
+    if not re.fullmatch(r"(?:[\s$({]*[A-E][\s$)}.]*,?)+|[\s$({]*[A-Z][\s$)}.]*", gold):
         found["letter"] = list(_letters(gold, free, constants, rng))
     found["bracket"] = list(_brackets(gold))
     return {kind: [text for text in texts if text != gold] for kind, texts in found.items()}

@@ -4,7 +4,7 @@
 
 Every row's gold is boxed and graded with the row's own prompt, and every distinct gold with the prompt "?": a verdict
 other than ``correct`` is listed. Of each distinct gold, up to ``--changes`` changed texts of each kind are graded
-(``gold_changes.py`` has the rules): an accepted text is listed. Prints JSON; figures are by kind of change.
+(``gold_changes.py`` has the rules): a text that is not ``wrong`` is listed. Prints JSON; figures are by kind of change.
 """
 
 from __future__ import annotations
@@ -82,11 +82,17 @@ def changed_golds(grader: ClosableGrader, rows: Sequence[tuple[str, Problem, str
         for (kind, problem, text), verdict in zip(rows, found, strict=True)
         if verdict == "correct"
     ]
+    undecided = [
+        {"verdict": verdict, "gold": problem.answers[0], "changed": text}
+        for (_, problem, text), verdict in zip(rows, found, strict=True)
+        if verdict not in ("correct", "wrong")
+    ]
     return {
         "changed": len(rows),
         "refused_share": round(1 - len(accepted) / max(1, len(rows)), 5),
         "verdicts": {kind: dict(counts) for kind, counts in by_kind.items()},
         "accepted": accepted,
+        "undecided": undecided,
     }
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 import mpmath
@@ -121,6 +122,7 @@ def value(node: Node, point: dict[str, Any]) -> Any:
     raise ValueError(f"{node.kind} has no single value")
 
 
+@lru_cache(maxsize=4096)
 def key(node: Node) -> Any:
     """Return a key that two trees share if and only if both have the same value."""
     parts = node.parts
@@ -142,6 +144,11 @@ def key(node: Node) -> Any:
         case "unit":
             name, scale = UNITS[parts[1]][1:]
             return ("unit", name, key(Node("multiply", (parts[0], dec(scale)))))
+        case "ratio":
+            return ("ratio", tuple(Fraction(int(part.parts[0]), int(parts[0].parts[0])) for part in parts))
+        case "residue":
+            number, modulus = (int(value(part, {})) for part in parts)
+            return ("residue", number % modulus, modulus)
         case "words" | "choice":
             return (node.kind, parts[0].lower())
     with mpmath.workdps(40):
@@ -162,6 +169,7 @@ def same(one: Node, other: Node) -> bool:
 
 
 COLLECTIONS = {"list", "set", "tuple", "matrix", "interval", "union", "equation", "unit", "words", "choice"}
+COLLECTIONS |= {"ratio", "residue"}
 #: Unit -> (spellings, dimension, size). Sizes of one dimension convert exactly.
 UNITS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "cm": (("cm", "centimeters"), "length", "0.01"),
@@ -172,11 +180,14 @@ UNITS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "minutes": (("minutes", "min"), "time", "60"),
     "hours": (("hours", "hours"), "time", "3600"),
     "seconds": (("seconds", "s"), "time", "1"),
+    "dollars": (("dollars", "dollars"), "dollars", "1"),
+    "cents": (("cents", "cents"), "dollars", "0.01"),
+    "euros": (("euros", "euros"), "euros", "1"),
 }
 
 
 #: (kind, position of a part): parts that :func:`changes` leaves as written.
-FIXED = {("root", 1), ("repeating", 1), ("repeating", 2)}
+FIXED = {("root", 1), ("repeating", 1), ("repeating", 2), ("residue", 1)}
 
 
 # --- Single changes -------------------------------------------------------------------------------------------------
@@ -224,6 +235,11 @@ def changes(node: Node) -> Iterator[tuple[str, Node]]:
         case "tuple":
             yield "order", Node("tuple", parts[::-1])
             yield "element dropped", Node("tuple", parts[1:]) if len(parts) > 2 else node
+        case "ratio":
+            yield "order", Node("ratio", parts[::-1])
+            yield "element added", Node("ratio", (*parts, num(97)))
+        case "residue":
+            yield "modulus", Node("residue", (parts[0], num(int(parts[1].parts[0]) + 1)))
         case "unit":
             yield from (("unit", Node("unit", (parts[0], name))) for name in UNITS if name != parts[1])
         case "scientific":
@@ -242,9 +258,9 @@ def changes(node: Node) -> Iterator[tuple[str, Node]]:
                 yield name, Node("matrix", (*parts[:row], cells, *parts[row + 1 :]))
         return
     for position, part in enumerate(parts):
-        if isinstance(part, Node) and part != INFINITY and (node.kind, position) not in FIXED:
+        if isinstance(part, Node) and _finite(part) and (node.kind, position) not in FIXED:
             for name, inner in changes(part):
-                if node.kind in {*COLLECTIONS, "add", "negate"} or name != "sign" or node.kind == "power":
+                if name != "sign" or node.kind in {*COLLECTIONS, "add", "negate", "power"} - {"ratio"}:
                     yield name, Node(node.kind, (*parts[:position], inner, *parts[position + 1 :]))
 
 
@@ -432,9 +448,16 @@ class Speller:
             case "unit":
                 amount, (names, *_) = self.spell(parts[0]), UNITS[parts[1]]
                 name = pick(names)
-                return pick(
-                    [f"{amount} \\text{{ {name}}}", f"{amount}\\,\\mathrm{{{name}}}", f"{amount}\\text{{{name}}}"]
-                )
+                signs = [f"\\${amount}", f"\\$ {amount}"] if parts[1] == "dollars" else []
+                texts = [f"{amount} \\text{{ {name}}}", f"{amount}\\,\\mathrm{{{name}}}", f"{amount}\\text{{{name}}}"]
+                return pick([*signs, *texts])
+            case "ratio":
+                words = [" \\text{ to } "] if len(parts) == 2 else []
+                return pick([":", " : ", " \\colon ", *words]).join(map(self.spell, parts))
+            case "residue":
+                number, modulus = map(self.spell, parts)
+                name = pick(["", "", "x \\equiv␣"])
+                return f"{name}{number}" + pick([f" \\pmod{{{modulus}}}", f" \\bmod␣{modulus}", f" \\mod␣{modulus}"])
             case "choice":
                 letter = parts[0]
                 return pick(

@@ -106,6 +106,14 @@ def require_grades(grades: list[Grade], count: int) -> None:
         assert grade.answer is None or isinstance(grade.answer, str)
 
 
+@pytest.mark.parametrize("sign", ["-", "+", "--", "/", "\\frac", "-\\frac", "-/", "%", "-%", ".", "-.", "\\pm"])
+def test_signs_alone_have_a_verdict(grader: ClosableGrader, sign: str) -> None:
+    """A text without a number, as an answer and as a gold, ends neither the grader nor the comparison."""
+    problems = [Problem("0", "?", ("5",)), Problem("1", "?", (sign,)), Problem("2", f"Find ${sign}$.", ("5",))]
+    grades = grader.grade(problems, [f"\\boxed{{{text}}}" for text in (sign, "5", sign)])
+    assert {grade.verdict for grade in grades} <= {"wrong", "no_answer", "bad_gold"}
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_token_soup_has_a_verdict(grader: ClosableGrader, seed: int) -> None:
     """Soup as answer, as gold and as problem text; few comparisons run into the deadline."""
@@ -167,6 +175,8 @@ HARMLESS = {
         "square brackets",
         "directions",
         "dollars around",
+        "line breaks",
+        "equations",
     ),
 }
 

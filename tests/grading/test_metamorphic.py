@@ -7,6 +7,7 @@ writes values and judges by computing with 40 digits whether a change gives anot
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +45,7 @@ from attnrl.types import Problem
 
 Draw = Any
 Strategy = st.SearchStrategy[Any]
-SPELLINGS, CHANGES, SWAPS = 100, 80, 30  # pairs of a kind
+SPELLINGS, CHANGES, SWAPS, SPLITS = 100, 80, 30, 25  # pairs of a kind
 WORDS = ("even", "odd", "ellipse", "parabola", "Tuesday", "Thursday", "yes", "no", "east", "seat", "west", "stew")
 
 
@@ -337,6 +338,29 @@ def matrices(draw: Draw) -> list[Node]:
 
 
 @st.composite
+def ratios(draw: Draw) -> list[Node]:
+    numbers = draw(st.lists(st.integers(1, 60), min_size=2, max_size=3))
+    common, times = math.gcd(*numbers), draw(st.integers(2, 9))
+    reduced = [number // common for number in numbers]
+    return [Node("ratio", tuple(num(times * number) for number in reduced)) for times in (1, times)]
+
+
+@st.composite
+def residues(draw: Draw) -> list[Node]:
+    modulus = draw(st.integers(3, 60))
+    number = draw(st.integers(1, modulus - 1))
+    return [Node("residue", (num(other), num(modulus))) for other in (number, number, number + modulus)]
+
+
+@st.composite
+def money(draw: Draw) -> list[Node]:
+    cents = draw(st.integers(101, 99_999))
+    texts = [f"{cents // 100}.{cents % 100:02d}"] if cents % 100 else [f"{cents // 100}", f"{cents // 100}.00"]
+    dollars = [Node("unit", (dec(text) if "." in text else num(int(text)), "dollars")) for text in texts]
+    return [*dollars, Node("unit", (num(cents), "cents"))]
+
+
+@st.composite
 def quantities(draw: Draw) -> list[Node]:
     amount, unit = draw(st.integers(1, 400)), draw(st.sampled_from(sorted(UNITS)))
     nodes = [Node("unit", (num(amount), unit))]
@@ -371,10 +395,13 @@ KINDS: dict[str, Strategy] = {
     "union": unions(),
     "matrix": matrices(),
     "unit": quantities(),
+    "money": money(),
+    "ratio": ratios(),
+    "residue": residues(),
     "words": st.sampled_from(WORDS).map(lambda word: [Node("words", (word, WORDS))]),
     "choice": st.sampled_from("ABCDE").map(lambda letter: [Node("choice", (letter, "ABCDE"))]),
 }
-SINGLE = [kind for kind in KINDS if kind not in {*COLLECTIONS, "large integer", "percent"}]
+SINGLE = [kind for kind in KINDS if kind not in {*COLLECTIONS, "large integer", "percent", "money"}]
 NO_PLAIN = {
     "repeating decimal",
     "angle",
@@ -386,6 +413,9 @@ NO_PLAIN = {
     "union",
     "matrix",
     "unit",
+    "money",
+    "ratio",
+    "residue",
     "words",
     "choice",
     "percent",
@@ -447,12 +477,50 @@ def equal_pairs(draw: Draw, kind: str) -> Pair:
 @st.composite
 def changed_pairs(draw: Draw, kind: str) -> Pair:
     nodes = draw(KINDS[kind])
-    all_changes = [(name, node) for name, node in changes(nodes[0]) if not same(node, nodes[0])]
-    assume(all_changes)
-    wanted = draw(st.sampled_from(sorted({name for name, _ in all_changes})))
-    name, node = draw(st.sampled_from([change for change in all_changes if change[0] == wanted]))
+    by_name: dict[str, list[Node]] = {}
+    for name, node in changes(nodes[0]):
+        by_name.setdefault(name, []).append(node)
+    name = draw(st.sampled_from(sorted(by_name)))
+    node = draw(st.sampled_from(by_name[name]))
+    assume(not same(node, nodes[0]))
     spelling, notation = respelled(draw, kind, node) if draw(st.booleans()) else (as_gold(node), "as gold")
     return Pair(as_gold(nodes[0]), spelling, f"{name}; {notation}")
+
+
+SPACES = (" ", "  ", "~", "\\,", "\\;", "\\ ", "\\quad ")
+
+
+@st.composite
+def split_pairs(draw: Draw, kind: str) -> Pair:
+    """A gold, and the gold with white space inside a number, but not between thousands."""
+    gold = as_gold(draw(KINDS[kind].flatmap(st.sampled_from)))
+    places = [
+        number.start() + place
+        for number in re.finditer(r"\d{2,}", gold)
+        for place in range(1, len(number[0]))
+        if not (place <= 3 and len(number[0]) - place == 3)
+    ]
+    assume(places)
+    place, space = draw(st.sampled_from(places)), draw(st.sampled_from(SPACES))
+    return Pair(gold, gold[:place] + space + gold[place:], f"white space {space!r}")
+
+
+@st.composite
+def joined_pairs(draw: Draw) -> Pair:
+    """A value with two numbers side by side, and the text without the space, or with nothing but the space."""
+    (mixed, *_) = draw(mixed_numbers())
+    mixed = mixed.parts[0] if mixed.kind == "negate" else mixed
+    whole, over, under = (int(part.parts[0]) for part in mixed.parts)
+    improper = frac(int(f"{whole}{over}"), under)
+    assume(not same(mixed, improper))
+    texts = [f"{whole} {over}/{under}", f"{whole}\\frac{{{over}}}{{{under}}}", f"{whole}~\\frac{{{over}}}{{{under}}}"]
+    joined = [f"{whole}{over}/{under}", f"\\frac{{{whole}{over}}}{{{under}}}", as_gold(improper)]
+    pair = [draw(st.sampled_from(texts)), draw(st.sampled_from(joined))]
+    if draw(st.booleans()):
+        return Pair(*(pair if draw(st.booleans()) else pair[::-1]), "mixed number")
+    number, other = draw(st.integers(2, 99)), draw(st.integers(2, 99))
+    gold = draw(st.sampled_from([str(number * other), str(number + other), f"{number}, {other}", f"{number}.{other}"]))
+    return Pair(gold, f"{number}{draw(st.sampled_from(SPACES))}{other}", "side by side")
 
 
 @st.composite
@@ -514,6 +582,15 @@ def test_another_spelling_stays_correct(grader: ClosableGrader, kind: str) -> No
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_changed_value_is_wrong(grader: ClosableGrader, kind: str) -> None:
     assert unlike(grader, drawn(changed_pairs(kind), CHANGES), "wrong") == []
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in {"words", "choice"}])
+def test_white_space_inside_a_number_is_significant(grader: ClosableGrader, kind: str) -> None:
+    assert unlike(grader, drawn(split_pairs(kind), SPLITS), "wrong") == []
+
+
+def test_numbers_side_by_side_are_no_product_and_no_longer_number(grader: ClosableGrader) -> None:
+    assert unlike(grader, drawn(joined_pairs(), CHANGES), "wrong") == []
 
 
 @pytest.mark.parametrize("kind", SINGLE)
