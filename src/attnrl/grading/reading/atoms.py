@@ -33,7 +33,7 @@ def read_atom(cursor: Cursor) -> Value:
     if cursor.at("{"):
         return read_group(cursor)
     if cursor.at("(", "[", "]", "\\{"):
-        return read_brackets(cursor)
+        return _read_composition(cursor) or read_brackets(cursor)
     if cursor.accept("|"):
         cursor.enter()
         cursor.bars += 1
@@ -43,6 +43,16 @@ def read_atom(cursor: Cursor) -> Value:
         cursor.leave()
         return Operation("abs", (content,))
     raise Unreadable(f"unexpected {token.text!r}")
+
+
+def _read_composition(cursor: Cursor) -> Operation | None:
+    r"""Read ``(g \circ f)(x)`` as ``g(f(x))``."""
+    names = re.fullmatch(r"\(([a-zA-Z])circ([a-zA-Z])\)\(", cursor.texts(0, 6))
+    if names is None:
+        return None
+    cursor.place += 5
+    argument = expression(read_brackets(cursor))
+    return Operation("apply", (Symbol(names[1]), Operation("apply", (Symbol(names[2]), argument))))
 
 
 def number(text: str) -> Number:

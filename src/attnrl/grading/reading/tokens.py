@@ -57,7 +57,7 @@ _PATTERN = re.compile(
     | (?P<grouped>(?<![_^])\d{{1,3}}(?:{_JOINT}\d{{3}})+(?!\d)(?:\.\d+)?)
     | (?P<number>(?:\d+\.\d+|\d+|\.\d+)(?:[eE][+-]?\d+(?![\da-zA-Z]))?)
     | (?P<letters>[A-Za-z]+)
-    | \\(?P<command>[A-Za-z]+\*?|.)
+    | \\(?P<command>(?:operatorname|hspace|vspace|tag)\*|[A-Za-z]+|.)
     | (?P<mark>\*\*|<=|>=|(?<![\d)}}\]!])!=|==|\.\.\.|.)
     """,
     re.VERBOSE | re.DOTALL | re.ASCII,
