@@ -448,7 +448,7 @@ class Speller:
             case "unit":
                 amount, (names, *_) = self.spell(parts[0]), UNITS[parts[1]]
                 name = pick(names)
-                signs = [f"\\${amount}", f"\\$ {amount}"] if parts[1] == "dollars" else []
+                signs = [f"\\${amount}", f"\\$ {amount}", f"{amount}\\$"] if parts[1] == "dollars" else []
                 texts = [f"{amount} \\text{{ {name}}}", f"{amount}\\,\\mathrm{{{name}}}", f"{amount}\\text{{{name}}}"]
                 return pick([*signs, *texts])
             case "ratio":
@@ -457,7 +457,9 @@ class Speller:
             case "residue":
                 number, modulus = map(self.spell, parts)
                 name = pick(["", "", "x \\equiv␣"])
-                return f"{name}{number}" + pick([f" \\pmod{{{modulus}}}", f" \\bmod␣{modulus}", f" \\mod␣{modulus}"])
+                commands = [f" \\pmod{{{modulus}}}", f" \\bmod␣{modulus}", f" \\mod␣{modulus}"]
+                words = [f"␣(\\text{{mod }} {modulus})", f"␣(\\operatorname{{mod}}␣{modulus})", f"␣(mod␣{modulus})"]
+                return f"{name}{number}{pick([*commands, *words])}"
             case "choice":
                 letter = parts[0]
                 return pick(

@@ -515,9 +515,10 @@ def joined_pairs(draw: Draw) -> Pair:
     assume(not same(mixed, improper))
     texts = [f"{whole} {over}/{under}", f"{whole}\\frac{{{over}}}{{{under}}}", f"{whole}~\\frac{{{over}}}{{{under}}}"]
     joined = [f"{whole}{over}/{under}", f"\\frac{{{whole}{over}}}{{{under}}}", as_gold(improper)]
-    pair = [draw(st.sampled_from(texts)), draw(st.sampled_from(joined))]
+    apart, together = draw(st.sampled_from(texts)), draw(st.sampled_from(joined))
     if draw(st.booleans()):
-        return Pair(*(pair if draw(st.booleans()) else pair[::-1]), "mixed number")
+        swapped = draw(st.booleans())
+        return Pair(together if swapped else apart, apart if swapped else together, "mixed number")
     number, other = draw(st.integers(2, 99)), draw(st.integers(2, 99))
     gold = draw(st.sampled_from([str(number * other), str(number + other), f"{number}, {other}", f"{number}.{other}"]))
     return Pair(gold, f"{number}{draw(st.sampled_from(SPACES))}{other}", "side by side")
