@@ -48,7 +48,7 @@ _JOINT = r"(?:\{,\}|,\\!\s?|\\[,;:\ ]|~|\\?_|\ )"  # between groups of three dig
 _PATTERN = re.compile(
     rf"""
       (?P<space>[\s~]+)
-    | (?P<repeating>\d*\.\d*?(?:
+    | (?P<repeating>\d{{0,60}}\.(?=\d{{0,60}}\s*(?:\\[olbd]|\(\d|\.\.\.))\d{{0,60}}?(?:
             \\(?:overline|bar|overbar)\s*(?:\{{\s*\d+\s*\}}|\d)
           | \\dot\s*\{{?\d\}}?(?:\d*\\dot\s*\{{?\d\}}?)?
           | \(\d+\)
