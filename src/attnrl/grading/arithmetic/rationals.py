@@ -68,7 +68,10 @@ def _power(numbers: list[Fraction], work: Work) -> Fraction | None:
     count = exponent.numerator
     if root == -1:
         return ONE if count % 2 == 0 else root
-    if abs(count).bit_length() > 64 or abs(count) * max(math.log2(abs(root.numerator) or 1), math.log2(root.denominator)) > MAX_BITS:
+    if (
+        abs(count).bit_length() > 64
+        or abs(count) * max(math.log2(abs(root.numerator) or 1), math.log2(root.denominator)) > MAX_BITS
+    ):
         raise TooLarge("a power of too many bits")
     work.spend(1 + ((bits(root) * abs(count)) ** 2 >> 20))
     return root**count

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from itertools import zip_longest
 
-from attnrl.grading.reading.expressions import Expression, free_symbols
+from attnrl.grading.reading.expressions import Expression
 from attnrl.grading.reading.formulas import statement_expressions
 from attnrl.grading.reading.reader import read
 from attnrl.grading.reading.tokens import Unreadable
@@ -20,6 +20,8 @@ MAX_FORMULAS = 64
 MAX_OPTION_CHARS = 200
 
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_NO_VARIABLES = re.compile(r"\\(?:text|mathrm|textbf|operatorname|mbox)\s*\{[^{}]*\}|\\[a-zA-Z]+")
+_VARIABLES = re.compile(r"(?<![A-Za-z])[A-Za-z]{1,2}(?![A-Za-z])")
 _OPTION = re.compile(r"(?:\\(?:textbf|text|mathrm|bf)\s*\{)?\(([A-J])\)\s*\}?|(?:^|\n|\s)([A-J])[.):]\s")
 _ASKED = re.compile(
     r"(?i)\b(?:find|what (?:is|are|was)|compute|determine|evaluate|calculate|value of|solve|simplify|express|give)\b"
@@ -42,31 +44,69 @@ _ALL_THAT_APPLY = re.compile(
 
 @dataclass(frozen=True)
 class Statement:
-    """The facts of a problem's text.
+    """The facts of a problem's text, each read at the first use.
 
     Attributes:
-        text: the text, at most ``MAX_CHARS`` characters.
-        symbols: the variables in the formulas.
-        asked: the quantities asked for: the formulas without an equality sign after ``find``, ``what is`` and the like.
-        expressions: the expressions that an answer could copy.
-        units: the units named, in order.
-        asked_units: the units asked for, as in ``how many cents`` and ``in meters``.
-        words: the words, in lower case.
-        options: the letter of each choice offered, and the possible values of the choice.
-        all_that_apply: several choices may be right together, in any order.
-        bases: the bases of numerals named.
+        text: the text, at most ``MAX_CHARS`` characters; ``""`` for a text without a letter.
     """
 
     text: str = ""
-    symbols: frozenset[str] = frozenset()
-    asked: frozenset[Value] = frozenset()
-    expressions: tuple[Expression, ...] = ()
-    units: tuple[Unit, ...] = ()
-    asked_units: frozenset[Unit] = frozenset()
-    words: frozenset[str] = frozenset()
-    options: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
-    all_that_apply: bool = False
-    bases: frozenset[int] = frozenset()
+
+    @cached_property
+    def symbols(self) -> frozenset[str]:
+        """The variables in the formulas: single letters, and letters in pairs."""
+        plain = (_NO_VARIABLES.sub(" ", formula) for formula in _formulas(self.text))
+        return frozenset(letter for formula in plain for run in _VARIABLES.findall(formula) for letter in run)
+
+    @cached_property
+    def asked(self) -> frozenset[Value]:
+        """The quantities asked for: the formulas without an equality sign after ``find``, ``what is`` and the like."""
+        return frozenset(value for formula in _asked_formulas(self.text)[:MAX_FORMULAS] for value in _values(formula))
+
+    @cached_property
+    def expressions(self) -> tuple[Expression, ...]:
+        """The expressions that an answer could copy."""
+        return tuple(statement_expressions(self.text, _values))
+
+    @cached_property
+    def units(self) -> tuple[Unit, ...]:
+        """The units named, in order."""
+        return tuple(units_in(self.text))
+
+    @cached_property
+    def asked_units(self) -> frozenset[Unit]:
+        """The units asked for, as in ``how many cents`` and ``in meters``."""
+        return frozenset(filter(None, map(read_unit, _ASKED_UNIT.findall(self.text))))
+
+    @cached_property
+    def words(self) -> frozenset[str]:
+        """The words of the text, in lower case."""
+        return frozenset(re.findall(r"[a-z]+", self.text.lower()))
+
+    @cached_property
+    def options(self) -> Mapping[str, tuple[Value, ...]]:
+        """The letter of each choice offered, and the possible values of the choice."""
+        return _options(self.text)
+
+    @cached_property
+    def all_that_apply(self) -> bool:
+        """Several choices may be right together, in any order."""
+        return _ALL_THAT_APPLY.search(self.text) is not None
+
+    @cached_property
+    def bases(self) -> frozenset[int]:
+        """The bases of numerals named in the text."""
+        return frozenset(int(number) if number else _BASE_WORDS[word] for number, word in _BASE.findall(self.text))
+
+
+@lru_cache(maxsize=256)
+def read_statement(text: str) -> Statement:
+    """Return the facts of a problem's text; of a text without a letter, a statement without facts."""
+    return Statement(text[:MAX_CHARS] if re.search(r"[a-zA-Z]", text[:MAX_CHARS]) else "")
+
+
+def _formulas(text: str) -> list[str]:
+    return [next(filter(None, found.groups())) for found in _FORMULA.finditer(text)]
 
 
 def _values(text: str) -> tuple[Value, ...]:
@@ -74,37 +114,6 @@ def _values(text: str) -> tuple[Value, ...]:
         return read(text)
     except Unreadable:
         return ()
-
-
-@lru_cache(maxsize=256)
-def read_statement(text: str) -> Statement:
-    """Return the facts of a problem's text; of a text without a word, a statement without facts."""
-    text = text[:MAX_CHARS]
-    if not re.search(r"\w", text):
-        return Statement()
-    formulas = [next(filter(None, found.groups())) for found in _FORMULA.finditer(text)]
-    asked: set[Value] = set()
-    symbols: set[str] = set(
-        re.findall(r"(?<![A-Za-z\\])[b-zB-Z](?![A-Za-z])", re.sub(r"\\[a-zA-Z]+", " ", " ".join(formulas)))
-    )
-    for formula in _asked_formulas(text)[:MAX_FORMULAS]:
-        asked.update(_values(formula))
-    expressions = tuple(statement_expressions(text, _values))
-    for part in expressions:
-        symbols |= {name for name in free_symbols(part) if len(name) == 1}
-    bases = {int(number) if number else _BASE_WORDS[word] for number, word in _BASE.findall(text)}
-    return Statement(
-        text=text,
-        symbols=frozenset(symbols),
-        asked=frozenset(asked),
-        expressions=expressions,
-        units=tuple(units_in(text)),
-        asked_units=frozenset(filter(None, map(read_unit, _ASKED_UNIT.findall(text)))),
-        words=frozenset(re.findall(r"[a-z]+", text.lower())),
-        options=_options(text),
-        all_that_apply=_ALL_THAT_APPLY.search(text) is not None,
-        bases=frozenset(bases),
-    )
 
 
 def _asked_formulas(text: str) -> list[str]:
