@@ -2,7 +2,7 @@ r"""Answers of the right value that stop short of the form asked for: ``x(x+8)-5
 
 A problem asks for a form in words, and the gold has the form. Each rule names the words, the form of a gold, and the
 answers that miss the form. A problem that converts ``\frac25`` to a percent is answered neither by ``\frac25`` nor by
-``\frac25 \cdot 100\%``.
+``\frac25 \cdot 100\%``. "Express your answer as a percent" after another task does not count: the value is the work.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ def misses_form(answer: Expression, golds: Sequence[Expression], problem: str, w
     """
     if not golds or not problem:
         return False
-    rules = [rule for rule in RULES if rule.asked.search(problem)]
+    converted = _converted(problem)
+    rules = [rule for rule in RULES if rule.asked.search(problem) and (converted or not rule.only_conversions)]
     if any(all(rule.has_form(gold) and rule.misses(answer, gold) for gold in golds) for rule in rules):
         return True
-    return any(_repeats(answer, golds, given, written) for given in _converted(problem))
+    return any(_repeats(answer, golds, given, written) for given in converted)
 
 
 @lru_cache(maxsize=256)
@@ -56,7 +57,9 @@ def _values(text: str) -> tuple[Value, ...]:
 
 
 def _repeats(answer: Expression, golds: Sequence[Expression], given: Expression, written: str) -> bool:
-    """Return True if an answer is the expression to convert, as given or with arithmetic left to do."""
+    """Return True if an answer is the number to convert, as given or with arithmetic left to do."""
+    if not is_number(given):
+        return False
     form = normal_form(answer, fold=False)
     if any(normal_form(gold, fold=False) == form for gold in golds):
         return False
@@ -191,11 +194,13 @@ class Rule:
         asked: the words of a problem.
         has_form: True for a gold of the form; a gold of another form turns the rule off.
         misses: True for an answer, given with the gold, that misses the form.
+        only_conversions: the rule holds for problems that convert a number, not for the form of the answer to a task.
     """
 
     asked: re.Pattern[str]
     has_form: Callable[[Expression], bool]
     misses: Callable[[Expression, Expression], bool]
+    only_conversions: bool = False
 
 
 _START = r"(?:^|[.?!:;,(]|\b(?:to|then|and|please|fully|completely))\s*"  # before an imperative
@@ -227,15 +232,18 @@ RULES = (
         re.compile(r"(?i)\bmixed (?:number|numeral|fraction)"),
         _is_mixed,
         lambda answer, _: integer_fraction(answer) is not None,
+        only_conversions=True,
     ),
     Rule(  # a number from 1 to 10 before the power of ten
         re.compile(r"(?i)\bscientific notation"),
         _is_scientific,
         lambda answer, _: mantissa(answer) is not None and not _is_scientific(answer),
+        only_conversions=True,
     ),
     Rule(  # a percent sign, or the number before a percent sign
         re.compile(r"(?i)\b(?:as|to|in|into) an? (?:\w+ )?percent"),
         lambda gold: _percentage(gold) is not None,
         _is_no_percentage,
+        only_conversions=True,
     ),
 )

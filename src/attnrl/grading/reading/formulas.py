@@ -33,7 +33,7 @@ _OPERATOR = re.compile(r"[\w)}\]!]\s*[-+*/^×·÷−]|[!√]|\\[a-zA-Z]+|[a-z]\(
 
 _OPERAND = (
     r"(\$(?:\\.|[^$\\]){1,200}\$|\\\([^$]{1,200}?\\\)"
-    r"|(?<![\w.,$^])\d(?:[\d,.]{0,30}\d)?(?:\\?%)?(?![\w^]))"
+    r"|(?<![\w.,$^/])\d(?:[\d,./]{0,30}\d)?(?:\\?%)?(?![\w^]))"
 )
 _PHRASES_TABLE = (
     (r"remainder (?:of|when) X (?:is )?(?:divided by|upon division by|modulo) X", "mod"),
@@ -47,7 +47,7 @@ _PHRASES_TABLE = (
     (r"product of X and X", "multiply"),
     (r"X times X", "multiply"),
     (r"X percent of X", "percent"),
-    (r"X of X", "multiply"),  # of a percentage or a fraction
+    (r"X of X", "part"),
     (r"X choose X", "binomial"),
     (r"square root of X", "root"),
     (r"X factorial", "factorial"),
@@ -56,7 +56,7 @@ _PHRASES_TABLE = (
 #: Words with operands -> name of an operation.
 _PHRASES = [(re.compile(words.replace("X", _OPERAND)), name) for words, name in _PHRASES_TABLE]
 _CONVERSION = re.compile(
-    r"(?i)\b(?:write|rewrite|express|convert|change|represent)\s+(?:the\s+)?"
+    r"(?i)\b(?:write|rewrite|express|convert|change|represent|what is)\s+(?:the\s+)?"
     r"(?:(?:repeating |terminating |improper |common |mixed )?(?:number|decimal|fraction|percent(?:age)?) )?"
     rf"(?P<object>{_OPERAND})\s+(?:as|in|to|into)\b"
 )
@@ -101,7 +101,7 @@ def _phrases(text: str, read: Callable[[str], Sequence[Value]]) -> Iterator[Expr
         for match in islice(phrase.finditer(text), _SEGMENTS):
             operands = [_operand(group, read) for group in match.groups()]
             known = [operand for operand in operands if operand is not None]
-            if len(known) == len(operands):
+            if len(known) == len(operands) and (name != "part" or _is_part(known[0])):
                 yield _operation(name, known)
 
 
@@ -110,11 +110,20 @@ def _operation(name: str, operands: Sequence[Expression]) -> Operation:
     match name:
         case "percent":
             return Operation("multiply", (Operation("percent", (operands[0],)), operands[1]))
+        case "part":
+            return Operation("multiply", tuple(operands))
         case "subtract":
             return Operation("add", (operands[0], Operation("negate", (operands[1],))))
         case "root":
             return Operation("root", (operands[0], Number(Fraction(2))))
     return Operation(name, tuple(operands))
+
+
+def _is_part(operand: Expression) -> bool:
+    """Return True for a percentage and a fraction, and False for a number of things: ``3 of 10``."""
+    if isinstance(operand, Number):
+        return operand.value.denominator > 1
+    return isinstance(operand, Operation) and operand.name in ("percent", "divide")
 
 
 def _operand(written: str, read: Callable[[str], Sequence[Value]]) -> Expression | None:
