@@ -73,18 +73,22 @@ def _restates(
     answer, source, *golds = map(restated, (answer, source, *golds))
     if any(form(gold, fold=False) == form(answer, fold=False) for gold in golds):
         return False
-    return _rearranges(answer, golds, source, form)
+    return _rearranges(answer, golds, source, form, hard=lambda expression: len(set(_hard_parts(expression))))
 
 
 def _rearranges(
-    answer: Expression, golds: Sequence[Expression], source: Expression, form: Callable[..., Hashable]
+    answer: Expression,
+    golds: Sequence[Expression],
+    source: Expression,
+    form: Callable[..., Hashable],
+    hard: Callable[[Expression], int] = lambda expression: len(_hard_parts(expression)),
 ) -> bool:
     """Return True if an answer, not written as a gold, has a normal form of a source without work done."""
     if form(answer, fold=False) == form(source, fold=False):
         return True
-    if mantissa(answer) is not None or _count(answer, _is_hard) < _count(source, _is_hard):
+    if mantissa(answer) is not None or hard(answer) < hard(source):
         return False
-    collected = _count(answer, _is_operation) < _count(source, _is_operation)  # x + x + 2 -> 2x + 2
+    collected = _count_operations(answer) < _count_operations(source)  # x + x + 2 -> 2x + 2
     for distribute in (False, True):
         if form(answer, distribute=distribute) != form(source, distribute=distribute):
             continue
@@ -135,10 +139,6 @@ def _is_product_of_powers(expression: Expression) -> bool:
     return "power" in names and {"power", "multiply"}.issuperset(names)
 
 
-def _is_operation(part: Expression) -> bool:
-    return isinstance(part, Operation)
-
-
 def _is_hard(part: Expression) -> bool:
     """Return True for an operation that a normal form does not carry out: a power of a number, a root, a function."""
     if isinstance(part, Operation) and part.name == "power" and isinstance(part.operands[1], Number):
@@ -146,8 +146,12 @@ def _is_hard(part: Expression) -> bool:
     return isinstance(part, Operation) and part.name not in _ARITHMETIC and part.name not in _WRAPPERS
 
 
-def _count(expression: Expression, counted: Callable[[Expression], bool]) -> int:
-    return sum(map(counted, parts_of(expression)))
+def _hard_parts(expression: Expression) -> list[Expression]:
+    return [part for part in parts_of(expression) if _is_hard(part)]
+
+
+def _count_operations(expression: Expression) -> int:
+    return sum(isinstance(part, Operation) for part in parts_of(expression))
 
 
 def _unbound_symbols(expression: Expression) -> frozenset[str]:
