@@ -15,6 +15,7 @@ from attnrl.grading.comparing.algebra import extract_from_prose, is_parsed, same
 from attnrl.grading.comparing.compare import Comparison
 from attnrl.grading.comparing.relations import stated_value
 from attnrl.grading.guards.copies import is_copy, leaves_work, quotes_statement
+from attnrl.grading.guards.forms import misses_form
 from attnrl.grading.jobs import Job, JobResult
 from attnrl.grading.reading.cursor import Unsupported
 from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, operation_names
@@ -182,6 +183,8 @@ def _is_guess(golds: Sequence[str], box: str, statement: Statement) -> bool:
     for value in _readings(box, statement):
         for part in _expressions(value, statement):
             if is_copy(part, accepted, statement.expressions):
+                return True
+            if misses_form(part, accepted, statement.text, box):
                 return True
             if (statement.text and leaves_work(part, accepted)) or _leaves_calculus(part, accepted):
                 return True

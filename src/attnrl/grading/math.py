@@ -146,12 +146,11 @@ def _plain_number(text: str) -> tuple[Fraction, bool] | None:
 
 
 def _equals_number(answer: str, golds: Sequence[str]) -> bool | None:
-    """Compare plain numbers exactly; None if the comparison by type has to decide, as for a rounded decimal."""
+    """Compare plain numbers exactly; None if the judge has to decide: a decimal and a fraction, rounded or converted."""
     found = _plain_number(answer)
     others = [_plain_number(gold) for gold in golds]
     if found is None or None in others:
         return None
-    values, fractions = zip(found, *(other for other in others if other), strict=True)
-    if found[0] in values[1:]:
+    if found in others:
         return True
-    return None if len(set(fractions)) == 2 else False
+    return None if any(other and other[1] != found[1] for other in others) else False

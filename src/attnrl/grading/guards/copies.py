@@ -1,7 +1,8 @@
 """Detection of copies: answers that rearrange or wrap an expression of the problem, and leave the work to the grader.
 
 Two expressions are compared as written (order, brackets and neutral elements ignored), with literals folded and like
-terms collected, and with sums multiplied out (:func:`attnrl.grading.guards.normal_form.normal_form`).
+terms collected, and with sums multiplied out (:func:`attnrl.grading.guards.normal_form.normal_form`); then once more
+with identities applied (:func:`attnrl.grading.guards.identities.restated`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import math
 import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
 
+from attnrl.grading.guards.identities import restated
+from attnrl.grading.guards.literals import integer_fraction, is_number, mantissa
 from attnrl.grading.guards.normal_form import normal_form
 from attnrl.grading.reading.expressions import CONSTANTS, Expression, Number, Operation, Symbol, parts_of
 
@@ -40,7 +43,7 @@ def is_copy(answer: Expression, golds: Sequence[Expression], statement: Sequence
     for inner in _without_wrappers(answer):
         if form(inner, fold=False) in written_golds or _is_value(inner):
             continue
-        if any(_rearranges(inner, golds, source, form) for source in sources):
+        if any(_rearranges(inner, golds, source, form) or _restates(inner, golds, source, form) for source in sources):
             return True
     return False
 
@@ -61,20 +64,36 @@ def leaves_work(answer: Expression, golds: Sequence[Expression]) -> bool:
     )
 
 
-def _rearranges(
+def _restates(
     answer: Expression, golds: Sequence[Expression], source: Expression, form: Callable[..., Hashable]
+) -> bool:
+    """Return True if an answer is a source but for identities (:func:`restated`), and no gold but for identities."""
+    if (restated(answer), restated(source)) == (answer, source):
+        return False
+    answer, source, *golds = map(restated, (answer, source, *golds))
+    if any(form(gold, fold=False) == form(answer, fold=False) for gold in golds):
+        return False
+    return _rearranges(answer, golds, source, form, hard=lambda expression: len(set(_hard_parts(expression))))
+
+
+def _rearranges(
+    answer: Expression,
+    golds: Sequence[Expression],
+    source: Expression,
+    form: Callable[..., Hashable],
+    hard: Callable[[Expression], int] = lambda expression: len(_hard_parts(expression)),
 ) -> bool:
     """Return True if an answer, not written as a gold, has a normal form of a source without work done."""
     if form(answer, fold=False) == form(source, fold=False):
         return True
-    if _is_scientific(answer) or _count(answer, _is_hard) < _count(source, _is_hard):
+    if mantissa(answer) is not None or hard(answer) < hard(source):
         return False
-    collected = _count(answer, _is_operation) < _count(source, _is_operation)  # x + x + 2 -> 2x + 2
+    collected = _count_operations(answer) < _count_operations(source)  # x + x + 2 -> 2x + 2
     for distribute in (False, True):
         if form(answer, distribute=distribute) != form(source, distribute=distribute):
             continue
-        if any(map(_is_number, golds)):
-            return not _is_number(answer) or _is_number(source)  # 10/4 for 10/8 + 10/8 is worked out, if not reduced
+        if any(map(is_number, golds)):  # 10/4 for 10/8 + 10/8 and 2^8 for 2 * 2^7 are worked out
+            return not (is_number(answer) or (collected and _is_product_of_powers(answer)))
         if collected and any(form(gold, distribute=True) == form(source, distribute=True) for gold in golds):
             return False
         return all(form(gold, distribute=distribute) != form(source, distribute=distribute) for gold in golds)
@@ -108,44 +127,16 @@ def _is_value(expression: Expression) -> bool:
     """Return True for a number, a fraction in lowest terms or a symbol, possibly with a sign, in percent or degrees."""
     if isinstance(expression, Operation) and expression.name in ("negate", "percent", "degrees", "plus_minus"):
         return len(expression.operands) == 1 and _is_value(expression.operands[0])
-    if isinstance(expression, Operation) and expression.name == "divide":
-        over, under = map(_without_sign, expression.operands)
-        if not isinstance(over, Number) or not isinstance(under, Number):
-            return False
-        if over.value.denominator != 1 or under.value.denominator != 1:
-            return False
-        return under.value > 1 and math.gcd(over.value.numerator, under.value.numerator) == 1
+    fraction = integer_fraction(expression)
+    if fraction is not None:
+        return fraction[1] > 1 and math.gcd(*fraction) == 1
     return not isinstance(expression, Operation)
 
 
-def _is_number(expression: Expression) -> bool:
-    """Return True for a literal number or a fraction of literal numbers, with or without a sign."""
-    if isinstance(expression, Operation) and expression.name in ("negate", "percent", "degrees", "divide"):
-        return all(isinstance(part, Number) or _is_number(part) for part in expression.operands)
-    return isinstance(expression, Number) or _is_scientific(expression)
-
-
-def _is_scientific(expression: Expression) -> bool:
-    """Return True for a number times a power of ten, ``3 x 10^4``, with or without a sign."""
-    if isinstance(expression, Operation) and expression.name == "negate":
-        return _is_scientific(expression.operands[0])
-    if not isinstance(expression, Operation) or expression.name != "multiply" or len(expression.operands) != 2:
-        return False
-    factor, power = map(_without_sign, expression.operands)
-    if not isinstance(factor, Number) or not isinstance(power, Operation) or power.name != "power":
-        return False
-    base, exponent = power.operands[0], _without_sign(power.operands[1])
-    return isinstance(base, Number) and base.value == 10 and isinstance(exponent, Number)
-
-
-def _without_sign(expression: Expression) -> Expression:
-    if isinstance(expression, Operation) and expression.name == "negate":
-        return expression.operands[0]
-    return expression
-
-
-def _is_operation(part: Expression) -> bool:
-    return isinstance(part, Operation)
+def _is_product_of_powers(expression: Expression) -> bool:
+    """Return True for a power of a literal, and for a product of literals with a power."""
+    names = [part.name for part in parts_of(expression) if isinstance(part, Operation)]
+    return "power" in names and {"power", "multiply"}.issuperset(names)
 
 
 def _is_hard(part: Expression) -> bool:
@@ -155,8 +146,12 @@ def _is_hard(part: Expression) -> bool:
     return isinstance(part, Operation) and part.name not in _ARITHMETIC and part.name not in _WRAPPERS
 
 
-def _count(expression: Expression, counted: Callable[[Expression], bool]) -> int:
-    return sum(map(counted, parts_of(expression)))
+def _hard_parts(expression: Expression) -> list[Expression]:
+    return [part for part in parts_of(expression) if _is_hard(part)]
+
+
+def _count_operations(expression: Expression) -> int:
+    return sum(isinstance(part, Operation) for part in parts_of(expression))
 
 
 def _unbound_symbols(expression: Expression) -> frozenset[str]:

@@ -3,35 +3,38 @@
 A normal form serves the detection of copies (:mod:`attnrl.grading.guards.copies`), not the comparison of values: sums
 and products of literals are folded, powers, roots and functions of literals are never evaluated.
 
-An expression is a sum of terms. A term is a rational coefficient times atoms with integer exponents. An atom is the
-text of a symbol, of a function with its operands, of a power or of a sum. The SHA-256 digest stands for a
-long text, so the form of a hostile expression stays small.
+The form is a sum of terms (:mod:`attnrl.grading.guards.terms`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Hashable, Iterable, Sequence
 from fractions import Fraction
 
 from attnrl.grading.arithmetic.evaluation import real_float
+from attnrl.grading.guards.terms import (
+    LongNumberError,
+    Monomial,
+    Terms,
+    atom_terms,
+    checked,
+    is_short,
+    number_text,
+    scaled,
+    short,
+    single_atom,
+    sum_terms,
+    text_of,
+    without_powers,
+)
 from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, free_symbols
 
-Monomial = tuple[tuple[str, int], ...]  # sorted pairs of an atom and an exponent; () is the monomial of literals
-Terms = dict[Monomial, Fraction]  # coefficient of each monomial, never zero; {} is zero
-
 _ONE = Fraction(1)
-_LONG_TEXT = 64  # characters
-_LONG_NUMBER = 10_000  # bits
 _MOST_FACTORS, _MOST_TERMS = 6, 64  # of a product of sums that is multiplied out
 _INTEGER_OPERATIONS = frozenset(
     {"add", "multiply", "negate", "abs", "floor", "ceil", "factorial", "binomial", "gcd", "lcm", "max", "min"}
 )
-
-
-class _LongNumberError(ArithmeticError):
-    """A folded number of more than `_LONG_NUMBER` bits."""
 
 
 def normal_form(expression: Expression, *, fold: bool = True, distribute: bool = False) -> Hashable:
@@ -42,12 +45,13 @@ def normal_form(expression: Expression, *, fold: bool = True, distribute: bool =
             wrappers without effect (``max(x, 0)``, the absolute value of a positive number). Without folding, the form
             holds the terms and factors as written. Numbers of more than 10,000 bits are never folded.
         distribute: expand each product of exactly one sum and a monomial; without variables, each product of sums.
+            Factors of a coefficient join a power of the same literal (``2 * 2^7`` is ``2^8``).
     """
     if fold:
         try:
             forms = _Forms(fold=True, distribute=distribute, numeric=distribute and not free_symbols(expression))
             return forms.text(expression)
-        except _LongNumberError:
+        except LongNumberError:
             pass
     return _Forms(fold=False, distribute=False, numeric=False).text(expression)
 
@@ -73,19 +77,19 @@ class _Forms:
         self.bound: dict[str, str] = {}
 
     def text(self, expression: Expression) -> str:
-        return _text(self.expanded(self.terms(expression)))
+        return text_of(self.expanded(self.terms(expression)))
 
     def terms(self, expression: Expression) -> Terms:
         if isinstance(expression, Number):
             return self.number(expression.value)
         if isinstance(expression, Symbol):
-            return _atom(self.bound.get(expression.name, f"symbol {expression.name}"))
+            return atom_terms(self.bound.get(expression.name, f"symbol {expression.name}"))
         name, operands = expression.name, expression.operands
         match name:
             case "add":
-                return _sum(self.terms(operand) for operand in operands)
+                return sum_terms(self.terms(operand) for operand in operands)
             case "negate":
-                return _scaled(self.terms(operands[0]), -_ONE)
+                return scaled(self.terms(operands[0]), -_ONE)
             case "multiply":
                 return self.product([self.terms(operand) for operand in operands])
             case "divide":
@@ -97,9 +101,9 @@ class _Forms:
             case "exp":
                 return self.power(Symbol("e"), operands[0])
             case "degrees":
-                return _scaled(self.product([self.terms(operands[0]), self.terms(Symbol("pi"))]), Fraction(1, 180))
+                return scaled(self.product([self.terms(operands[0]), self.terms(Symbol("pi"))]), Fraction(1, 180))
             case "percent":
-                return _scaled(self.terms(operands[0]), Fraction(1, 100))
+                return scaled(self.terms(operands[0]), Fraction(1, 100))
             case "ln":
                 return self.logarithm(operands[0], Symbol("e"))
             case "log":
@@ -119,12 +123,12 @@ class _Forms:
     def number(self, value: Fraction) -> Terms:
         if value == 0:
             return {}
-        if value == 1 or (self.fold and _is_short(value)):
+        if value == 1 or (self.fold and is_short(value)):
             return {(): value}
-        return _atom(_number_text(value))
+        return atom_terms(number_text(value))
 
     def function(self, name: str, operands: Sequence[Expression]) -> Terms:
-        return _atom(f"{name}({', '.join(map(self.text, operands))})")
+        return atom_terms(f"{name}({', '.join(map(self.text, operands))})")
 
     def expanded(self, terms: Terms) -> Terms:
         """Replace each sum with a sign, and each product that `distribute` asks for, by the terms of the sum."""
@@ -139,8 +143,8 @@ class _Forms:
                     product = self.multiplied_out(product, factor)
                 results.append(product)
             else:
-                results.append({monomial: coefficient})
-        return _sum(results)
+                results.append(self.monomial(coefficient, monomial))
+        return sum_terms(results)
 
     def _is_small_product(self, sums: Sequence[tuple[str, int]]) -> bool:
         if any(not 0 < exponent <= _MOST_FACTORS for _, exponent in sums):
@@ -148,7 +152,7 @@ class _Forms:
         return math.prod(len(self.sums[atom]) for atom, exponent in sums for _ in range(exponent)) <= _MOST_TERMS
 
     def multiplied_out(self, one: Terms, other: Terms) -> Terms:
-        return _sum(
+        return sum_terms(
             self.monomial(first * second, [*left, *right])
             for left, first in one.items()
             for right, second in other.items()
@@ -159,9 +163,14 @@ class _Forms:
         exponents: dict[str, int] = {}
         for atom, exponent in pairs:
             exponents[atom] = exponents.get(atom, 0) + exponent
-        for atom in [atom for atom, exponent in exponents.items() if atom in self.literals and abs(exponent) == 1]:
-            coefficient *= Fraction(self.literals[atom]) ** exponents.pop(atom)
-        return {tuple(sorted(pair for pair in exponents.items() if pair[1])): _checked(coefficient)}
+        for atom in [atom for atom in exponents if atom in self.literals]:
+            base = self.literals[atom]
+            if self.distribute and exponents[atom]:
+                coefficient, times = without_powers(coefficient, base)
+                exponents[atom] += times
+            if abs(exponents[atom]) == 1:
+                coefficient *= Fraction(base) ** exponents.pop(atom)
+        return {tuple(sorted(pair for pair in exponents.items() if pair[1])): checked(coefficient)}
 
     def product(self, factors: Sequence[Terms]) -> Terms:
         coefficient = _ONE
@@ -175,11 +184,11 @@ class _Forms:
                 sums.append(terms)
                 continue
             ((monomial, number),) = terms.items()
-            coefficient = _checked(coefficient * number)
+            coefficient = checked(coefficient * number)
             pairs.extend(monomial)
         ((monomial, coefficient),) = self.monomial(coefficient, pairs).items()
         if len(sums) == 1 and not monomial and abs(coefficient) == 1:
-            return _scaled(sums[0], coefficient)
+            return scaled(sums[0], coefficient)
         atoms = [self.sum_atom(terms) for terms in sums]
         sign = math.prod(sign for _, sign in atoms)
         return self.monomial(coefficient * sign, [*monomial, *((atom, 1) for atom, _ in atoms)])
@@ -187,8 +196,8 @@ class _Forms:
     def sum_atom(self, terms: Terms) -> tuple[str, int]:
         """Return the atom of a sum whose first term, in the order of monomials, is positive, and the sign taken out."""
         sign = 1 if terms[min(terms)] > 0 else -1
-        terms = _scaled(terms, Fraction(sign))
-        atom = f"[{_text(terms)}]"
+        terms = scaled(terms, Fraction(sign))
+        atom = f"[{text_of(terms)}]"
         self.sums[atom] = terms
         return atom, sign
 
@@ -204,12 +213,12 @@ class _Forms:
             return {((atom, exponent),): Fraction(sign if exponent % 2 else 1)}
         ((monomial, number),) = terms.items()
         pairs = [(atom, power * exponent) for atom, power in monomial]
-        _checked(Fraction(max((abs(power) for _, power in pairs), default=0)))
+        checked(Fraction(max((abs(power) for _, power in pairs), default=0)))
         if exponent == -1:
             return self.monomial(1 / number, pairs)
         for base, power in ((abs(number.numerator), exponent), (number.denominator, -exponent)):
             if base != 1:
-                atom = _number_text(Fraction(base))
+                atom = number_text(Fraction(base))
                 self.literals[atom] = base
                 pairs.append((atom, power))
         return self.monomial(Fraction(-1 if number < 0 and exponent % 2 else 1), pairs)
@@ -222,8 +231,8 @@ class _Forms:
         times = powers[()] if powers.keys() == {()} else None
         if times is not None and times.denominator == 1 and (self.fold or abs(times) == 1):
             return self.raised(terms, times.numerator)
-        base_text = _text(self.expanded(terms))
-        of_base, argument = self.logarithms.get(_single_atom(powers), ("", terms))
+        base_text = text_of(self.expanded(terms))
+        of_base, argument = self.logarithms.get(single_atom(powers), ("", terms))
         if self.fold and of_base == base_text:
             return argument
         outer = 1  # a^(-n) is 1/a^n, a^(2n) is (a^n)^2
@@ -232,8 +241,8 @@ class _Forms:
             outer, powers = number.numerator, {monomial: Fraction(1, number.denominator)}
         elif powers:
             _, outer = self.sum_atom(powers)
-            powers = _scaled(powers, Fraction(outer))
-        atom = _short(f"({base_text})^({_text(powers)})")
+            powers = scaled(powers, Fraction(outer))
+        atom = short(f"({base_text})^({text_of(powers)})")
         self.powers[atom] = (base_text, powers)
         return {((atom, outer),): _ONE}
 
@@ -243,31 +252,31 @@ class _Forms:
             ((monomial, number),) = argument.items()
             of_base, exponent = self.powers.get(monomial[0][0] if len(monomial) == 1 else "", ("", argument))
             if of_base == base_text and number == 1:
-                return _scaled(exponent, Fraction(monomial[0][1]))
-        terms = _atom(f"log({_text(argument)}, {base_text})")
-        self.logarithms[_single_atom(terms)] = (base_text, argument)
+                return scaled(exponent, Fraction(monomial[0][1]))
+        terms = atom_terms(f"log({text_of(argument)}, {base_text})")
+        self.logarithms[single_atom(terms)] = (base_text, argument)
         return terms
 
     def absolute(self, operand: Expression) -> Terms:
         terms = self.expanded(self.terms(operand))
         sign = _sign(operand)
         if self.fold and sign:
-            return _scaled(terms, Fraction(sign))
+            return scaled(terms, Fraction(sign))
         if len(terms) == 1:
             terms = {monomial: abs(number) for monomial, number in terms.items()}
         elif terms:
-            terms = _scaled(terms, Fraction(self.sum_atom(terms)[1]))
-        return _atom(f"abs({_text(terms)})") if terms else {}
+            terms = scaled(terms, Fraction(self.sum_atom(terms)[1]))
+        return atom_terms(f"abs({text_of(terms)})") if terms else {}
 
     def rounded(self, name: str, operand: Expression) -> Terms:
         terms = self.expanded(self.terms(operand))
         if self.fold and (_is_integer(operand) or (terms.keys() <= {()} and terms.get((), _ONE).denominator == 1)):
             return terms
-        return _atom(f"{name}({_text(terms)})")
+        return atom_terms(f"{name}({text_of(terms)})")
 
     def selection(self, name: str, operands: Sequence[Expression]) -> Terms:
         """Return the form of a maximum, minimum, gcd or lcm; operands without effect are dropped."""
-        choices = {_text(terms): terms for operand in operands for terms in [self.expanded(self.terms(operand))]}
+        choices = {text_of(terms): terms for operand in operands for terms in [self.expanded(self.terms(operand))]}
         if self.fold:
             literals = {text: terms.get((), Fraction(0)) for text, terms in choices.items() if terms.keys() <= {()}}
             if name in ("gcd", "lcm"):
@@ -282,7 +291,7 @@ class _Forms:
                 choices = {text: terms for text, terms in choices.items() if text not in dropped}
         if len(choices) == 1:
             return next(iter(choices.values()))
-        return _atom(f"{name}({', '.join(sorted(choices))})")
+        return atom_terms(f"{name}({', '.join(sorted(choices))})")
 
     def series(self, operands: Sequence[Expression]) -> Terms:
         """Return the form of ``a + b + ... + z``: the sum if the terms are literals of an arithmetic series."""
@@ -293,8 +302,8 @@ class _Forms:
             steps = (numbers[-1] - numbers[0]) / step if step else Fraction(-1)
             arithmetic = all(number == numbers[0] + n * step for n, number in enumerate(numbers[:-1]))
             if arithmetic and steps.denominator == 1 and steps >= 0:
-                return self.number(_checked((steps + 1) * (numbers[0] + numbers[-1]) / 2))
-        return _atom(f"ellipsis({', '.join(map(_text, terms))})")
+                return self.number(checked((steps + 1) * (numbers[0] + numbers[-1]) / 2))
+        return atom_terms(f"ellipsis({', '.join(map(text_of, terms))})")
 
     def binder(self, name: str, operands: Sequence[Expression]) -> Terms:
         """Return the form of a sum, product, integral or limit; the bound symbol is named by position."""
@@ -319,61 +328,13 @@ class _Forms:
             count = last - first + 1
             if first.denominator == last.denominator == 1 and count >= 0:  # an arithmetic series
                 total = inside.get((), Fraction(0)) + inside.get(linear, Fraction(0)) * (first + last) / 2
-                return self.number(_checked(count * total))
-        return _atom(f"{name}({', '.join(map(_text, [inside, *limits]))}; {'' if is_bound else index})")
+                return self.number(checked(count * total))
+        return atom_terms(f"{name}({', '.join(map(text_of, [inside, *limits]))}; {'' if is_bound else index})")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Terms, texts and literals
+# Properties of expressions
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def _atom(text: str) -> Terms:
-    return {((_short(text), 1),): _ONE}
-
-
-def _single_atom(terms: Terms) -> str:
-    """Return the text of terms that are one atom, otherwise an empty text."""
-    (atom, _), *_ = next(iter(terms), ()) or (("", 1),)
-    return atom if terms == {((atom, 1),): _ONE} else ""
-
-
-def _scaled(terms: Terms, factor: Fraction) -> Terms:
-    return {monomial: _checked(number * factor) for monomial, number in terms.items()}
-
-
-def _sum(parts: Iterable[Terms]) -> Terms:
-    total: Terms = {}
-    for terms in parts:
-        for monomial, number in terms.items():
-            total[monomial] = _checked(total.get(monomial, Fraction(0)) + number)
-    return {monomial: number for monomial, number in total.items() if number}
-
-
-def _text(terms: Terms) -> str:
-    parts = (
-        " ".join([_number_text(number), *(f"{atom}^{exponent:x}" for atom, exponent in monomial)])
-        for monomial, number in sorted(terms.items())
-    )
-    return _short(" + ".join(parts))
-
-
-def _number_text(value: Fraction) -> str:
-    return _short(f"{value.numerator:x}/{value.denominator:x}")  # hexadecimal: Python limits the digits of decimals
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _LONG_TEXT else hashlib.sha256(text.encode()).hexdigest()
-
-
-def _is_short(value: Fraction) -> bool:
-    return max(value.numerator.bit_length(), value.denominator.bit_length()) <= _LONG_NUMBER
-
-
-def _checked(value: Fraction) -> Fraction:
-    if not _is_short(value):
-        raise _LongNumberError
-    return value
 
 
 def _is_integer(expression: Expression) -> bool:
