@@ -1,6 +1,7 @@
 """Copies of expressions of the problem, quotes of the problem, and work left to the grader."""
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 import pytest
 from expression_trees import tree
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from attnrl.grading.guards.copies import is_copy, leaves_work, quotes_statement
 from attnrl.grading.reading.expressions import Number, Operation
-from attnrl.grading.reading.formulas import statement_expressions
+from attnrl.grading.reading.formulas import converted_expressions, statement_expressions
 from attnrl.grading.reading.values import Listing, Relation, Value, Words
 
 POWER, SERIES = "2**10 - 24", "ellipsis(1, 2, 3, 100)"
@@ -58,6 +59,21 @@ COPIES = [
     ("root(12, 2)", "2 * root(3, 2)", "12**(1/2)"),
     ("(3 + 2*i) * (3 - 2*i)", "13", "3 * (3 - 2*i) + 2*i * (3 - 2*i)"),
     ("2**100", "2", "mod(2**100, 7)"),
+    (POWER, "1000", "4 * 2**8 - 24"),
+    (POWER, "1000", "(2**11 - 48) / 2"),
+    ("2 * 2**7", "256", "2**7 + 2**7"),
+    ("log(125, 5)", "3", "ln(125) / ln(5)"),
+    ("log(12, 2) - log(3, 2)", "2", "(log(12) - log(3)) / log(2)"),
+    ("ln(125) / ln(5)", "3", "log(125, 5)"),
+    ("binomial(10, 3)", "120", "binomial(10, 7)"),
+    ("binomial(10, 3)", "120", "factorial(10) / (factorial(3) * factorial(7))"),
+    ("sin(degrees(75))", "(root(6, 2) + root(2, 2)) / 4", "cos(degrees(15))"),
+    ("sin(degrees(75))", "(root(6, 2) + root(2, 2)) / 4", "sin(7 * pi / 12)"),
+    ("tan(pi / 12)", "2 - root(3, 2)", "sin(pi / 12) / cos(pi / 12)"),
+    ("tan(pi / 12)", "2 - root(3, 2)", "1 / tan(degrees(75))"),
+    ("mod(7**100, 5)", "1", "7**100 - 5 * floor(7**100 / 5)"),
+    ("percent(15) * 80", "12", "0.15 * 80"),
+    ("x**4 - 16", "(x**2 + 4) * (x + 2) * (x - 2)", "(x**2)**2 - 4**2"),
 ]
 WORKED_OUT = [
     (POWER, "1000", "1024 - 24"),
@@ -92,6 +108,16 @@ WORKED_OUT = [
     ("(x**2 + x) / x", "x + 1", "1 + x"),
     ("1 / root(2, 2)", "root(2, 2) / 2", "root(2, 2) * 1 / 2"),
     ("x - 3", "abs(3 - x)", "abs(x - 3)"),
+    ("36 / 60", "3 / 5", "6 / 10"),
+    ("2 + 3", "5", "10 / 2"),
+    ("2 * 2**7", "256", "2**8"),
+    ("10 * 10**2", "1000", "10**3"),
+    ("log(125, 5)", "3", "3"),
+    ("log(3, 2)", "ln(3) / ln(2)", "ln(3) / ln(2)"),
+    ("tan(x)", "sin(x) / cos(x)", "sin(x) * (1 / cos(x))"),
+    ("1 / (sin(x) * cos(x)) - tan(x)", "cot(x)", "cos(x) / sin(x)"),
+    ("binomial(10, 3)", "120", "720 / 6"),
+    ("tan(degrees(75))", "2 + root(3, 2)", "1 / (2 - root(3, 2))"),
 ]
 
 
@@ -116,10 +142,11 @@ def test_an_answer_written_as_any_gold_is_not_a_copy() -> None:
 @given(st.lists(st.integers(2, 99), min_size=2, max_size=6), st.sampled_from(["add", "multiply"]), st.data())
 def test_arithmetic_in_any_order_is_a_copy(numbers: list[int], name: str, data: st.DataObject) -> None:
     shuffled = data.draw(st.permutations(numbers))
-    source, answer = (Operation(name, tuple(Number(number) for number in order)) for order in (numbers, shuffled))
+    orders = ([Number(Fraction(number)) for number in order] for order in (numbers, shuffled))
+    source, answer = (Operation(name, tuple(order)) for order in orders)
     total = sum(numbers) if name == "add" else 2**400
     assert is_copy(answer, [tree(str(total))], [source])
-    changed = Operation(name, (*answer.operands[:-1], Number(shuffled[-1] + 1)))
+    changed = Operation(name, (*answer.operands[:-1], Number(Fraction(shuffled[-1] + 1))))
     assert not is_copy(changed, [tree(str(total))], [source])
 
 
@@ -178,12 +205,36 @@ def _read(text: str) -> Sequence[Value]:
         ("Compare $a+b, b+a$ with $a+b$.", ["a + b", "b + a"]),
         ("Apples cost \\$5 and $3+4$ pears cost \\$6.", ["3 + 4"]),
         ("A well-known town has 7 gates", []),
+        ("What is $15*1$ of 80, or 0.5 of 80?", ["15 * 1", "0.5 * 80"]),
+        ("The remainder when $7^100$ is divided by 5", ["7**100", "mod(7**100, 5)"]),
+        ("Find the sum of 17 and 25.", ["17 + 25"]),
+        ("12 minus 3, 12 times 3, 12 divided by 3", ["12 / 3", "12 - 3", "12 * 3"]),
+        (
+            "5 choose 2, the square root of 144, 30 percent of 50",
+            ["percent(30) * 50", "binomial(5, 2)", "root(144, 2)"],
+        ),
+        ("She has 3 of 10 cards, 7 in Room 5 and 2.", []),
         ("Is $no idea$ right?", []),
         ("", []),
     ],
 )
 def test_expressions_of_a_statement(text: str, expressions: list[str]) -> None:
     assert statement_expressions(text, _read) == [tree(expression) for expression in expressions]
+
+
+@pytest.mark.parametrize(
+    ("text", "expressions"),
+    [
+        ("Write $2/5$ as a percent.", ["2 / 5"]),
+        ("Express the fraction $84/126$ in lowest terms.", ["84 / 126"]),
+        ("Convert 0.375 to a fraction, then write \\(7\\) in base 2.", ["0.375", "7"]),
+        ("What is $3/8$ as a decimal?", ["3 / 8"]),
+        ("Express your answer as a percent.", []),
+        ("Write $x$.", []),
+    ],
+)
+def test_numbers_to_convert(text: str, expressions: list[str]) -> None:
+    assert converted_expressions(text, _read) == [tree(expression) for expression in expressions]
 
 
 def test_the_number_and_the_length_of_segments_are_bounded() -> None:

@@ -146,7 +146,7 @@ def _plain_number(text: str) -> tuple[Fraction, bool] | None:
 
 
 def _equals_number(answer: str, golds: Sequence[str]) -> bool | None:
-    """Compare plain numbers exactly; None if the judge has to decide: a decimal and a fraction, rounded or converted."""
+    """Compare plain numbers exactly; None for a decimal and a fraction, which the judge compares."""
     found = _plain_number(answer)
     others = [_plain_number(gold) for gold in golds]
     if found is None or None in others:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, free_symbols
+from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, free_symbols, operation_names
 
 _ONE, _TEN = Number(Fraction(1)), Number(Fraction(10))
 _SMALL_POWER = 64  # bits
+_REPEATING = frozenset({"binomial", "mod", "tan", "cot"})  # an identity writes an operand twice
 #: Trigonometric function -> dividend and divisor, each ``sin``, ``cos`` or an empty text for 1.
 _QUOTIENTS = {"tan": ("sin", "cos"), "cot": ("cos", "sin"), "sec": ("", "cos"), "csc": ("", "sin")}
 
@@ -23,6 +24,9 @@ def restated(expression: Expression) -> Expression:
     - binomial coefficients: factorials
     - remainders: ``a - m floor(a / m)``
     - small powers of literals, if the expression has variables: literals
+
+    An operation around an operation whose identity repeats an operand stays, because nested identities of this kind
+    would grow exponentially.
     """
     return _restated(expression, bool(free_symbols(expression)))
 
@@ -31,7 +35,10 @@ def _restated(expression: Expression, has_variables: bool) -> Expression:
     if not isinstance(expression, Operation):
         return expression
     operands = tuple(_restated(operand, has_variables) for operand in expression.operands)
-    match expression.name, operands:
+    name = expression.name
+    if name in _REPEATING and any(_REPEATING & operation_names(operand) for operand in expression.operands):
+        return Operation(name, operands)
+    match name, operands:
         case "log", _:
             base = operands[1] if len(operands) == 2 else _TEN
             return _divide(Operation("ln", operands[:1]), Operation("ln", (base,)))
@@ -42,13 +49,13 @@ def _restated(expression: Expression, has_variables: bool) -> Expression:
             quotient = Operation("floor", (_divide(dividend, modulus),))
             return _minus(dividend, Operation("multiply", (modulus, quotient)))
         case "sin" | "cos", (angle,):
-            return _with_small_angle(expression.name, angle)
+            return _with_small_angle(name, angle)
         case (("tan" | "cot" | "sec" | "csc"), (angle,)):
-            over, under = (_with_small_angle(name, angle) if name else _ONE for name in _QUOTIENTS[expression.name])
+            over, under = (_with_small_angle(part, angle) if part else _ONE for part in _QUOTIENTS[name])
             return _divide(over, under)
         case "power", (Number() as base, exponent) if has_variables:
             return _folded_power(base, exponent) or Operation("power", operands)
-    return Operation(expression.name, operands)
+    return Operation(name, operands)
 
 
 def _divide(over: Expression, under: Expression) -> Operation:
