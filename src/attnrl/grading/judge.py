@@ -13,7 +13,7 @@ from functools import lru_cache
 from attnrl.grading.arithmetic.limits import TooLarge
 from attnrl.grading.comparing.algebra import extract_from_prose, is_parsed, same_by_algebra
 from attnrl.grading.comparing.compare import Comparison
-from attnrl.grading.comparing.relations import stated_value
+from attnrl.grading.comparing.relations import only_member, stated_value
 from attnrl.grading.guards.copies import is_copy, leaves_work, quotes_statement
 from attnrl.grading.guards.forms import misses_form
 from attnrl.grading.jobs import Job, JobResult
@@ -23,7 +23,17 @@ from attnrl.grading.reading.reader import read
 from attnrl.grading.reading.spelling import spelling
 from attnrl.grading.reading.statement import Statement, read_statement
 from attnrl.grading.reading.tokens import Unreadable
-from attnrl.grading.reading.values import Brackets, Counted, Labelled, Listing, Quantity, Relation, Residue, Value
+from attnrl.grading.reading.values import (
+    Brackets,
+    Counted,
+    Labelled,
+    Listing,
+    Quantity,
+    Ratio,
+    Relation,
+    Residue,
+    Value,
+)
 from attnrl.types import Verdict
 
 
@@ -120,7 +130,7 @@ def _same(gold: str, box: str, statement: Statement) -> bool:
         return _algebra_decides(gold, statement) and same_by_algebra(gold, box)
     except Unreadable:
         return False
-    answers = tuple(map(_only_member, answers))
+    answers = tuple(map(only_member, answers))
     results = [compare(expected, found) for expected in golds for found in answers]
     if any(results):
         return True
@@ -129,14 +139,6 @@ def _same(gold: str, box: str, statement: Statement) -> bool:
     if None not in results or _calculus_left(answers, golds):
         return False
     return same_by_algebra(gold, box)
-
-
-def _only_member(value: Value) -> Value:
-    r"""Return the only member of a set such as ``\{5\}``: the set of solutions may stand for the solution."""
-    is_single = isinstance(value, Brackets) and value.left == "{" and len(value.items) == 1
-    if is_single and isinstance(value.items[0], Number | Operation | Symbol | Relation):  # type: ignore[union-attr]
-        return value.items[0]  # type: ignore[union-attr]
-    return value
 
 
 def _algebra_decides(gold: str, statement: Statement) -> bool:
@@ -181,6 +183,8 @@ def _is_guess(golds: Sequence[str], box: str, statement: Statement) -> bool:
         part for gold in golds for value in _readings(gold, statement) for part in _expressions(value, statement)
     ]
     for value in _readings(box, statement):
+        if isinstance(value, Quantity) and _is_given(value, statement):
+            return True
         for part in _expressions(value, statement):
             if is_copy(part, accepted, statement.expressions):
                 return True
@@ -189,6 +193,12 @@ def _is_guess(golds: Sequence[str], box: str, statement: Statement) -> bool:
             if (statement.text and leaves_work(part, accepted)) or _leaves_calculus(part, accepted):
                 return True
     return False
+
+
+def _is_given(quantity: Quantity, statement: Statement) -> bool:
+    """Return True if a quantity stands in the problem, and the problem asks for another unit."""
+    given = isinstance(quantity.amount, Number) and (quantity.amount.value, quantity.unit) in statement.quantities
+    return given and bool(statement.asked_units) and quantity.unit not in statement.asked_units
 
 
 def _leaves_calculus(answer: Expression, golds: Sequence[Expression]) -> bool:
@@ -213,6 +223,8 @@ def _expressions(value: Value, statement: Statement) -> list[Expression]:
         return _expressions(value.value, statement)
     if isinstance(value, Quantity | Counted):
         return _expressions(value.amount, statement)
+    if isinstance(value, Ratio) and len(value.parts) == 2:
+        return [Operation("divide", value.parts)]
     if isinstance(value, Residue):
         return [Operation("mod", (value.value, value.modulus))]
     return [value] if isinstance(value, Number | Symbol | Operation) else []

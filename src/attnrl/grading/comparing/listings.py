@@ -88,6 +88,8 @@ def compare_listing(gold: Listing, answer: Value, compare: Compare) -> bool | No
     if golds is None or items is None:
         return match(gold.items, answer.items, compare, ordered=False) if isinstance(answer, Listing) else False
     is_tuple = isinstance(answer, Brackets) and answer.left != "{"
+    if isinstance(answer, Brackets) and _kind(answer) == "interval":
+        return False
     if all(isinstance(item, Brackets) for item in items):  # a pair repeated is the same pair
         golds, items = _distinct(golds, compare), _distinct(items, compare)
     return match(golds, items, compare, ordered=is_tuple or found is not None)
@@ -119,6 +121,8 @@ def compare_brackets(gold: Brackets, answer: Value, compare: Compare) -> bool | 
         if (region := region_of(answer)) is not None and (expected := region_of(gold)) is not None:
             return same_region(expected, region)
         items = _items(answer, compare)
+        if _kind(gold) != "tuple":
+            return False
         if items is not None and answer.joint == "or":
             return all(compare(gold, item) for item in items)
         return items is not None and match(gold.items, items, compare, ordered=True)
@@ -181,6 +185,9 @@ def compare_matrix(gold: Matrix, answer: Value, compare: Compare) -> bool | None
     if isinstance(answer, Relation):
         stated = stated_value(answer, compare.statement)
         return stated is not None and compare(gold, stated)
+    if isinstance(answer, Operation) and len(gold.rows[0]) == 1:
+        components = _components(answer, len(gold.rows))
+        return components is not None and match([row[0] for row in gold.rows], components, compare, ordered=True)
     if isinstance(answer, Brackets) and _kind(answer) == "tuple" and 1 in (len(gold.rows), len(gold.rows[0])):
         return match([cell for row in gold.rows for cell in row], answer.items, compare, ordered=True)
     return False

@@ -44,6 +44,8 @@ def same_quantity(gold: Value, answer: Value, statement: Statement, same_number:
     if isinstance(gold, Counted) or isinstance(answer, Counted):
         return _nouns_agree(gold, answer, statement) and same_number(one, other)
     unit, found = _unit_of(gold), _unit_of(answer)
+    if (unit or found) and any(isinstance(part, Operation) and part.name == "percent" for part in (one, other)):
+        return False
     if unit is None:
         return same_number(one, other) if found is None else _with_extra_unit(one, other, found, statement, same_number)
     if found is None:
@@ -91,10 +93,10 @@ def _with_extra_unit(
     asked = statement.asked_units
     if found != DEGREE and asked and all(unit.dimension != found.dimension for unit in asked):
         return False
-    named = {name for unit in statement.units for name, _ in unit.dimension}
+    named = {name for unit in statement.units if unit != DEGREE for name, _ in unit.dimension}
     if found != DEGREE and named and not named & {name for name, _ in found.dimension}:
         return False
-    factors = {unit.factor for unit in statement.units if unit.dimension == found.dimension}
+    factors = {unit.factor for unit in asked or statement.units if unit.dimension == found.dimension}
     if not factors and len(found.dimension) == 1:
         ((base, exponent),) = found.dimension
         factors = {unit.factor**exponent for unit in statement.units if unit.dimension == ((base, 1),)}

@@ -13,6 +13,7 @@ from attnrl.grading.reading.statement import Statement
 from attnrl.grading.reading.values import Brackets, Ratio, Relation, SetOperation, Value, Words
 
 _FUNCTION_NAMES = {"sin": "sine", "cos": "cosine", "tan": "tangent", "cot": "cotangent"}
+_EQUATION_ASKED = frozenset({"equation", "line", "plane", "circle"})
 _ANY_NAME = re.compile(r"[A-Za-z]{2,}(?: [A-Za-z]+)*|[a-zA-Z]\([a-z]\)")  # names in words, and of functions: f(x) is y
 
 
@@ -24,7 +25,7 @@ def stated_value(relation: Relation, statement: Statement, *, trusted: bool = Fa
     quotient of two segments, too.
     """
     if set(relation.operators) == {"in"} and len(relation.sides) == 2:
-        return relation.sides[1]
+        return only_member(relation.sides[1])
     if not set(relation.operators) <= {"=", "~"}:
         return None
     sides = _before_approximation(relation)
@@ -44,13 +45,25 @@ def stated_value(relation: Relation, statement: Statement, *, trusted: bool = Fa
             return None
         if same_number(value, last) is not True:
             return None
+    if isinstance(sides[0], Symbol) and sides[0].name in free_symbols_of(last):
+        return None  # x = x^2 - 1
     return last
+
+
+def only_member(value: Value) -> Value:
+    r"""Return the only member of a set such as ``\{5\}``: the set of solutions may stand for the solution."""
+    if isinstance(value, Brackets) and value.left == "{" and len(value.items) == 1:
+        member = value.items[0]
+        return member if isinstance(member, Number | Operation | Symbol | Relation) else value
+    return value
 
 
 def _names_another(side: Value, statement: Statement) -> bool:
     """Return True for the name of another quantity than the one asked for: ``AC`` if the problem asks for ``AB``."""
     kind = _kind_of_name(side)
     asked = [quantity for quantity in statement.asked if _kind_of_name(quantity) == kind]
+    if kind == "letter" and _plain_name(side) not in statement.symbols:
+        return False  # a letter of the answer's own
     return bool(kind and asked) and _plain_name(side) not in map(_plain_name, asked)
 
 
@@ -143,7 +156,8 @@ def compare_relation(gold: Relation, answer: Value, compare: Compare) -> bool | 
             equal = compare(expected, found)
             if equal is not False:
                 return equal
-        return same_equation(gold, answer)
+        solved = expected is not None and not free_symbols_of(expected)
+        return False if solved and not _EQUATION_ASKED & compare.statement.words else same_equation(gold, answer)
     if expected is None:
         return False
     return compare(expected, answer)

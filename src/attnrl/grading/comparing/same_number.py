@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 from attnrl.grading.arithmetic.evaluation import rounds_to, same_value
-from attnrl.grading.reading.expressions import Expression, Operation, Symbol, free_symbols, parts_of
+from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, free_symbols, parts_of
 
 
 def same_number(gold: Expression, answer: Expression) -> bool | None:
@@ -13,11 +14,11 @@ def same_number(gold: Expression, answer: Expression) -> bool | None:
 
     The base of a logarithm without a base is 10 or e, equal in both expressions.
     """
-    percent = [part.name == "percent" if isinstance(part, Operation) else False for part in (gold, answer)]
-    if percent == [True, False]:
-        return _any([same_value(gold, answer), same_value(gold.operands[0], answer)])  # type: ignore[union-attr]
-    if percent == [False, True]:
-        return _any([same_value(gold, answer), same_value(gold, answer.operands[0])])  # type: ignore[union-attr]
+    if _is_percent(gold) != _is_percent(answer):
+        number, percent = (answer, gold) if _is_percent(gold) else (gold, answer)
+        amount = percent.operands[0]  # type: ignore[union-attr]
+        hundredfold = Operation("multiply", (Number(Fraction(100)), number))
+        return _any([same_number(number, amount), same_number(hundredfold, amount)])
     equal = same_value(gold, answer)
     if equal is False and (rounds_to(gold, answer) or rounds_to(answer, gold)):
         return True
@@ -26,6 +27,10 @@ def same_number(gold: Expression, answer: Expression) -> bool | None:
     if equal is False and _with_constant(gold) != gold:
         return same_value(_with_constant(gold), _with_constant(answer))
     return equal
+
+
+def _is_percent(expression: Expression) -> bool:
+    return isinstance(expression, Operation) and expression.name == "percent"
 
 
 def _with_constant(expression: Expression) -> Expression:

@@ -32,6 +32,9 @@ def expanded(value: Value) -> Value:
             return Quantity(value.operands[0], DEGREE)
         if value.name == "negate" and isinstance(value.operands[0], Operation) and value.operands[0].name == "degrees":
             return Quantity(Operation("negate", value.operands[0].operands), DEGREE)
+        if value.name == "multiply" and any(map(_is_degrees, value.operands)):
+            plain = tuple(part.operands[0] if _is_degrees(part) else part for part in value.operands)  # type: ignore[union-attr]
+            return Quantity(Operation("multiply", plain), DEGREE)
         if operation_names(value) & {"plus_minus", "minus_plus"}:
             return _both_signs(value)
     if isinstance(value, Words):
@@ -43,6 +46,10 @@ def expanded(value: Value) -> Value:
         if isinstance(last, Listing):
             return Listing(tuple(Relation((*value.sides[:-1], item), value.operators) for item in last.items), "or")
     return value
+
+
+def _is_degrees(part: Expression) -> bool:
+    return isinstance(part, Operation) and part.name == "degrees"
 
 
 def _without_parameter(listing: Listing) -> Value:

@@ -32,7 +32,7 @@ def starts_factor(cursor: Cursor) -> bool:
         return False
     if token.kind == "text":
         return len(token.text) == 1 and token.text in "eixyzndpr" and not token.gap
-    if token.text == "(" and cursor.peek(1).kind == "command" and cursor.peek(1).text in ("mod", "bmod"):
+    if token.text == "(" and cursor.peek(1).text in ("mod", "bmod", "base"):
         return False
     if token.kind == "mark":
         if token.text == "[" and (cursor.peek(1).kind == "mark" and cursor.peek(1).text in ("", ")", "}", ",", "\\}")):

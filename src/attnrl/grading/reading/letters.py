@@ -94,7 +94,7 @@ def _is_word(token: Token, previous: Token | None, symbols: frozenset[str]) -> b
     if symbols.issuperset(run):
         return False
     if previous is None:
-        return len(run) > 3
+        return len(run) > 3 or run.lower() == "the"
     after_amount = previous.kind in ("number", "text") or previous.text in (")", "}", "%", "°", "pi")
     if is_spelled_unit(run) and (after_amount or previous.text == "/"):
         return True

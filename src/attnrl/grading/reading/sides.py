@@ -107,6 +107,10 @@ def _with_suffix(cursor: Cursor, amount: Value) -> Value:
         while cursor.peek().kind == "text" and (scale := scale_of(cursor.peek().text)):
             cursor.take()
             amount = _scaled(amount, scale)
+    base = re.match(r"\(?base(\d{1,2})\)?(?!\d)", cursor.texts(0, 4))
+    if base and isinstance(amount, Number):
+        cursor.place += 4 if base[0].startswith("(") else 2
+        return BaseNumber(str(amount.value), int(base[1]))
     words = _suffix_words(cursor)
     if not words:
         return amount
@@ -124,9 +128,6 @@ def _with_suffix(cursor: Cursor, amount: Value) -> Value:
     unit = read_unit(words)
     if unit is not None:
         return _compound(cursor, Quantity(expression(amount), unit))
-    base = re.fullmatch(r"(?:in )?base ?(\w+)", words.strip("() "))
-    if base and isinstance(amount, Number) and base[1].isdigit():
-        return BaseNumber(str(amount.value), int(base[1]))
     nouns = words.lower().split()
     if not all(re.fullmatch(r"[a-z][a-z'-]*\.?", noun) for noun in nouns) or len(nouns) > 5:
         raise Unreadable("prose after a number")

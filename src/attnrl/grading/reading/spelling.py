@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from attnrl.grading.reading.tokens import Unreadable, tokenize
+from attnrl.grading.reading.tokens import Token, Unreadable, tokenize
 
 _UNIT_SIGNS = frozenset("$%°")
 _AMOUNT = re.compile(r"(?:\$ )?([+-] )?(?:\$ )?(\d[\d.()e+-]*)(?: [%°])?")
@@ -22,7 +22,7 @@ def spelling(text: str, *, amounts: bool = False) -> tuple[tuple[str, str], ...]
         joined = "".join(text.split())
         return (("unreadable", joined),) if joined else None
     key = _without_needless_braces(
-        [("letters" if token.kind == "text" else token.kind, token.text) for token in tokens]
+        [("letters" if token.kind == "text" else token.kind, _without_last_zeros(token)) for token in tokens]
     )
     amount = _AMOUNT.fullmatch(" ".join(text for _, text in key))
     if amount and (amounts or not _UNIT_SIGNS.intersection(text for _, text in key)):
@@ -50,3 +50,10 @@ def _closing(key: list[tuple[str, str]]) -> int:
         if depth == 0:
             return place
     return -1
+
+
+def _without_last_zeros(token: Token) -> str:
+    """Return the characters of a token; of a decimal, without the zeros at the end: ``7`` for ``7.00``."""
+    if token.kind != "number" or "." not in token.text or not token.text.replace(".", "").isdigit():
+        return token.text
+    return token.text.rstrip("0").rstrip(".")

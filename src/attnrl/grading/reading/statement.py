@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property, lru_cache
 from itertools import zip_longest
 
@@ -27,9 +28,8 @@ _ASKED = re.compile(
     r"(?i)\b(?:find|what (?:is|are|was)|compute|determine|evaluate|calculate|value of|solve|simplify|express|give)\b"
 )
 _SENTENCE_END = re.compile(r"[.?!](?=\s|$)")
-_ASKED_UNIT = re.compile(
-    r"(?i)\b(?:in|how many)\s+((?:(?:square|cubic)\s+)?[a-z]+(?:\s+per\s+[a-z]+|\s*/\s*[a-z]+(?:\^?\d)?)?)"
-)
+_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)\$?[\s~]*(?:\\text\{\s*)?([a-zA-Z]+(?:/[a-zA-Z]+)?)")
+_UNIT = r"((?:(?:square|cubic)\s+)?[a-z]+(?:\s+per\s+[a-z]+|\s*/\s*[a-z]+(?:\^?\d)?)?)"
 _BASE = re.compile(
     r"base[\s$\-{}\\a-z]{0,10}?(\d{1,2})\b|base[\s-]*(two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen)"
 )
@@ -76,7 +76,17 @@ class Statement:
     @cached_property
     def asked_units(self) -> frozenset[Unit]:
         """The units asked for, as in ``how many cents`` and ``in meters``."""
-        return frozenset(filter(None, map(read_unit, _ASKED_UNIT.findall(self.text))))
+        counted, written = (
+            frozenset(filter(None, map(read_unit, re.findall(f"{start}{_UNIT}", self.text))))
+            for start in (r"(?i)\bhow many\s+", r"(?i)\bin\s+")
+        )
+        return counted or written
+
+    @cached_property
+    def quantities(self) -> frozenset[tuple[Fraction, Unit]]:
+        """The amounts with a unit that the text gives: ``2.5 hours``."""
+        found = ((Fraction(number), read_unit(word)) for number, word in _QUANTITY.findall(self.text))
+        return frozenset((number, unit) for number, unit in found if unit is not None)
 
     @cached_property
     def words(self) -> frozenset[str]:

@@ -35,7 +35,7 @@ class Token:
         kind: ``number`` (``12``, ``0.5``, ``0.1(6)`` with a repeating part, ``3e-5``), ``letters`` (a run of letters in
             mathematics), ``text`` (a run of letters inside ``\\text{}`` and the like), ``command`` (the name of a LaTeX
             command, without the backslash) or ``mark`` (a sign).
-        text: the characters; of a number, without separators of thousands and without needless zeros.
+        text: the characters; of a number, without separators of thousands and without needless zeros at the start.
         gap: white space stands before the token.
     """
 
@@ -239,10 +239,9 @@ def _trimmed(tokens: list[Token]) -> list[Token]:
 
 
 def _canonical(number: str) -> str:
-    """Return a number without needless zeros: ``7`` for ``007`` and ``7.0``."""
+    """Return a number without zeros before the first digit: ``7`` for ``007``, ``0.5`` for ``.5``."""
     mantissa, letter, exponent = number.replace("E", "e").partition("e")
     whole, _, fraction = mantissa.partition(".")
-    fraction = fraction.rstrip("0")
     return (whole.lstrip("0") or "0") + (f".{fraction}" if fraction else "") + letter + exponent
 
 

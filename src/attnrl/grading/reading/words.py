@@ -11,7 +11,7 @@ from attnrl.grading.reading.tokens import Token
 from attnrl.grading.reading.values import TimeOfDay, Words
 
 _TIME = re.compile(
-    r"(?P<hour>\d{1,2})(?::(?P<minute>[0-5]\d))?\s*(?P<half>[ap])\.?\s?m\b\.?|(?P<h24>[01]?\d|2[0-3]):(?P<m24>[0-5]\d)",
+    r"(?P<hour>\d{1,2})(?:\s?:\s?(?P<minute>[0-5]\d))?\s*(?P<half>[ap])\.?\s?m\b\.?|(?P<h24>[01]?\d|2[0-3]):(?P<m24>[0-5]\d)",
     re.IGNORECASE | re.ASCII,
 )
 
