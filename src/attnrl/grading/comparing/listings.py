@@ -132,7 +132,7 @@ def compare_brackets(gold: Brackets, answer: Value, compare: Compare) -> bool | 
 def _components(vector: Operation, length: int) -> list[Value] | None:
     r"""Return the components of ``2\mathbf{i} - \mathbf{j}``, in the unit vectors i, j, k; None for another value."""
     letters = "ijk"[:length]
-    names = {symbol.removeprefix("hat ") for symbol in free_symbols(vector)} - {"i"}
+    names = free_symbols(vector)
     if length not in (2, 3) or "j" not in names or not names <= set(letters):
         return None
     return [substituted(vector, partial(_unit_vector, letter)) for letter in letters]
@@ -140,7 +140,7 @@ def _components(vector: Operation, length: int) -> list[Value] | None:
 
 def _unit_vector(letter: str, symbol: Symbol) -> Number:
     """Return the component of the unit vector ``symbol`` in the direction of a letter."""
-    return Number(Fraction(int(symbol.name.removeprefix("hat ") == letter)))
+    return Number(Fraction(int(symbol.name == letter)))
 
 
 def _kind(brackets: Brackets) -> str:

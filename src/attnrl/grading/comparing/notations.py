@@ -67,7 +67,7 @@ def compare_base_number(gold: BaseNumber, answer: Value, compare: Compare) -> bo
 
 def same_digits(numeral: BaseNumber, number: Value, compare: Compare) -> bool:
     """Compare a numeral with digits without a base: the problem must name the base; base 10 needs no name."""
-    if not isinstance(number, Number) or numeral.base not in {10, *compare.statement.bases}:
+    if not isinstance(number, Number) or numeral.base not in (compare.statement.bases - {10} or {10}):
         return False
     return str(number.value) == numeral.digits.lstrip("0")
 

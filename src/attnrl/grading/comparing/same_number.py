@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 
-from attnrl.grading.arithmetic.evaluation import rounds_to, same_value
+from attnrl.grading.arithmetic.evaluation import real_float, rounds_to, same_value
 from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, free_symbols, parts_of
 
 
@@ -18,7 +18,9 @@ def same_number(gold: Expression, answer: Expression) -> bool | None:
         number, percent = (answer, gold) if _is_percent(gold) else (gold, answer)
         amount = percent.operands[0]  # type: ignore[union-attr]
         hundredfold = Operation("multiply", (Number(Fraction(100)), number))
-        return _any([same_number(number, amount), same_number(hundredfold, amount)])
+        size = real_float(amount)
+        sign_left_out = same_number(number, amount) if size is not None and abs(size) >= 1 else False
+        return _any([sign_left_out, same_number(hundredfold, amount)])
     equal = same_value(gold, answer)
     if equal is False and (rounds_to(gold, answer) or rounds_to(answer, gold)):
         return True

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from attnrl.grading.reading.brackets import read_brackets, read_environment, read_group
 from attnrl.grading.reading.cursor import Cursor, Unsupported, WorkLeft, expression
-from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol
+from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, free_symbols
 from attnrl.grading.reading.factors import ACCENTS, BIG_OPERATORS, GREEK
 from attnrl.grading.reading.functions import read_argument, read_big_operator, read_collective, read_function
 from attnrl.grading.reading.letters import COLLECTIVES, FUNCTIONS
@@ -138,6 +138,8 @@ def _read_command(cursor: Cursor) -> Value:
         return Operation(operation, (content,))
     if name in ("pi", "infty"):
         return Symbol("pi") if name == "pi" else Symbol("infinity")
+    if name == "Gamma" and cursor.at("("):
+        return _gamma(expression(read_brackets(cursor)))
     if name in GREEK:
         return _read_symbol(cursor, name)
     if name in ACCENTS:
@@ -165,6 +167,13 @@ def _read_command(cursor: Cursor) -> Value:
     raise Unsupported(f"\\{name}")
 
 
+def _gamma(argument: Expression) -> Operation:
+    """Return the factorial for Euler's function of an integer or a variable."""
+    if not free_symbols(argument) and not (isinstance(argument, Number) and argument.value.denominator == 1):
+        return Operation("apply", (Symbol("Gamma"), argument))
+    return Operation("factorial", (Operation("add", (argument, Operation("negate", (Number(Fraction(1)),)))),))
+
+
 def _expression_name(value: Value) -> str:
     """Return the name of a symbol, or of a product of symbols such as ``AB``.
 
@@ -183,8 +192,8 @@ def _read_accent(cursor: Cursor, accent: str) -> Value:
     if accent in ("bar", "overline") and not isinstance(content, Symbol) and not _is_segment(content):
         return Operation("conjugate", (expression(content),))
     name = _expression_name(content)
-    if len(name) > 1 and name.isupper():
-        return Symbol(name)
+    if (len(name) > 1 and name.isupper()) or (accent == "hat" and name in ("i", "j", "k")):
+        return Symbol(name)  # a segment, or a unit vector
     return _read_symbol(cursor, f"{'bar' if accent == 'overline' else accent} {name}")
 
 

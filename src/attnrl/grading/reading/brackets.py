@@ -11,6 +11,7 @@ from attnrl.grading.reading.values import Brackets, Listing, Matrix, NamedSet, R
 
 _MATRICES = frozenset({"matrix", "pmatrix", "bmatrix", "Bmatrix", "vmatrix", "Vmatrix", "smallmatrix", "array"})
 _SYSTEMS = frozenset({"cases", "aligned", "align", "align*", "gathered", "split", "rcases", "dcases"})
+_CONDITIONS = frozenset({"if", "when", "for"})
 _ALIGNED = frozenset({"=", "<", ">", "<=", ">=", "!=", "in"})
 _CLOSERS = {"(": (")", "]", "["), "[": ("]", ")", "["), "]": ("[", "]", ")"), "\\{": ("\\}",)}
 
@@ -124,8 +125,8 @@ def read_environment(cursor: Cursor) -> Value:
             raise Unreadable("\\begin without \\end")
         if cursor.accept("\\\\"):
             rows.append([])
-        elif name in _SYSTEMS and cursor.at("&"):
-            raise Unsupported("a function by cases")
+        elif cursor.peek().kind == "text" and cursor.peek().text in _CONDITIONS:
+            cursor.take()
         elif not cursor.accept("&", ",", ";", "."):
             rows[-1].append(cursor.grammar.listing(cursor))
     cursor.take()
@@ -153,10 +154,12 @@ def _drop_alignment(cursor: Cursor) -> None:
 
 
 def _system(rows: Sequence[Sequence[Value]]) -> Value:
+    if rows and all(len(row) == 2 for row in rows):  # a function by cases: a set of pairs of value and condition
+        return Brackets("{", "}", tuple(Brackets("(", ")", tuple(row)) for row in rows))
     items: list[Value] = []
     for row in rows:
         if len(row) != 1:
-            raise Unsupported("a function by cases")
+            raise Unsupported("a system of rows of several lengths")
         items.extend(row[0].items if isinstance(row[0], Listing) else row)
     return items[0] if len(items) == 1 else Listing(tuple(items), ",")
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 from attnrl.grading.reading.atoms import read_atom
 from attnrl.grading.reading.brackets import with_bar
 from attnrl.grading.reading.cursor import Cursor, Grammar, expression
-from attnrl.grading.reading.expressions import Symbol
+from attnrl.grading.reading.expressions import Operation, Symbol
 from attnrl.grading.reading.letters import sort_letters
 from attnrl.grading.reading.sides import read_name, read_side
 from attnrl.grading.reading.sums import read_power, read_product, read_sum
@@ -23,8 +23,8 @@ from attnrl.grading.reading.units import read_unit
 from attnrl.grading.reading.values import Labelled, Listing, Ratio, Relation, Residue, Value
 from attnrl.grading.reading.words import only_words, read_label, read_time, read_words
 
-_RELATIONS = {"=": "=", "!=": "!=", "<": "<", "<=": "<=", ">": ">", ">=": ">=", "≡": "="}
-_RELATION_COMMANDS = {"in": "in", "approx": "~", "sim": "~", "equiv": "=", "cong": "=", "simeq": "~"}
+_RELATIONS = {"=": "=", "!=": "!=", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
+_RELATION_COMMANDS = {"in": "in", "approx": "~", "sim": "~", "equiv": "≡", "cong": "≡", "simeq": "~"}
 _PREFIXES_LIST = """
     the answer answers is are about approximately approx roughly exactly final value values equals total
     therefore thus hence result solution solutions only
@@ -49,6 +49,8 @@ def read(text: str, symbols: frozenset[str] = frozenset(), *, bare_units: bool =
         Unsupported: the text is mathematics beyond the reader.
     """
     tokens = tokenize(text)
+    if len(tokens) == 2 and tokens[1].text == ")":  # the letter of a choice
+        tokens = tokens[:1]
     if not tokens:
         raise Unreadable("an empty answer")
     found: list[Value] = []
@@ -67,7 +69,8 @@ def read(text: str, symbols: frozenset[str] = frozenset(), *, bare_units: bool =
     failure: Unreadable | None = None
     if not (words and only_words(tokens, symbols)):
         plain = tokenize(text, thousands=False)
-        for variant in (tokens, plain) if plain != tokens else (tokens,):
+        listing = plain != tokens and not re.search(r",0\d", text)  # 1,048 is one number
+        for variant in (tokens, plain) if listing else (tokens,):
             try:
                 value = read_tokens(variant, symbols, bare_units)
             except Unreadable as error:
@@ -153,7 +156,9 @@ def _joint(cursor: Cursor) -> str:
 
 
 def _at_end(cursor: Cursor) -> bool:
-    return cursor.place >= len(cursor.tokens) or cursor.at(")", "]", "}", "\\}")
+    return (
+        cursor.place >= len(cursor.tokens) or cursor.at(")", "]", "}", "\\}", "&", "\\\\") or cursor.at_command("end")
+    )
 
 
 def _read_item(cursor: Cursor) -> Value:
@@ -164,7 +169,13 @@ def _read_item(cursor: Cursor) -> Value:
         operators.append(operator)
         sides.append(read_name(cursor) or _with_ratio(cursor, read_side(cursor)))
     modulus = _modulus(cursor)
+    last = sides[-1]
+    if modulus is None and "≡" in operators and isinstance(last, Operation) and last.name == "mod":
+        sides[-1], modulus = last.operands
     if modulus is not None:
+        operators = ["=" if operator == "≡" else operator for operator in operators]
+        if isinstance(sides[-1], Symbol) and not isinstance(sides[0], Symbol):
+            sides.reverse()  # 5 = x (mod 9)
         sides[-1] = Residue(expression(sides[-1]), expression(modulus))
     return Relation(tuple(sides), tuple(operators)) if operators else sides[0]
 

@@ -189,6 +189,7 @@ def _after_argument(scanner: _Scanner) -> int:
 # Before and after the scan
 # ---------------------------------------------------------------------------------------------------------------------
 
+_COMMENT = re.compile(r"(?<!\\)%[^\n]*\n")
 _EXPONENT_IN_TEXT = re.compile(r"(?<=\d)\\(?:mathrm|text|textrm)\{[eE](-?)\}\{?(-?\d+)\}?")
 _BOLD = re.compile(r"(\*\*|__|\*)(?=\S)(.*\S)\1", re.DOTALL)
 _LEADING = {("mark", "="), ("mark", ":"), ("mark", ","), ("command", "approx"), ("mark", "\\\\")}
@@ -197,7 +198,7 @@ _TRAILING = {("mark", "."), ("mark", ","), ("mark", ";"), ("mark", ":"), ("mark"
 
 def _without_outer_markup(text: str) -> str:
     """Remove Markdown around the whole answer; write a dollar sign without a partner as a currency sign."""
-    text = _EXPONENT_IN_TEXT.sub(r"e\1\2", text.strip())
+    text = _EXPONENT_IN_TEXT.sub(r"e\1\2", _COMMENT.sub("", text).strip())
     while bold := _BOLD.fullmatch(text):
         text = bold[2]
     dollars = re.findall(r"(?<!\\)\$", text)
@@ -216,6 +217,8 @@ def _joined(tokens: list[Token]) -> list[Token]:
             kept[-4:] = [Token("mark", "°", kept[-4].gap)]
         elif end[-2:] == ["^", "'"]:
             kept[-2:] = [Token("mark", "'")]
+        elif end[-2:] == ["not", "="]:
+            kept[-2:] = [Token("mark", "!=", kept[-2].gap)]
         elif end[-4:] == ["^", "{", "'", "}"]:
             kept[-4:] = [Token("mark", "'")]
         elif end == ["^", "{", "'", "'", "}"]:

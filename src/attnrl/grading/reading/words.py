@@ -22,8 +22,13 @@ def only_words(tokens: Sequence[Token], symbols: frozenset[str]) -> bool:
     if any(token.kind in ("number", "command") for token in tokens):
         return False
     return any(
-        len(token.text) > 1 and (_is_capital_run(token.text) or not symbols.issuperset(token.text)) for token in runs
+        _is_word(token, False, symbols) and (_is_capital_run(token.text) or not symbols.issuperset(token.text))
+        for token in runs
     )
+
+
+def _is_product(run: str, symbols: frozenset[str]) -> bool:
+    return symbols.issuperset(run) and not _is_capital_run(run)
 
 
 def _is_capital_run(run: str) -> bool:
@@ -50,10 +55,12 @@ def _is_word(token: Token, several: bool, symbols: frozenset[str]) -> bool:
     run = token.text
     if len(run) == 1:
         return False
-    if symbols.issuperset(run) and token.kind == "letters" and not _is_capital_run(run):
+    if token.kind == "letters" and _is_product(run, symbols):
         return False
     if run in ("pi", "or", "and") or (run in ("sin", "cos", "tan", "log", "ln", "sqrt", "exp", "infinity") and several):
         return False
+    if token.kind == "letters" and run.islower() and (set("xyz").issuperset(run) or not set("aeiouy") & set(run)):
+        return False  # no word has a spelling like that
     return token.kind == "text" or len(run) > 2 or run.isupper() or run.lower() in SHORT_WORDS
 
 
@@ -73,6 +80,9 @@ def read_time(text: str) -> TimeOfDay | None:
     plain = re.sub(r"\\(?:text|mathrm|textbf|mbox)\s*\{([^{}]*)\}|\\[ ,;:]|~", r" \1 ", text)
     plain = re.sub(r"[${}]|\\!", "", plain)
     plain = re.sub(r"in the (morning|afternoon|evening)", lambda part: "am" if part[1] == "morning" else "pm", plain)
+    words = " ".join(plain.lower().split())
+    if words.removeprefix("12 ").removeprefix("12:00 ") in ("noon", "midnight"):
+        return TimeOfDay(0, "pm" if words.endswith("noon") else "am")
     found = _TIME.fullmatch(re.sub(r"\s+", " ", plain).strip().rstrip(","))
     if not found:
         return None
