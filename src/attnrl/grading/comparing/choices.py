@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from attnrl.grading.comparing.comparison import Compare
-from attnrl.grading.reading.expressions import Operation, Symbol
+from attnrl.grading.reading.expressions import Symbol
 from attnrl.grading.reading.values import Brackets, Labelled, Listing, Value, Words, phrase
 
 
@@ -61,14 +61,7 @@ def compare_words(gold: Words, answer: Value, compare: Compare) -> bool | None:
     """Compare an answer with a word or a phrase: upper and lower case are equal."""
     if isinstance(answer, Words) and phrase(gold.text) == phrase(answer.text):
         return True
-    return _letters_of_product(answer) == gold.text or same_choice(gold, answer, compare)
-
-
-def _letters_of_product(value: Value) -> str:
-    """Return the letters of a product of single letters: ``xyz`` for ``x y z``; otherwise ``""``."""
-    factors = value.operands if isinstance(value, Operation) and value.name == "multiply" else ()
-    names = [factor.name for factor in factors if isinstance(factor, Symbol) and len(factor.name) == 1]
-    return "".join(names) if len(names) == len(factors) else ""
+    return same_choice(gold, answer, compare)
 
 
 def compare_labelled(gold: Labelled, answer: Value, compare: Compare) -> bool | None:
