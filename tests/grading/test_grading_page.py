@@ -64,7 +64,8 @@ def test_every_example_of_the_page_has_the_verdict_of_its_column() -> None:
 
 
 def test_the_examples_of_a_table_are_read_by_column() -> None:
-    table = "| type | problem | true answer | correct | wrong |\n| --- |\n| a number | `Add.` | `5` | `5.0` `10/2` | `6` |\n"
+    header = "| type | problem | true answer | correct | wrong |\n| --- | --- | --- | --- | --- |\n"
+    table = header + "| a number | `Add.` | `5` | `5.0` `10/2` | `6` |\n"
     assert [(row.problem, row.gold, row.answer, row.verdict) for row in examples(table)] == [
         ("Add.", "5", "5.0", "correct"),
         ("Add.", "5", "10/2", "correct"),
