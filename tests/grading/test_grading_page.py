@@ -1,4 +1,4 @@
-"""The examples of docs/grading.md: each example has the verdict of its column."""
+"""The examples of docs/grading.md have the verdicts of their columns, and the map of the package is complete."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from attnrl import grading
 from attnrl.grading.registry import build_grader
 from attnrl.types import Problem
 
@@ -71,3 +72,8 @@ def test_the_examples_of_a_table_are_read_by_column() -> None:
         ("Add.", "5", "10/2", "correct"),
         ("Add.", "5", "6", "wrong"),
     ]
+
+
+def test_the_map_of_the_package_names_every_module() -> None:
+    modules = {path.stem for path in Path(grading.__file__).parent.rglob("*.py")} - {"__init__"}
+    assert modules - set(re.findall(r"\w+", grading.__doc__ or "")) == set()
