@@ -1,4 +1,4 @@
-"""Answers graded per second, by string rules and by the hybrid with math-verify in worker processes.
+"""Answers graded per second, by spelling and by the comparison of values in worker processes.
 
     python benchmarks/grading.py --answers 100000 --data ../shared/data/dapo_math_train.parquet
 

@@ -192,7 +192,7 @@ class TrainConfig(Strict):
     data: DataConfig = DataConfig()
     grader: str | None = Field(
         None,
-        description="rules: rule-based comparison; math: symbolic comparison (math-verify); or module:object; null: "
+        description="rules: equal spelling; math: equal value, compared by type; or module:object; null: "
         "the task's own grader, math for data files",
     )
     flexible_answers: bool = Field(

@@ -1,4 +1,38 @@
-"""Graders: rules, math-verify in worker processes, and graders of the user.
+"""Graders: rules, the comparison by type in worker processes, and graders of the user.
+
+A response is graded from top to bottom (the rules: docs/grading.md). The modules from ``worker`` on run in the worker
+processes; sympy, mpmath and math-verify are imported there only, inside functions.
+
+=====================  ================================================================================
+registry               the table of graders by name, ``build_grader``
+standalone             ``grade`` and ``grade_batch``, for other projects
+base, rules, custom    the base class; equal spelling; reward functions and graders of the user
+grade_file             the command ``attnrl grade``
+golds                  the search for true answers without a meaning, before a run
+answers                boxes, the text after ``</think>``, true answers of data sets
+math                   the ``math`` grader in the parent: equal spelling, plain numbers, jobs, cache
+worker_pool, jobs      processes, deadlines, memory; the records of jobs and results
+worker, judge          the loop of a worker; read both texts -> compare by type -> guards
+reading/               text to typed values
+  spelling             equality without mathematics
+  characters, commands, tokens, letters       signs, LaTeX commands, tokens; functions, words and variables
+  reader, sides, sums, factors, atoms, brackets, functions, words, cursor    one level of the grammar each
+  expressions, values                         the trees of expressions; the types of answers
+  units, unit_table                           units of measurement
+  statement, formulas, rewriting              facts and expressions of the problem; substitution
+comparing/             by the type of the true answer
+  compare              the table ``COMPARISONS``: type -> function
+  same_number, quantities, equations, relations, regions, listings, choices, notations    one kind of type each
+  comparison, signs, derivatives              item by item; both signs of plus-minus; primes and quotients
+  algebra, expression_size                    math-verify, and its limits
+arithmetic/            values of expressions
+  evaluation           equality: exact, numeric at growing precision, at pseudo-random points
+  exact, rationals, numeric, points, limits   parts of an evaluation, and the budget of work
+guards/                answers of the right value without the work
+  copies, identities   copies of the problem, work left; identities that restate an expression
+  forms                forms that a problem asks for: factored, expanded, lowest terms, percent
+  normal_form, terms, literals                forms without order and brackets; literal numbers
+=====================  ================================================================================
 
 The public names are imported on first use (PEP 562): a worker process imports the package without the grader.
 """

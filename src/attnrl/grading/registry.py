@@ -46,8 +46,8 @@ def build_grader(
     """Return the grader with a name, as a context manager.
 
     Args:
-        name: a row of :data:`GRADERS`: ``rules`` (string equality after normalisation, in this process) or ``math``
-            (string equality, then math-verify in worker processes). Or ``module:object``: a reward function with TRL's
+        name: a row of :data:`GRADERS`: ``rules`` (equal spelling, in this process) or ``math`` (equal spelling, then
+            equal values, compared by type in worker processes). Or ``module:object``: a reward function with TRL's
             signature, or an object or class with a method ``grade`` (:func:`attnrl.grading.custom.custom_grader`);
             the module is imported, the working directory included.
         flexible: if a response has no box, take its last number (``rules``), or let math-verify extract an answer from

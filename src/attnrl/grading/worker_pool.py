@@ -1,4 +1,4 @@
-"""A pool of worker processes for comparisons by math-verify, each comparison under a hard deadline.
+"""A pool of worker processes for comparisons of answers, each comparison under a hard deadline.
 
 Computer algebra on the text of a model can run forever or exhaust memory, and neither an exception nor a signal handler
 interrupts a big-integer power. The comparisons therefore run in worker processes, killed by the parent at the deadline.
