@@ -26,7 +26,6 @@ Row = dict[str, str]
 #: (gold, response) of each right answer that the grader refuses, with the reason.
 REFUSED: dict[tuple[str, str], str] = {
     ("\\frac13", "\\boxed{\\left.\\frac{x^3}{3}\\right|_0^1=\\frac13}"): "the bar of an antiderivative is not read",
-    ("a_{n+1}", "The answer is \\boxed{a_{1+n}}."): "a subscript is a name",
 }
 
 
