@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnrl.grading.reading.unit_table import UNITS
-from attnrl.grading.reading.units import Unit, is_spelled_unit, read_unit, same_dimension, scale_of, units_in
+from attnrl.grading.reading.units import Unit, is_spelled_unit, read_unit, scale_of, units_in
 
 LENGTH, AREA, VOLUME = ((("length", power),) for power in (1, 2, 3))
 SPEED = (("length", 1), ("time", -1))
@@ -157,7 +157,7 @@ def test_letter_case_matters_for_abbreviations_only() -> None:
 def test_sizes_agree_with_each_other(one: str, other: str, ratio: Fraction) -> None:
     first, second = read_unit(one), read_unit(other)
     assert first is not None and second is not None
-    assert same_dimension(first, second)
+    assert first.dimension == second.dimension
     assert first.factor == ratio * second.factor
 
 
@@ -176,7 +176,7 @@ def test_sizes_agree_with_each_other(one: str, other: str, ratio: Fraction) -> N
 def test_units_without_an_exact_ratio_have_other_dimensions(one: str, other: str) -> None:
     first, second = read_unit(one), read_unit(other)
     assert first is not None and second is not None
-    assert not same_dimension(first, second)
+    assert first.dimension != second.dimension
 
 
 def test_each_name_of_the_table_stands_once_and_is_read() -> None:

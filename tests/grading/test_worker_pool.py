@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from attnrl.errors import UserError
-from attnrl.grading.answers import is_spelled_as
 from attnrl.grading.jobs import Job
+from attnrl.grading.reading.spelling import is_spelled_as
 from attnrl.grading.registry import build_grader
 from attnrl.grading.worker_pool import _BOOT, WorkerPool
 from attnrl.types import Problem

@@ -29,6 +29,7 @@ arithmetic/            values of expressions
   evaluation           equality: exact, numeric at growing precision, at pseudo-random points
   exact, rationals, numeric, points, limits   parts of an evaluation, and the budget of work
 guards/                answers of the right value without the work
+  guesses              the question of the judge: all guards, on each expression of an answer
   copies, identities   copies of the problem, work left; identities that restate an expression
   forms                forms that a problem asks for: factored, expanded, lowest terms, percent
   normal_form, terms, literals                forms without order and brackets; literal numbers

@@ -1,4 +1,4 @@
-"""Answers in texts: extraction from ``\\boxed{}``, and equality of spellings."""
+"""Answers in texts: the boxes of a response, and the true answers of data sets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from attnrl.grading.reading.characters import undoubled
 from attnrl.grading.reading.spelling import spelling
 
-BOX = "\\boxed{"
 THINK_END = "</think>"
 MAX_WORDS_BETWEEN_BOXES = 2  # of a true answer with several boxes
 MAX_ANSWER_CHARS = 2_000  # a box with more characters than that is not an answer
@@ -108,12 +107,6 @@ def _box_spans(text: str, *, escapes: bool) -> list[tuple[int, int | None]]:
             if start >= 0:
                 spans[start] = part.end() - (1 if piece == "\\}" and not escapes else len(piece))
     return list(spans.items())
-
-
-def is_spelled_as(found: str | None, answers: Sequence[str], *, amounts: bool = False) -> bool:
-    """Return True if ``found`` has the spelling of an accepted answer; an empty answer never has."""
-    key = None if found is None else spelling(found, amounts=amounts)
-    return key is not None and any(spelling(answer, amounts=amounts) == key for answer in answers)
 
 
 def true_answers(answers: Sequence[str]) -> list[str]:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from attnrl.grading.answers import MAX_ANSWER_CHARS, true_answers
 from attnrl.grading.jobs import Job
-from attnrl.grading.reading.reader import read
-from attnrl.grading.reading.tokens import Unreadable
+from attnrl.grading.reading.reader import readings
 from attnrl.grading.worker_pool import WorkerPool
 from attnrl.types import Problem
 
@@ -65,7 +64,4 @@ def unusable_golds(
 
 
 def _is_readable(gold: str) -> bool:
-    try:
-        return len(gold) <= MAX_ANSWER_CHARS and bool(read(gold))
-    except Unreadable:
-        return False
+    return len(gold) <= MAX_ANSWER_CHARS and bool(readings(gold))

@@ -7,41 +7,34 @@ leaves undecided.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 
 from attnrl.grading.arithmetic.limits import TooLarge
 from attnrl.grading.comparing.algebra import extract_from_prose, is_parsed, same_by_algebra
 from attnrl.grading.comparing.compare import Comparison
-from attnrl.grading.comparing.relations import only_member, stated_value
-from attnrl.grading.guards.copies import is_copy, leaves_work, quotes_statement
-from attnrl.grading.guards.forms import misses_form
+from attnrl.grading.comparing.relations import only_member
+from attnrl.grading.guards.guesses import is_guess, leaves_calculus
 from attnrl.grading.jobs import Job, JobResult
 from attnrl.grading.reading.cursor import Unsupported
-from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, operation_names
-from attnrl.grading.reading.reader import read
-from attnrl.grading.reading.spelling import spelling
+from attnrl.grading.reading.expressions import Expression, Number, Operation, operation_names
+from attnrl.grading.reading.reader import read, readings
+from attnrl.grading.reading.spelling import is_spelled_as
 from attnrl.grading.reading.statement import Statement, read_statement
 from attnrl.grading.reading.tokens import Unreadable
-from attnrl.grading.reading.values import (
-    Brackets,
-    Counted,
-    Labelled,
-    Listing,
-    Quantity,
-    Ratio,
-    Relation,
-    Residue,
-    Value,
-)
+from attnrl.grading.reading.units import Dimension
+from attnrl.grading.reading.values import Brackets, Listing, Quantity, Relation, Value
 from attnrl.types import Verdict
+
+MAX_UNREAD_CHARS = 500  # of a true answer beyond the reader: math-verify parses longer texts slowly
+_PROSE = re.compile(r"(?i)answer|\$.*[a-z]{3,}.*\$", re.DOTALL)
 
 
 def judge(job: Job) -> JobResult:
     """Return the verdict on a job; for prose, also the answer extracted by math-verify."""
     golds = [meaning for gold in job.golds if (meaning := _meaning_of(gold)) is not None]
     if not golds:
-        same = bool(job.boxes) and all(_is_spelled_as(box, job.golds) for box in job.boxes)
+        same = bool(job.boxes) and all(is_spelled_as(box, job.golds) for box in job.boxes)
         return JobResult("correct" if same else "bad_gold")
     if not job.boxes:
         return JobResult("correct")
@@ -57,10 +50,6 @@ def judge(job: Job) -> JobResult:
     return JobResult(judge_box(golds, answer, statement), answer)
 
 
-MAX_UNREAD_CHARS = 500  # of a true answer beyond the reader: math-verify parses longer texts slowly
-_PROSE = re.compile(r"(?i)answer|\$.*[a-z]{3,}.*\$", re.DOTALL)
-
-
 def judge_boxes(golds: Sequence[str], boxes: Sequence[str], statement: Statement) -> Verdict:
     """Return the verdict on all boxes: each is correct, or the boxes together list the values of a gold."""
     verdicts = [judge_box(golds, box, statement) for box in boxes]
@@ -74,7 +63,7 @@ def judge_boxes(golds: Sequence[str], boxes: Sequence[str], statement: Statement
 
 def judge_box(golds: Sequence[str], box: str, statement: Statement) -> Verdict:
     """Return the verdict on a single box: equal to a gold, and worked out."""
-    if _is_spelled_as(box, golds):
+    if is_spelled_as(box, golds):
         return "correct"
     verdict: Verdict = "wrong"
     for gold in golds:
@@ -84,13 +73,8 @@ def judge_box(golds: Sequence[str], box: str, statement: Statement) -> Verdict:
             verdict = "error"
             continue
         if equal:
-            return "wrong" if _is_guess(golds, box, statement) else "correct"
+            return "wrong" if is_guess(golds, box, statement) else "correct"
     return verdict
-
-
-def _is_spelled_as(box: str, golds: Iterable[str]) -> bool:
-    key = spelling(box)
-    return key is not None and any(spelling(gold) == key for gold in golds)
 
 
 @lru_cache(maxsize=1024)
@@ -109,15 +93,8 @@ def _has_several_values(gold: str, statement: Statement) -> bool:
         isinstance(value, Listing | Brackets)
         or (isinstance(value, Operation) and bool(operation_names(value) & {"plus_minus", "minus_plus"}))
         or (isinstance(value, Relation) and isinstance(value.sides[-1], Listing | Brackets))
-        for value in _readings(gold, statement)
+        for value in readings(gold, statement.symbols)
     )
-
-
-def _readings(text: str, statement: Statement, *, bare_units: bool = False) -> tuple[Value, ...]:
-    try:
-        return read(text, statement.symbols, bare_units=bare_units)
-    except Unreadable:
-        return ()
 
 
 def _same(gold: str, box: str, statement: Statement) -> bool:
@@ -143,13 +120,20 @@ def _same(gold: str, box: str, statement: Statement) -> bool:
 
 def _algebra_decides(gold: str, statement: Statement) -> bool:
     """Return True unless the gold is a plain number: an answer beyond the reader leaves the work to the grader."""
-    return not any(_is_plain_number(value) for value in _readings(gold, statement))
+    return not any(_is_plain_number(value) for value in readings(gold, statement.symbols))
 
 
 def _is_plain_number(value: Value) -> bool:
     if isinstance(value, Operation) and value.name in ("negate", "divide", "percent"):
         return all(_is_plain_number(operand) for operand in value.operands)
     return isinstance(value, Number)
+
+
+def _calculus_left(answers: Sequence[Value], golds: Sequence[Value]) -> bool:
+    """Return True if each reading of an answer leaves an integral or a limit that no gold has."""
+    expected = [gold for gold in golds if isinstance(gold, Expression)]
+    found = [answer for answer in answers if isinstance(answer, Expression)]
+    return bool(found) and all(leaves_calculus(answer, expected) for answer in found)
 
 
 def _same_in_bare_units(
@@ -161,70 +145,12 @@ def _same_in_bare_units(
     if not named:
         return False
     compare = Comparison(statement)
-    pairs = [(_bare(gold, statement, named) or golds, _bare(box, statement, named) or answers)]
-    return any(compare(expected, found) for left, right in pairs for expected in left for found in right)
+    expected = _in_bare_units(gold, statement, named) or golds
+    found = _in_bare_units(box, statement, named) or answers
+    return any(compare(one, other) for one in expected for other in found)
 
 
-def _bare(text: str, statement: Statement, named: set[tuple[tuple[str, int], ...]]) -> list[Value]:
-    values = _readings(text, statement, bare_units=True)
-    return [value for value in values if isinstance(value, Quantity) and value.unit.dimension in named]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Guards
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _is_guess(golds: Sequence[str], box: str, statement: Statement) -> bool:
-    """Return True if a box of the right value copies the problem or leaves work to the grader."""
-    if statement.text and quotes_statement(box, statement.text):
-        return True
-    accepted = [
-        part for gold in golds for value in _readings(gold, statement) for part in _expressions(value, statement)
-    ]
-    for value in _readings(box, statement):
-        if isinstance(value, Quantity) and _is_given(value, statement):
-            return True
-        for part in _expressions(value, statement):
-            if is_copy(part, accepted, statement.expressions):
-                return True
-            if misses_form(part, accepted, statement.text, box):
-                return True
-            if (statement.text and leaves_work(part, accepted)) or _leaves_calculus(part, accepted):
-                return True
-    return False
-
-
-def _is_given(quantity: Quantity, statement: Statement) -> bool:
-    """Return True if a quantity stands in the problem, and the problem asks for another unit."""
-    given = isinstance(quantity.amount, Number) and (quantity.amount.value, quantity.unit) in statement.quantities
-    return given and bool(statement.asked_units) and quantity.unit not in statement.asked_units
-
-
-def _leaves_calculus(answer: Expression, golds: Sequence[Expression]) -> bool:
-    """Return True if an answer leaves an integral or a limit that no gold has."""
-    left = operation_names(answer) & {"integral", "limit"}
-    return bool(left) and not any(left & operation_names(gold) for gold in golds)
-
-
-def _calculus_left(answers: Sequence[Value], golds: Sequence[Value]) -> bool:
-    """Return True if each reading of an answer leaves an integral or a limit that no gold has."""
-    expected = [gold for gold in golds if isinstance(gold, Number | Symbol | Operation)]
-    found = [answer for answer in answers if isinstance(answer, Number | Symbol | Operation)]
-    return bool(found) and all(_leaves_calculus(answer, expected) for answer in found)
-
-
-def _expressions(value: Value, statement: Statement) -> list[Expression]:
-    """Return the expressions that an answer states."""
-    if isinstance(value, Relation):
-        stated = stated_value(value, statement)
-        return [] if stated is None else _expressions(stated, statement)
-    if isinstance(value, Labelled):
-        return _expressions(value.value, statement)
-    if isinstance(value, Quantity | Counted):
-        return _expressions(value.amount, statement)
-    if isinstance(value, Ratio) and len(value.parts) == 2:
-        return [Operation("divide", value.parts)]
-    if isinstance(value, Residue):
-        return [Operation("mod", (value.value, value.modulus))]
-    return [value] if isinstance(value, Number | Symbol | Operation) else []
+def _in_bare_units(text: str, statement: Statement, dimensions: Collection[Dimension]) -> list[Value]:
+    """Return the quantities, in units of the dimensions, of a text with bare letters read as units."""
+    values = readings(text, statement.symbols, bare_units=True)
+    return [value for value in values if isinstance(value, Quantity) and value.unit.dimension in dimensions]

@@ -12,18 +12,17 @@ from attnrl.grading.answers import (
     all_boxes,
     conclusion_of,
     extract_boxed,
-    is_spelled_as,
     true_answers,
 )
 from attnrl.grading.base import ClosableGrader
 from attnrl.grading.golds import MAX_GOLD_CHARS, UnusableGold, unusable_golds
 from attnrl.grading.jobs import Job, JobResult
-from attnrl.grading.reading.spelling import spelling
+from attnrl.grading.reading.spelling import is_spelled_as, spelling
+from attnrl.grading.reading.statement import MAX_PROBLEM_CHARS
 from attnrl.grading.worker_pool import DEADLINE, WorkerPool
 from attnrl.types import Grade, Problem
 
 MAX_DISTINCT_BOXES = 8  # a response with more different boxes is wrong
-MAX_PROBLEM_CHARS = 8_000  # of a problem's text, for the guards
 CACHE_SIZE = 8_192  # comparisons
 MAX_CACHED_CHARS = 200  # longer answers rarely repeat and would fill the memory
 

@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from attnrl.grading.answers import (
-    all_boxes,
-    extract_boxed,
-    is_spelled_as,
-    last_number,
-    true_answers,
-)
+from attnrl.grading.answers import all_boxes, extract_boxed, last_number, true_answers
 from attnrl.grading.base import ClosableGrader
-from attnrl.grading.reading.spelling import spelling
+from attnrl.grading.reading.spelling import is_spelled_as, spelling
 from attnrl.types import Grade, Problem
 
 

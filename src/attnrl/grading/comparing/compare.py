@@ -70,7 +70,7 @@ class Comparison:
 
 def compare_expression(gold: Expression, answer: Value, compare: Compare) -> bool | None:
     """Compare an answer with an expression: the answer may add a name, a unit or a noun."""
-    if isinstance(answer, Number | Symbol | Operation):
+    if isinstance(answer, Expression):
         if isinstance(gold, Symbol) and same_choice(gold, answer, compare):
             return True
         return same_number(gold, answer)
@@ -95,7 +95,7 @@ def compare_quantity(gold: Quantity | Counted, answer: Value, compare: Compare) 
         return stated is not None and compare(gold, stated)
     if isinstance(answer, Brackets) and answer.left == "{" and len(answer.items) == 1:
         answer = answer.items[0]
-    if isinstance(answer, Number | Symbol | Operation | Quantity | Counted):
+    if isinstance(answer, Expression | Quantity | Counted):
         return same_quantity(gold, answer, compare.statement, same_number)
     return False
 

@@ -62,7 +62,7 @@ def _difference(relation: Relation) -> Expression | None:
     if relation.operators != ("=",):
         return None
     left, right = relation.sides
-    if not isinstance(left, Number | Symbol | Operation) or not isinstance(right, Number | Symbol | Operation):
+    if not isinstance(left, Expression) or not isinstance(right, Expression):
         return None
     return _minus(left, right)
 

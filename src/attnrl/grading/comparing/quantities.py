@@ -55,7 +55,7 @@ def same_quantity(gold: Value, answer: Value, statement: Statement, same_number:
 
 def _amount(value: Value) -> Expression | None:
     amount = value.amount if isinstance(value, Quantity | Counted) else value
-    return amount if isinstance(amount, Number | Symbol | Operation) else None
+    return amount if isinstance(amount, Expression) else None
 
 
 def _unit_of(value: Value) -> Unit | None:

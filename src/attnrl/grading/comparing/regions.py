@@ -14,7 +14,7 @@ from typing import TypeGuard
 
 from attnrl.grading.arithmetic.evaluation import infinite_sign, real_float, same_value
 from attnrl.grading.arithmetic.limits import TooLarge
-from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, free_symbols, parts_of
+from attnrl.grading.reading.expressions import Expression, Operation, Symbol, free_symbols, parts_of
 from attnrl.grading.reading.values import Brackets, Listing, NamedSet, Relation, SetOperation, Value
 
 
@@ -152,7 +152,7 @@ def _read_brackets(value: Brackets) -> Region | None:
 
 def _is_bound(value: Value) -> TypeGuard[Expression]:
     """Return True for an expression with a single value, and for plus and minus infinity."""
-    if not isinstance(value, Number | Symbol | Operation):
+    if not isinstance(value, Expression):
         return False
     parts = list(parts_of(value))
     several = any(isinstance(part, Operation) and part.name in _SEVERAL_VALUES for part in parts)
@@ -232,7 +232,7 @@ def _with_relations(listing: Listing) -> Iterator[Value]:
             repeats = item.operators == ("=",) or (item.operators == ("!=",) and listing.joint != "or")
             last = item if repeats else None
             yield item
-        elif last and isinstance(item, Number | Symbol | Operation):
+        elif last and isinstance(item, Expression):
             yield Relation((last.sides[0], item), last.operators)
         else:
             yield item

@@ -8,7 +8,7 @@ from attnrl.grading.comparing.comparison import Compare, match
 from attnrl.grading.comparing.equations import same_equation
 from attnrl.grading.comparing.regions import region_of, same_region
 from attnrl.grading.comparing.same_number import same_number
-from attnrl.grading.reading.expressions import CONSTANTS, Number, Operation, Symbol, free_symbols
+from attnrl.grading.reading.expressions import CONSTANTS, Expression, Number, Operation, Symbol, free_symbols
 from attnrl.grading.reading.statement import Statement
 from attnrl.grading.reading.values import Brackets, Ratio, Relation, SetOperation, Value, Words
 
@@ -41,7 +41,7 @@ def stated_value(relation: Relation, statement: Statement, *, trusted: bool = Fa
     if names[0] and len(values) > 1 and _is_working(values[0]):
         return last
     for value in values[:-1]:
-        if not isinstance(value, Number | Symbol | Operation) or not isinstance(last, Number | Symbol | Operation):
+        if not isinstance(value, Expression) or not isinstance(last, Expression):
             return None
         if same_number(value, last) is not True:
             return None
@@ -54,7 +54,7 @@ def only_member(value: Value) -> Value:
     r"""Return the only member of a set such as ``\{5\}``: the set of solutions may stand for the solution."""
     if isinstance(value, Brackets) and value.left == "{" and len(value.items) == 1:
         member = value.items[0]
-        return member if isinstance(member, Number | Operation | Symbol | Relation) else value
+        return member if isinstance(member, Expression | Relation) else value
     return value
 
 
@@ -135,7 +135,7 @@ def _is_quotient(side: Value) -> bool:
 
 def free_symbols_of(value: Value) -> frozenset[str]:
     """Return the variables of an expression; of another value, none."""
-    return free_symbols(value) if isinstance(value, Number | Symbol | Operation) else frozenset()
+    return free_symbols(value) if isinstance(value, Expression) else frozenset()
 
 
 def _name_of(relation: Relation) -> str:

@@ -31,7 +31,7 @@ def is_copy(answer: Expression, golds: Sequence[Expression], statement: Sequence
     Args:
         answer: the answer, equal in value to a gold.
         golds: the true answers.
-        statement: the expressions of the problem (:func:`statement_expressions`).
+        statement: the expressions of the problem (:func:`attnrl.grading.reading.formulas.statement_expressions`).
     """
     if _is_value(answer):
         return False
@@ -168,9 +168,8 @@ def _unbound_symbols(expression: Expression) -> frozenset[str]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Expressions of the problem
+# Quotes of the problem's text
 # ---------------------------------------------------------------------------------------------------------------------
-
 
 _QUOTE = 40  # characters of a problem that make a quote
 

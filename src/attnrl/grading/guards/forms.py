@@ -18,9 +18,7 @@ from attnrl.grading.guards.literals import integer_fraction, is_number, mantissa
 from attnrl.grading.guards.normal_form import normal_form
 from attnrl.grading.reading.expressions import Expression, Number, Operation, free_symbols, parts_of
 from attnrl.grading.reading.formulas import converted_expressions
-from attnrl.grading.reading.reader import read
-from attnrl.grading.reading.tokens import Unreadable
-from attnrl.grading.reading.values import Value
+from attnrl.grading.reading.reader import readings
 
 _MOST_FACTORS = 1_000
 _POLYNOMIAL = frozenset({"add", "multiply", "negate", "power"})
@@ -46,14 +44,7 @@ def misses_form(answer: Expression, golds: Sequence[Expression], problem: str, w
 
 @lru_cache(maxsize=256)
 def _converted(problem: str) -> tuple[Expression, ...]:
-    return tuple(converted_expressions(problem, _values))
-
-
-def _values(text: str) -> tuple[Value, ...]:
-    try:
-        return read(text)
-    except Unreadable:
-        return ()
+    return tuple(converted_expressions(problem, readings))
 
 
 def _repeats(answer: Expression, golds: Sequence[Expression], given: Expression, written: str) -> bool:

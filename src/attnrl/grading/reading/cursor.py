@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol
+from attnrl.grading.reading.expressions import Expression
 from attnrl.grading.reading.tokens import Token, Unreadable
 from attnrl.grading.reading.values import Value
 
@@ -27,7 +27,7 @@ def expression(value: Value) -> Expression:
     Raises:
         Unsupported: the value is a set, a tuple, a matrix or another value without arithmetic.
     """
-    if isinstance(value, Number | Symbol | Operation):
+    if isinstance(value, Expression):
         return value
     raise Unsupported(f"arithmetic on a {type(value).__name__}")
 

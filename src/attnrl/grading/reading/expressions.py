@@ -1,7 +1,7 @@
 """The tree of a mathematical expression, as read from an answer.
 
 A tree keeps the operations as written: nothing is evaluated, expanded or reordered. Division, negation and roots are
-operations of their own, because the guards (:mod:`attnrl.grading.guesses`) ask for the operations left in an answer.
+operations of their own, because the guards (:mod:`attnrl.grading.guards`) ask for the operations left in an answer.
 """
 
 from __future__ import annotations

@@ -82,6 +82,14 @@ def read(text: str, symbols: frozenset[str] = frozenset(), *, bare_units: bool =
     return tuple(found)
 
 
+def readings(text: str, symbols: frozenset[str] = frozenset(), *, bare_units: bool = False) -> tuple[Value, ...]:
+    """Return the possible values of a text as :func:`read` does, and no value for an unreadable text."""
+    try:
+        return read(text, symbols, bare_units=bare_units)
+    except Unreadable:
+        return ()
+
+
 def _listing_of_words(tokens: Sequence[Token], symbols: frozenset[str]) -> list[Listing]:
     """Return words between commas, ``and`` or ``or`` as a listing; nothing for a single item."""
     items: list[list[Token]] = [[]]

@@ -6,7 +6,7 @@ import re
 from fractions import Fraction
 
 from attnrl.grading.reading.cursor import Cursor, Unsupported, expression
-from attnrl.grading.reading.expressions import Number, Operation, Symbol
+from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol
 from attnrl.grading.reading.letters import SHORT_WORDS
 from attnrl.grading.reading.sums import read_sum
 from attnrl.grading.reading.tokens import Unreadable
@@ -103,7 +103,7 @@ def _scaled(amount: Value, scale: int) -> Operation:
 
 def _with_suffix(cursor: Cursor, amount: Value) -> Value:
     """Read the words after an amount: a scale (``million``), a unit, or the noun of the things counted."""
-    if isinstance(amount, Number | Operation | Symbol):
+    if isinstance(amount, Expression):
         while cursor.peek().kind == "text" and (scale := scale_of(cursor.peek().text)):
             cursor.take()
             amount = _scaled(amount, scale)

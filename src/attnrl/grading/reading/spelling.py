@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from attnrl.grading.reading.tokens import Token, Unreadable, tokenize
 
@@ -29,6 +30,12 @@ def spelling(text: str, *, amounts: bool = False) -> tuple[tuple[str, str], ...]
         negative = amount[1] == "- " and amount[2] != "0"
         key = [*([("mark", "-")] if negative else []), ("number", amount[2])]
     return tuple(key) if any(text not in _UNIT_SIGNS for _, text in key) else None
+
+
+def is_spelled_as(found: str, answers: Sequence[str], *, amounts: bool = False) -> bool:
+    """Return True if a text has the spelling of an accepted answer; an empty answer never has."""
+    key = spelling(found, amounts=amounts)
+    return key is not None and any(spelling(answer, amounts=amounts) == key for answer in answers)
 
 
 def _without_needless_braces(key: list[tuple[str, str]]) -> list[tuple[str, str]]:

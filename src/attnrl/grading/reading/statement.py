@@ -11,12 +11,11 @@ from itertools import zip_longest
 
 from attnrl.grading.reading.expressions import Expression
 from attnrl.grading.reading.formulas import statement_expressions
-from attnrl.grading.reading.reader import read
-from attnrl.grading.reading.tokens import Unreadable
+from attnrl.grading.reading.reader import readings
 from attnrl.grading.reading.units import Unit, read_unit, units_in
 from attnrl.grading.reading.values import Value
 
-MAX_CHARS = 8_000  # of a problem's text; the rest is not read
+MAX_PROBLEM_CHARS = 8_000  # of a problem's text; the rest is not read
 MAX_FORMULAS = 64
 MAX_OPTION_CHARS = 200
 
@@ -47,7 +46,7 @@ class Statement:
     """The facts of a problem's text, each read at the first use.
 
     Attributes:
-        text: the text, at most ``MAX_CHARS`` characters; ``""`` for a text without a letter.
+        text: the text, at most ``MAX_PROBLEM_CHARS`` characters; ``""`` for a text without a letter.
     """
 
     text: str = ""
@@ -61,12 +60,12 @@ class Statement:
     @cached_property
     def asked(self) -> frozenset[Value]:
         """The quantities asked for: the formulas without an equality sign after ``find``, ``what is`` and the like."""
-        return frozenset(value for formula in _asked_formulas(self.text)[:MAX_FORMULAS] for value in _values(formula))
+        return frozenset(value for formula in _asked_formulas(self.text)[:MAX_FORMULAS] for value in readings(formula))
 
     @cached_property
     def expressions(self) -> tuple[Expression, ...]:
         """The expressions that an answer could copy."""
-        return tuple(statement_expressions(self.text, _values))
+        return tuple(statement_expressions(self.text, readings))
 
     @cached_property
     def units(self) -> tuple[Unit, ...]:
@@ -112,18 +111,11 @@ class Statement:
 @lru_cache(maxsize=256)
 def read_statement(text: str) -> Statement:
     """Return the facts of a problem's text; of a text without a letter, a statement without facts."""
-    return Statement(text[:MAX_CHARS] if re.search(r"[a-zA-Z]", text[:MAX_CHARS]) else "")
+    return Statement(text[:MAX_PROBLEM_CHARS] if re.search(r"[a-zA-Z]", text[:MAX_PROBLEM_CHARS]) else "")
 
 
 def _formulas(text: str) -> list[str]:
     return [next(filter(None, found.groups())) for found in _FORMULA.finditer(text)]
-
-
-def _values(text: str) -> tuple[Value, ...]:
-    try:
-        return read(text)
-    except Unreadable:
-        return ()
 
 
 def _asked_formulas(text: str) -> list[str]:
@@ -145,5 +137,5 @@ def _options(text: str) -> dict[str, tuple[Value, ...]]:
     for mark, following in zip_longest(marks, marks[1:]):
         content = text[mark.end() : following.start() if following else len(text)]
         first = content.split("\n", 1)[0].replace("\\qquad", " ").strip(" ,;.$}")
-        options[mark[1] or mark[2]] = _values(first) if len(first) <= MAX_OPTION_CHARS else ()
+        options[mark[1] or mark[2]] = readings(first) if len(first) <= MAX_OPTION_CHARS else ()
     return options if {"A", "B"} <= options.keys() else {}

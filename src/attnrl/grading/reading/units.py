@@ -14,6 +14,9 @@ from fractions import Fraction
 
 from attnrl.grading.reading.unit_table import UNITS
 
+#: Pairs of a base dimension and its exponent, sorted.
+Dimension = tuple[tuple[str, int], ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Unit:
@@ -26,7 +29,7 @@ class Unit:
     """
 
     factor: Fraction
-    dimension: tuple[tuple[str, int], ...]
+    dimension: Dimension
 
 
 _SCALES = {
@@ -74,7 +77,7 @@ _SHAPES = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _MAX_LENGTH = 80
 
 
-def _read_dimension(text: str) -> tuple[tuple[str, int], ...]:
+def _read_dimension(text: str) -> Dimension:
     parts = (part.partition("^") for part in text.split())
     return tuple(sorted((name, int(exponent or 1)) for name, _, exponent in parts))
 
@@ -320,8 +323,3 @@ def scale_of(word: str) -> int | None:
     """Return the factor of a word such as ``million`` or ``dozens``, or None for a word without a factor."""
     word = word.casefold()
     return _SCALES.get(word) or _SCALES.get(word.removesuffix("s"))
-
-
-def same_dimension(one: Unit, other: Unit) -> bool:
-    """Return True if amounts in two units can be equal: ``km`` and ``inches``, not ``km`` and ``hours``."""
-    return one.dimension == other.dimension

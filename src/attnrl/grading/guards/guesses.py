@@ -1,0 +1,64 @@
+"""The guards of the judge: answers of the right value that are not worked out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attnrl.grading.comparing.relations import stated_value
+from attnrl.grading.guards.copies import is_copy, leaves_work, quotes_statement
+from attnrl.grading.guards.forms import misses_form
+from attnrl.grading.reading.expressions import Expression, Number, Operation, operation_names
+from attnrl.grading.reading.reader import readings
+from attnrl.grading.reading.statement import Statement
+from attnrl.grading.reading.values import Counted, Labelled, Quantity, Ratio, Relation, Residue, Value
+
+
+def is_guess(golds: Sequence[str], box: str, statement: Statement) -> bool:
+    """Return True if a box of the right value copies the problem, misses the form asked for, or leaves work.
+
+    Args:
+        golds: the true answers.
+        box: an answer, equal in value to a gold.
+        statement: the facts of the problem's text.
+    """
+    if statement.text and quotes_statement(box, statement.text):
+        return True
+    values = [value for gold in golds for value in readings(gold, statement.symbols)]
+    accepted = [part for value in values for part in _expressions(value, statement)]
+    for value in readings(box, statement.symbols):
+        if isinstance(value, Quantity) and _is_given(value, statement):
+            return True
+        for part in _expressions(value, statement):
+            if is_copy(part, accepted, statement.expressions) or misses_form(part, accepted, statement.text, box):
+                return True
+            if (statement.text and leaves_work(part, accepted)) or leaves_calculus(part, accepted):
+                return True
+    return False
+
+
+def _is_given(quantity: Quantity, statement: Statement) -> bool:
+    """Return True if a quantity stands in the problem, and the problem asks for another unit."""
+    given = isinstance(quantity.amount, Number) and (quantity.amount.value, quantity.unit) in statement.quantities
+    return given and bool(statement.asked_units) and quantity.unit not in statement.asked_units
+
+
+def leaves_calculus(answer: Expression, golds: Sequence[Expression]) -> bool:
+    """Return True if an answer leaves an integral or a limit that no gold has."""
+    left = operation_names(answer) & {"integral", "limit"}
+    return bool(left) and not any(left & operation_names(gold) for gold in golds)
+
+
+def _expressions(value: Value, statement: Statement) -> list[Expression]:
+    """Return the expressions that an answer states."""
+    if isinstance(value, Relation):
+        stated = stated_value(value, statement)
+        return [] if stated is None else _expressions(stated, statement)
+    if isinstance(value, Labelled):
+        return _expressions(value.value, statement)
+    if isinstance(value, Quantity | Counted):
+        return _expressions(value.amount, statement)
+    if isinstance(value, Ratio) and len(value.parts) == 2:
+        return [Operation("divide", value.parts)]
+    if isinstance(value, Residue):
+        return [Operation("mod", (value.value, value.modulus))]
+    return [value] if isinstance(value, Expression) else []
