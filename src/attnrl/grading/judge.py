@@ -17,7 +17,7 @@ from attnrl.grading.comparing.relations import only_member
 from attnrl.grading.guards.guesses import is_guess, leaves_calculus
 from attnrl.grading.jobs import Job, JobResult
 from attnrl.grading.reading.cursor import Unsupported
-from attnrl.grading.reading.expressions import Expression, Number, Operation, operation_names
+from attnrl.grading.reading.expressions import Expression, Number, Operation, is_operation, operation_names
 from attnrl.grading.reading.reader import read, readings
 from attnrl.grading.reading.spelling import is_spelled_as
 from attnrl.grading.reading.statement import Statement, read_statement
@@ -124,7 +124,7 @@ def _algebra_decides(gold: str, statement: Statement) -> bool:
 
 
 def _is_plain_number(value: Value) -> bool:
-    if isinstance(value, Operation) and value.name in ("negate", "divide", "percent"):
+    if is_operation(value, "negate", "divide", "percent"):
         return all(_is_plain_number(operand) for operand in value.operands)
     return isinstance(value, Number)
 

@@ -25,7 +25,7 @@ from attnrl.grading.arithmetic.points import (
     variables,
 )
 from attnrl.grading.arithmetic.rationals import bits, log2
-from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol
+from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, is_operation
 
 LOW_BITS = 170  # 50 digits
 STEP_BITS = 128  # between the precisions that tell a difference from noise
@@ -101,7 +101,7 @@ def rounds_to(decimal: Expression, expression: Expression) -> bool:
 def infinite_sign(expression: Expression) -> int:
     """Return 1 for infinity, -1 for minus infinity, 0 for every expression besides."""
     sign = 1
-    while isinstance(expression, Operation) and expression.name == "negate":
+    while is_operation(expression, "negate"):
         expression, sign = expression.operands[0], -sign
     return sign if expression == Symbol("infinity") else 0
 

@@ -39,8 +39,8 @@ def same_choice(gold: Value, answer: Value, compare: Compare) -> bool | None:
         return True
     if not _is_choice(expected, compare):
         return False
-    if compare.statement.all_that_apply and sorted(expected.upper()) == sorted(found.upper()):
-        return True
+    if compare.statement.all_that_apply:
+        return sorted(expected.upper()) == sorted(found.upper())
     return expected.upper() == found.upper()
 
 

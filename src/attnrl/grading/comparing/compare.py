@@ -17,7 +17,7 @@ from attnrl.grading.comparing.notations import (
     same_digits,
 )
 from attnrl.grading.comparing.quantities import same_quantity
-from attnrl.grading.comparing.relations import compare_region, compare_relation, stated_value
+from attnrl.grading.comparing.relations import compare_region, compare_relation, compare_stated
 from attnrl.grading.comparing.same_number import same_number
 from attnrl.grading.comparing.signs import expanded
 from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol
@@ -77,8 +77,7 @@ def compare_expression(gold: Expression, answer: Value, compare: Compare) -> boo
     if isinstance(answer, Quantity | Counted):
         return same_quantity(gold, answer, compare.statement, same_number)
     if isinstance(answer, Relation):
-        stated = stated_value(answer, compare.statement)
-        return False if stated is None else compare(gold, stated)
+        return compare_stated(gold, answer, compare)
     if isinstance(answer, Ratio) and len(answer.parts) == 2:
         return same_number(gold, Operation("divide", answer.parts))
     if isinstance(answer, Residue):
@@ -91,8 +90,7 @@ def compare_expression(gold: Expression, answer: Value, compare: Compare) -> boo
 def compare_quantity(gold: Quantity | Counted, answer: Value, compare: Compare) -> bool | None:
     """Compare an answer with an amount with a unit or a noun."""
     if isinstance(answer, Relation):
-        stated = stated_value(answer, compare.statement)
-        return stated is not None and compare(gold, stated)
+        return compare_stated(gold, answer, compare)
     if isinstance(answer, Brackets) and answer.left == "{" and len(answer.items) == 1:
         answer = answer.items[0]
     if isinstance(answer, Expression | Quantity | Counted):

@@ -10,18 +10,30 @@ from functools import partial
 from attnrl.grading.comparing.choices import letters_of_choices, same_choice
 from attnrl.grading.comparing.comparison import MAX_ITEMS, Compare, match
 from attnrl.grading.comparing.regions import region_of, same_region
-from attnrl.grading.comparing.relations import compare_region, stated_value
+from attnrl.grading.comparing.relations import compare_region, compare_stated, stated_value
 from attnrl.grading.comparing.signs import expanded
 from attnrl.grading.reading.expressions import Number, Operation, Symbol, free_symbols
 from attnrl.grading.reading.rewriting import substituted
-from attnrl.grading.reading.values import Brackets, Listing, Matrix, NamedSet, Relation, SetOperation, Value, Words
+from attnrl.grading.reading.values import (
+    Brackets,
+    Listing,
+    Matrix,
+    NamedSet,
+    Relation,
+    SetOperation,
+    Value,
+    Words,
+    items_of,
+)
 
 
 def _assignments(value: Value) -> dict[str, Value] | None:
     """Return name -> value of equations with different names, or None; x_1 and x_2 are values of one name."""
     if not isinstance(value, Listing | Brackets):
         return None
-    if value.joint == "or" if isinstance(value, Listing) else value.left != "{":
+    if isinstance(value, Listing) and value.joint == "or":
+        return None
+    if isinstance(value, Brackets) and value.left != "{":
         return None
     pairs = [_assignment(item) for item in value.items]
     if any(pair is None for pair in pairs):
@@ -61,7 +73,7 @@ def _in_order(named: dict[str, Value], compare: Compare) -> list[Value]:
     Names of more than a letter stay in the order of the answer.
     """
     for asked in compare.statement.asked:
-        names = [item.name for item in getattr(asked, "items", ()) if isinstance(item, Symbol)]
+        names = [item.name for item in items_of(asked) if isinstance(item, Symbol)]
         if sorted(names) == sorted(named):
             return [named[name] for name in names]
     return [named[name] for name in (sorted(named) if all(len(name) == 1 for name in named) else named)]
@@ -100,8 +112,7 @@ def compare_brackets(gold: Brackets, answer: Value, compare: Compare) -> bool | 
     if isinstance(answer, Relation):
         region = region_of(answer)
         if region is None or set(answer.operators) == {"="}:
-            stated = stated_value(answer, compare.statement)
-            return stated is not None and compare(gold, stated)
+            return compare_stated(gold, answer, compare)
     if gold.left == "{":
         return compare_set(gold, answer, compare)
     if (named := _assignments(answer)) is not None:
@@ -183,8 +194,7 @@ def compare_matrix(gold: Matrix, answer: Value, compare: Compare) -> bool | None
         cells = [[cell for row in matrix.rows for cell in row] for matrix in (gold, answer)]
         return match(cells[0], cells[1], compare, ordered=True)
     if isinstance(answer, Relation):
-        stated = stated_value(answer, compare.statement)
-        return stated is not None and compare(gold, stated)
+        return compare_stated(gold, answer, compare)
     if isinstance(answer, Operation) and len(gold.rows[0]) == 1:
         components = _components(answer, len(gold.rows))
         return components is not None and match([row[0] for row in gold.rows], components, compare, ordered=True)

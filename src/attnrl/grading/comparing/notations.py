@@ -5,9 +5,9 @@ from __future__ import annotations
 from attnrl.grading.arithmetic.evaluation import same_value
 from attnrl.grading.arithmetic.exact import exact_value
 from attnrl.grading.comparing.comparison import Compare
-from attnrl.grading.comparing.relations import stated_value
+from attnrl.grading.comparing.relations import compare_stated
 from attnrl.grading.comparing.same_number import same_number
-from attnrl.grading.reading.expressions import Expression, Number, Operation
+from attnrl.grading.reading.expressions import Expression, Number, Operation, is_operation
 from attnrl.grading.reading.values import BaseNumber, Ratio, Relation, Residue, TimeOfDay, Value
 
 
@@ -23,23 +23,22 @@ def compare_residue(gold: Residue, answer: Value, compare: Compare) -> bool | No
     """Compare an answer with a residue class: the modulus is equal, or the answer is the remainder."""
     if isinstance(answer, Relation):
         answer = answer.sides[-1]
-    if isinstance(answer, Operation) and answer.name == "mod":
+    if is_operation(answer, "mod"):
         answer = Residue(*answer.operands)
     if isinstance(answer, Number | Operation):
         return is_remainder(answer, gold)
     if not isinstance(answer, Residue) or same_value(gold.modulus, answer.modulus) is not True:
         return False
-    values = [exact_value(part) for part in (gold.value, answer.value, gold.modulus)]
-    if None in values or not values[2]:
+    one, other, modulus = map(exact_value, (gold.value, answer.value, gold.modulus))
+    if one is None or other is None or not modulus:
         return same_value(gold.value, answer.value)
-    return (values[0] - values[1]) % values[2] == 0  # type: ignore[operator]
+    return (one - other) % modulus == 0
 
 
 def compare_ratio(gold: Ratio, answer: Value, compare: Compare) -> bool | None:
     """Compare an answer with a ratio; a fraction may stand for a ratio of two parts."""
     if isinstance(answer, Relation):
-        stated = stated_value(answer, compare.statement)
-        return stated is not None and compare(gold, stated)
+        return compare_stated(gold, answer, compare)
     if isinstance(answer, Ratio):
         if len(gold.parts) != len(answer.parts):
             return False
@@ -58,8 +57,7 @@ def compare_ratio(gold: Ratio, answer: Value, compare: Compare) -> bool | None:
 def compare_base_number(gold: BaseNumber, answer: Value, compare: Compare) -> bool | None:
     """Compare an answer with a numeral: base and digits are equal."""
     if isinstance(answer, Relation):
-        stated = stated_value(answer, compare.statement)
-        return stated is not None and compare(gold, stated)
+        return compare_stated(gold, answer, compare)
     if isinstance(answer, BaseNumber):
         return gold.base == answer.base and gold.digits.lstrip("0") == answer.digits.lstrip("0")
     return isinstance(answer, Number) and gold.base == 10 and str(answer.value) == gold.digits.lstrip("0")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 
-from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, parts_of
+from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, is_operation, parts_of
 from attnrl.grading.reading.statement import Statement
 from attnrl.grading.reading.units import Unit, read_unit
 from attnrl.grading.reading.values import Counted, Quantity, Value
@@ -44,7 +44,7 @@ def same_quantity(gold: Value, answer: Value, statement: Statement, same_number:
     if isinstance(gold, Counted) or isinstance(answer, Counted):
         return _nouns_agree(gold, answer, statement) and same_number(one, other)
     unit, found = _unit_of(gold), _unit_of(answer)
-    if (unit or found) and any(isinstance(part, Operation) and part.name == "percent" for part in (one, other)):
+    if (unit or found) and any(is_operation(part, "percent") for part in (one, other)):
         return False
     if unit is None:
         return same_number(one, other) if found is None else _with_extra_unit(one, other, found, statement, same_number)

@@ -14,7 +14,15 @@ from typing import TypeGuard
 
 from attnrl.grading.arithmetic.evaluation import infinite_sign, real_float, same_value
 from attnrl.grading.arithmetic.limits import TooLarge
-from attnrl.grading.reading.expressions import Expression, Operation, Symbol, free_symbols, parts_of
+from attnrl.grading.reading.expressions import (
+    Expression,
+    Operation,
+    Symbol,
+    difference,
+    free_symbols,
+    is_operation,
+    parts_of,
+)
 from attnrl.grading.reading.values import Brackets, Listing, NamedSet, Relation, SetOperation, Value
 
 
@@ -65,7 +73,8 @@ _FIRST_CUT, _LAST_CUT = Cut(_MINUS_INFINITY, True), Cut(_INFINITY, False)
 _REALS = Region((Interval(_FIRST_CUT, _LAST_CUT),))
 _EMPTY = Region(())
 _SEVERAL_VALUES = frozenset({"plus_minus", "minus_plus", "ellipsis"})
-_MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", "!=": "!="}
+#: Operator of a relation -> operator of the same relation read from right to left.
+MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", "!=": "!="}
 
 
 def region_of(value: Value) -> Region | None:
@@ -165,13 +174,13 @@ def _read_relation(relation: Relation) -> Region | None:
         variable, region = _variable_of(sides[0]), _read(sides[1])
         return replace(region, variable=variable) if region and variable and not region.variable else None
     if len(sides) == 3:
-        conditions = [(sides[1], _MIRRORED.get(operators[0]), sides[0]), (sides[1], operators[1], sides[2])]
+        conditions = [(sides[1], MIRRORED.get(operators[0]), sides[0]), (sides[1], operators[1], sides[2])]
     elif len(sides) != 2 or (_variable_of(sides[0]) and _variable_of(sides[1])):
         return None
     elif _variable_of(sides[0]):
         conditions = [(sides[0], operators[0], sides[1])]
     else:
-        conditions = [(sides[1], _MIRRORED.get(operators[0]), sides[0])]
+        conditions = [(sides[1], MIRRORED.get(operators[0]), sides[0])]
     regions = [_read_condition(*condition) for condition in conditions]
     known = [region for region in regions if region]
     return reduce(_intersection, known) if known and len(known) == len(regions) else None
@@ -179,7 +188,7 @@ def _read_relation(relation: Relation) -> Region | None:
 
 def _variable_of(value: Value) -> str | None:
     """Return the name of a variable or of a function's value (``f(x)``), or None."""
-    if isinstance(value, Operation) and value.name == "apply":
+    if is_operation(value, "apply"):
         names = [part.name for part in value.operands if isinstance(part, Symbol)]
         return f"{names[0]}({', '.join(names[1:])})" if len(names) == len(value.operands) else None
     return value.name if isinstance(value, Symbol) and free_symbols(value) else None
@@ -263,7 +272,7 @@ def _compare(one: Cut, other: Cut) -> int:
     if left is None or right is None or _are_close(left, right):
         if _same_bound(one.bound, other.bound):
             return one.after - other.after
-        left, right = _float_of(Operation("add", (one.bound, Operation("negate", (other.bound,))))), 0.0
+        left, right = _float_of(difference(one.bound, other.bound)), 0.0
     if left is None or left == right:
         raise _UnknownOrderError
     return -1 if left < right else 1

@@ -6,9 +6,17 @@ import re
 
 from attnrl.grading.comparing.comparison import Compare, match
 from attnrl.grading.comparing.equations import same_equation
-from attnrl.grading.comparing.regions import region_of, same_region
+from attnrl.grading.comparing.regions import MIRRORED, region_of, same_region
 from attnrl.grading.comparing.same_number import same_number
-from attnrl.grading.reading.expressions import CONSTANTS, Expression, Number, Operation, Symbol, free_symbols
+from attnrl.grading.reading.expressions import (
+    CONSTANTS,
+    Expression,
+    Number,
+    Operation,
+    Symbol,
+    free_symbols,
+    is_operation,
+)
 from attnrl.grading.reading.statement import Statement
 from attnrl.grading.reading.values import Brackets, Ratio, Relation, SetOperation, Value, Words
 
@@ -70,14 +78,16 @@ def _names_another(side: Value, statement: Statement) -> bool:
 def _kind_of_name(value: Value) -> str:
     if _is_segment(value):
         return "segment"
-    if isinstance(value, Operation) and value.name == "apply":
+    if is_operation(value, "apply"):
         return "call"
     if isinstance(value, Symbol):
         if value.name in CONSTANTS:
             return ""
         if len(value.name) == 1:
             return "letter"
-        return "call" if "(" in value.name else "segment" if value.name.isupper() else ""
+        if "(" in value.name:
+            return "call"
+        return "segment" if value.name.isupper() else ""
     if isinstance(value, Words) and value.text.isupper():
         return "segment"
     return ""
@@ -108,7 +118,7 @@ def _before_approximation(relation: Relation) -> tuple[Value, ...]:
 
 def _is_name(side: Value, statement: Statement) -> bool:
     if isinstance(side, Symbol):
-        return side.name not in ("pi", "e", "i", "infinity")
+        return side.name not in CONSTANTS
     if isinstance(side, Operation) and (side.name == "apply" or _is_segment(side)):
         return True
     if isinstance(side, Ratio):
@@ -123,14 +133,14 @@ def _is_name(side: Value, statement: Statement) -> bool:
 
 def _is_segment(side: Value) -> bool:
     """Return True for a product of capital letters, the name of a segment: ``AB``."""
-    if not isinstance(side, Operation) or side.name != "multiply":
+    if not is_operation(side, "multiply"):
         return False
     return all(isinstance(part, Symbol) and part.name.isupper() for part in side.operands)
 
 
 def _is_quotient(side: Value) -> bool:
     """Return True for the quotient of two segments: in a true answer, the name of a ratio."""
-    return isinstance(side, Operation) and side.name == "divide" and all(map(_is_segment, side.operands))
+    return is_operation(side, "divide") and all(map(_is_segment, side.operands))
 
 
 def free_symbols_of(value: Value) -> frozenset[str]:
@@ -141,6 +151,12 @@ def free_symbols_of(value: Value) -> frozenset[str]:
 def _name_of(relation: Relation) -> str:
     first = relation.sides[0]
     return first.name if isinstance(first, Symbol) else ""
+
+
+def compare_stated(gold: Value, answer: Relation, compare: Compare) -> bool | None:
+    """Compare the value that a relation states with a true answer; False for a relation without a value."""
+    stated = stated_value(answer, compare.statement)
+    return False if stated is None else compare(gold, stated)
 
 
 def compare_relation(gold: Relation, answer: Value, compare: Compare) -> bool | None:
@@ -176,15 +192,14 @@ def compare_region(gold: Value, answer: Value, compare: Compare) -> bool | None:
     if isinstance(gold, Relation) and isinstance(answer, Relation) and _same_chain(gold, answer, compare):
         return True
     inequality = isinstance(answer, Relation) and not {"=", "in"} & set(answer.operators)
-    return (
-        None if (expected is not None and inequality) or (found is not None and isinstance(gold, Relation)) else False
-    )
+    if (expected is not None and inequality) or (found is not None and isinstance(gold, Relation)):
+        return None  # one of two inequalities is not solved for the variable
+    return False
 
 
-def _same_chain(gold: Relation, answer: Relation, compare: Compare) -> bool | None:
-    """Compare two chains of inequalities side by side, in either direction."""
-    mirrored = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "in": ""}
-    turned = tuple(mirrored.get(operator, operator) for operator in reversed(answer.operators))
+def _same_chain(gold: Relation, answer: Relation, compare: Compare) -> bool:
+    """Return True if two chains of inequalities agree side by side, in either direction."""
+    turned = tuple(MIRRORED.get(operator, "") for operator in reversed(answer.operators))
     for sides, operators in ((answer.sides, answer.operators), (answer.sides[::-1], turned)):
         if operators == gold.operators and match(gold.sides, sides, compare, ordered=True):
             return True

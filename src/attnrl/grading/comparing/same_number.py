@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from attnrl.grading.arithmetic.evaluation import real_float, rounds_to, same_value
-from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, free_symbols, parts_of
+from attnrl.grading.reading.expressions import (
+    Expression,
+    Number,
+    Operation,
+    Symbol,
+    free_symbols,
+    is_operation,
+    parts_of,
+)
 
 
 def same_number(gold: Expression, answer: Expression) -> bool | None:
@@ -14,13 +22,8 @@ def same_number(gold: Expression, answer: Expression) -> bool | None:
 
     The base of a logarithm without a base is 10 or e, equal in both expressions.
     """
-    if _is_percent(gold) != _is_percent(answer):
-        number, percent = (answer, gold) if _is_percent(gold) else (gold, answer)
-        amount = percent.operands[0]  # type: ignore[union-attr]
-        hundredfold = Operation("multiply", (Number(Fraction(100)), number))
-        size = real_float(amount)
-        sign_left_out = same_number(number, amount) if size is not None and abs(size) >= 1 else False
-        return _any([sign_left_out, same_number(hundredfold, amount)])
+    if is_operation(gold, "percent") != is_operation(answer, "percent"):
+        return _same_percentage(gold, answer)
     equal = same_value(gold, answer)
     if equal is False and (rounds_to(gold, answer) or rounds_to(answer, gold)):
         return True
@@ -31,32 +34,35 @@ def same_number(gold: Expression, answer: Expression) -> bool | None:
     return equal
 
 
-def _is_percent(expression: Expression) -> bool:
-    return isinstance(expression, Operation) and expression.name == "percent"
+def _same_percentage(gold: Expression, answer: Expression) -> bool | None:
+    """Compare a percentage with a number: a hundredth of the percentage, or the percentage without the sign."""
+    number, percentage = (answer, gold) if is_operation(gold, "percent") else (gold, answer)
+    if not is_operation(percentage, "percent"):
+        return False
+    (amount,) = percentage.operands
+    hundredfold = Operation("multiply", (Number(Fraction(100)), number))
+    size = real_float(amount)
+    sign_left_out = same_number(number, amount) if size is not None and abs(size) >= 1 else False
+    return _any([sign_left_out, same_number(hundredfold, amount)])
 
 
 def _with_constant(expression: Expression) -> Expression:
     """Return a sum with a constant of integration, c or C, under a common name."""
-    if (
-        not isinstance(expression, Operation)
-        or expression.name != "add"
-        or len(free_symbols(expression) & {"c", "C"}) != 1
-    ):
+    if not is_operation(expression, "add") or len(free_symbols(expression) & {"c", "C"}) != 1:
         return expression
     constant = Symbol("constant of integration")
-    return Operation(
-        "add", tuple(constant if term in (Symbol("c"), Symbol("C")) else term for term in expression.operands)
-    )
+    terms = (constant if term in (Symbol("c"), Symbol("C")) else term for term in expression.operands)
+    return Operation("add", tuple(terms))
 
 
 def _any(results: Sequence[bool | None]) -> bool | None:
-    return True if True in results else None if None in results else False
+    if True in results:
+        return True
+    return None if None in results else False
 
 
 def _has_plain_logarithm(expression: Expression) -> bool:
-    return any(
-        isinstance(part, Operation) and part.name == "log" and len(part.operands) == 1 for part in parts_of(expression)
-    )
+    return any(is_operation(part, "log") and len(part.operands) == 1 for part in parts_of(expression))
 
 
 def _natural(expression: Expression) -> Expression:

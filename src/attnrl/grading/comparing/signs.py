@@ -6,7 +6,7 @@ from fractions import Fraction
 from functools import partial
 
 from attnrl.grading.comparing.quantities import DEGREE
-from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, operation_names
+from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, is_operation, operation_names
 from attnrl.grading.reading.rewriting import rewritten
 from attnrl.grading.reading.values import Listing, NamedSet, Quantity, Relation, Value, Words, phrase
 
@@ -28,13 +28,8 @@ _PHRASES |= {"infinity": Symbol("infinity")}
 def expanded(value: Value) -> Value:
     """Return a value with ``\\pm`` as a listing, degrees as a quantity, and a number in words as a number."""
     if isinstance(value, Operation):
-        if value.name == "degrees":
-            return Quantity(value.operands[0], DEGREE)
-        if value.name == "negate" and isinstance(value.operands[0], Operation) and value.operands[0].name == "degrees":
-            return Quantity(Operation("negate", value.operands[0].operands), DEGREE)
-        if value.name == "multiply" and any(map(_is_degrees, value.operands)):
-            plain = tuple(part.operands[0] if _is_degrees(part) else part for part in value.operands)  # type: ignore[union-attr]
-            return Quantity(Operation("multiply", plain), DEGREE)
+        if (amount := _without_degrees(value)) != value:
+            return Quantity(amount, DEGREE)
         if operation_names(value) & {"plus_minus", "minus_plus"}:
             return _both_signs(value)
     if isinstance(value, Words):
@@ -48,8 +43,13 @@ def expanded(value: Value) -> Value:
     return value
 
 
-def _is_degrees(part: Expression) -> bool:
-    return isinstance(part, Operation) and part.name == "degrees"
+def _without_degrees(expression: Expression) -> Expression:
+    """Return the amount of an angle in degrees, under a sign or with factors; a further expression unchanged."""
+    if is_operation(expression, "degrees"):
+        return expression.operands[0]
+    if is_operation(expression, "negate", "multiply"):
+        return Operation(expression.name, tuple(map(_without_degrees, expression.operands)))
+    return expression
 
 
 def _without_parameter(listing: Listing) -> Value:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from attnrl.grading.guards.identities import restated
 from attnrl.grading.guards.literals import integer_fraction, is_number, mantissa
 from attnrl.grading.guards.normal_form import normal_form
-from attnrl.grading.reading.expressions import CONSTANTS, Expression, Number, Operation, Symbol, parts_of
+from attnrl.grading.reading.expressions import CONSTANTS, Expression, Number, Operation, Symbol, is_operation, parts_of
 
 _ARITHMETIC = frozenset({"add", "multiply", "negate", "divide", "percent", "degrees"})
 _WRAPPERS = frozenset({"abs", "floor", "ceil", "mod", "max", "min", "gcd", "lcm", "ellipsis", "sum"})
@@ -108,7 +108,7 @@ def _without_wrappers(answer: Expression) -> Iterator[Expression]:
     yield answer
     while isinstance(answer, Operation) and not _unbound_symbols(answer):
         inner = answer.operands[0]
-        if answer.name == "root" and isinstance(inner, Operation) and inner.name == "power":
+        if answer.name == "root" and is_operation(inner, "power"):
             if inner.operands[1] != answer.operands[1]:
                 return
             inner = inner.operands[0]
@@ -125,7 +125,7 @@ def _without_wrappers(answer: Expression) -> Iterator[Expression]:
 
 def _is_value(expression: Expression) -> bool:
     """Return True for a number, a fraction in lowest terms or a symbol, possibly with a sign, in percent or degrees."""
-    if isinstance(expression, Operation) and expression.name in ("negate", "percent", "degrees", "plus_minus"):
+    if is_operation(expression, "negate", "percent", "degrees", "plus_minus"):
         return len(expression.operands) == 1 and _is_value(expression.operands[0])
     fraction = integer_fraction(expression)
     if fraction is not None:
@@ -141,7 +141,7 @@ def _is_product_of_powers(expression: Expression) -> bool:
 
 def _is_hard(part: Expression) -> bool:
     """Return True for an operation that a normal form does not carry out: a power of a number, a root, a function."""
-    if isinstance(part, Operation) and part.name == "power" and isinstance(part.operands[1], Number):
+    if is_operation(part, "power") and isinstance(part.operands[1], Number):
         return not _unbound_symbols(part.operands[0])  # x^2 is x times x
     return isinstance(part, Operation) and part.name not in _ARITHMETIC and part.name not in _WRAPPERS
 

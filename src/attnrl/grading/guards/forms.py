@@ -16,7 +16,7 @@ from functools import lru_cache
 
 from attnrl.grading.guards.literals import integer_fraction, is_number, mantissa, number_value, without_sign
 from attnrl.grading.guards.normal_form import normal_form
-from attnrl.grading.reading.expressions import Expression, Number, Operation, free_symbols, parts_of
+from attnrl.grading.reading.expressions import Expression, Number, Operation, free_symbols, is_operation, parts_of
 from attnrl.grading.reading.formulas import converted_expressions
 from attnrl.grading.reading.reader import readings
 
@@ -70,9 +70,9 @@ def _count_factors(expression: Expression) -> int:
 
 
 def _factors(expression: Expression, *, with_variables: bool) -> int:
-    if isinstance(expression, Operation) and expression.name in ("multiply", "negate", "divide"):
+    if is_operation(expression, "multiply", "negate", "divide"):
         return sum(_factors(operand, with_variables=with_variables) for operand in expression.operands)
-    if isinstance(expression, Operation) and expression.name == "power":
+    if is_operation(expression, "power"):
         base, exponent = expression.operands
         times = exponent.value.numerator if isinstance(exponent, Number) and exponent.value.denominator == 1 else 1
         return min(times, _MOST_FACTORS) * _factors(base, with_variables=with_variables)
@@ -83,10 +83,7 @@ def _factors(expression: Expression, *, with_variables: bool) -> int:
 
 def _is_factored(expression: Expression) -> bool:
     """Return True for a product of several factors with variables, or of several literal integers."""
-    literal = all(
-        isinstance(part, Number) or (isinstance(part, Operation) and part.name in ("multiply", "power"))
-        for part in parts_of(expression)
-    )
+    literal = all(isinstance(part, Number) or is_operation(part, "multiply", "power") for part in parts_of(expression))
     return (literal or bool(free_symbols(expression))) and _count_factors(expression) > 1
 
 
@@ -99,7 +96,7 @@ def _is_unexpanded(part: Expression) -> bool:
 
     A sum of other variables is a coefficient: ``(a + b) x``.
     """
-    if not isinstance(part, Operation) or part.name not in ("power", "multiply"):
+    if not is_operation(part, "power", "multiply"):
         return False
     sums = [operand for operand in part.operands if _is_sum(operand)]
     if part.name == "power":
@@ -111,7 +108,7 @@ def _is_unexpanded(part: Expression) -> bool:
 
 def _is_sum(expression: Expression) -> bool:
     expression = without_sign(expression)
-    return isinstance(expression, Operation) and expression.name == "add" and bool(free_symbols(expression))
+    return is_operation(expression, "add") and bool(free_symbols(expression))
 
 
 def _is_expanded(expression: Expression) -> bool:
@@ -120,7 +117,7 @@ def _is_expanded(expression: Expression) -> bool:
 
 def _is_polynomial_divisor(part: Expression) -> bool:
     """Return True for a quotient with a polynomial in variables below the line, or a negative power of a polynomial."""
-    if not isinstance(part, Operation) or part.name not in ("divide", "power"):
+    if not is_operation(part, "divide", "power"):
         return False
     divisor = part.operands[1 if part.name == "divide" else 0]
     if part.name == "power" and part.operands[1] == without_sign(part.operands[1]):
@@ -168,8 +165,7 @@ def _is_scientific(expression: Expression) -> bool:
 def _percentage(expression: Expression) -> Fraction | None:
     """Return the absolute number before a percent sign; None for an expression without a percent sign at the end."""
     inner = without_sign(expression)
-    is_percent = isinstance(inner, Operation) and inner.name == "percent"
-    return number_value(inner.operands[0]) if isinstance(inner, Operation) and is_percent else None
+    return number_value(inner.operands[0]) if is_operation(inner, "percent") else None
 
 
 def _is_no_percentage(answer: Expression, gold: Expression) -> bool:

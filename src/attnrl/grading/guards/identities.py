@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, free_symbols, operation_names
+from attnrl.grading.reading.expressions import (
+    Expression,
+    Number,
+    Operation,
+    Symbol,
+    difference,
+    free_symbols,
+    operation_names,
+    quotient,
+)
 
 _ONE, _TEN = Number(Fraction(1)), Number(Fraction(10))
 _SMALL_POWER = 64  # bits
@@ -41,29 +50,21 @@ def _restated(expression: Expression, has_variables: bool) -> Expression:
     match name, operands:
         case "log", _:
             base = operands[1] if len(operands) == 2 else _TEN
-            return _divide(Operation("ln", operands[:1]), Operation("ln", (base,)))
+            return quotient(Operation("ln", operands[:1]), Operation("ln", (base,)))
         case "binomial", (top, bottom):
-            factorials = [Operation("factorial", (part,)) for part in (bottom, _minus(top, bottom))]
-            return _divide(Operation("factorial", (top,)), Operation("multiply", tuple(factorials)))
+            factorials = [Operation("factorial", (part,)) for part in (bottom, difference(top, bottom))]
+            return quotient(Operation("factorial", (top,)), Operation("multiply", tuple(factorials)))
         case "mod", (dividend, modulus):
-            quotient = Operation("floor", (_divide(dividend, modulus),))
-            return _minus(dividend, Operation("multiply", (modulus, quotient)))
+            times = Operation("floor", (quotient(dividend, modulus),))
+            return difference(dividend, Operation("multiply", (modulus, times)))
         case "sin" | "cos", (angle,):
             return _with_small_angle(name, angle)
         case (("tan" | "cot" | "sec" | "csc"), (angle,)):
             over, under = (_with_small_angle(part, angle) if part else _ONE for part in _QUOTIENTS[name])
-            return _divide(over, under)
+            return quotient(over, under)
         case "power", (Number() as base, exponent) if has_variables:
             return _folded_power(base, exponent) or Operation("power", operands)
     return Operation(name, operands)
-
-
-def _divide(over: Expression, under: Expression) -> Operation:
-    return Operation("divide", (over, under))
-
-
-def _minus(left: Expression, right: Expression) -> Operation:
-    return Operation("add", (left, Operation("negate", (right,))))
 
 
 def _folded_power(base: Number, exponent: Expression) -> Number | None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from attnrl.grading.reading.expressions import Expression, Number, Operation
+from attnrl.grading.reading.expressions import Expression, Number, is_operation
 
 
 def without_sign(expression: Expression) -> Expression:
     """Return the inside of a negation; any other expression unchanged."""
-    if isinstance(expression, Operation) and expression.name == "negate":
+    if is_operation(expression, "negate"):
         return expression.operands[0]
     return expression
 
@@ -17,7 +17,7 @@ def without_sign(expression: Expression) -> Expression:
 def integer_fraction(expression: Expression) -> tuple[int, int] | None:
     """Return the dividend and the divisor of a fraction of integer literals, without signs; None for another."""
     expression = without_sign(expression)
-    if not isinstance(expression, Operation) or expression.name != "divide":
+    if not is_operation(expression, "divide"):
         return None
     over, under = map(without_sign, expression.operands)
     if not isinstance(over, Number) or not isinstance(under, Number):
@@ -32,7 +32,7 @@ def is_number(expression: Expression) -> bool:
 
     A sign, a percent sign and a degree sign may follow.
     """
-    if isinstance(expression, Operation) and expression.name in ("negate", "percent", "degrees", "divide"):
+    if is_operation(expression, "negate", "percent", "degrees", "divide"):
         return all(isinstance(part, Number) or is_number(part) for part in expression.operands)
     return isinstance(expression, Number) or mantissa(expression) is not None
 
@@ -50,10 +50,10 @@ def number_value(expression: Expression) -> Fraction | None:
 def mantissa(expression: Expression) -> Fraction | None:
     """Return the number before a power of ten, as in ``3 x 10^4``, without the sign; None for another expression."""
     expression = without_sign(expression)
-    if not isinstance(expression, Operation) or expression.name != "multiply" or len(expression.operands) != 2:
+    if not is_operation(expression, "multiply") or len(expression.operands) != 2:
         return None
     factor, power = map(without_sign, expression.operands)
-    if not isinstance(factor, Number) or not isinstance(power, Operation) or power.name != "power":
+    if not isinstance(factor, Number) or not is_operation(power, "power"):
         return None
     base, exponent = power.operands[0], without_sign(power.operands[1])
     is_power_of_ten = isinstance(base, Number) and base.value == 10 and isinstance(exponent, Number)

@@ -28,7 +28,7 @@ from attnrl.grading.guards.terms import (
     text_of,
     without_powers,
 )
-from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, free_symbols
+from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, free_symbols, is_operation
 
 _ONE = Fraction(1)
 _MOST_FACTORS, _MOST_TERMS = 6, 64  # of a product of sums that is multiplied out
@@ -339,7 +339,7 @@ class _Forms:
 
 def _is_integer(expression: Expression) -> bool:
     """Return True if an expression of integer literals surely is an integer."""
-    if isinstance(expression, Operation) and expression.name == "power":
+    if is_operation(expression, "power"):
         base, exponent = expression.operands
         return _is_integer(base) and isinstance(exponent, Number) and exponent.value.denominator == 1
     if isinstance(expression, Operation):

@@ -7,12 +7,20 @@ from fractions import Fraction
 
 from attnrl.grading.reading.brackets import read_brackets, read_environment, read_group
 from attnrl.grading.reading.cursor import Cursor, Unsupported, WorkLeft, expression
-from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, free_symbols
+from attnrl.grading.reading.expressions import (
+    Expression,
+    Number,
+    Operation,
+    Symbol,
+    difference,
+    free_symbols,
+    is_operation,
+)
 from attnrl.grading.reading.factors import ACCENTS, BIG_OPERATORS, GREEK
 from attnrl.grading.reading.functions import read_argument, read_big_operator, read_collective, read_function
 from attnrl.grading.reading.letters import COLLECTIVES, FUNCTIONS
 from attnrl.grading.reading.tokens import Unreadable
-from attnrl.grading.reading.values import NamedSet, Value
+from attnrl.grading.reading.values import NamedSet, Value, items_of
 
 _MAX_DIGITS = 4_000
 _SETS = {"R": "reals", "Z": "integers", "N": "naturals", "Q": "rationals", "C": "complex"}
@@ -110,9 +118,8 @@ def _read_symbol(cursor: Cursor, name: str = "") -> Value:
     applied = "'" in name or (name[0] in _UNKNOWN_FUNCTIONS and (len(name) == 1 or name[1] == "_"))
     at_number = cursor.peek(1).kind == "number" and cursor.peek(2).text == ")" and " " not in name  # I(0)
     if (applied or at_number) and cursor.at("(") and not cursor.peek().gap:
-        arguments = read_brackets(cursor)
-        items = getattr(arguments, "items", (arguments,))
-        return Operation("apply", (Symbol(name), *(expression(item) for item in items)))
+        arguments = items_of(read_brackets(cursor))
+        return Operation("apply", (Symbol(name), *map(expression, arguments)))
     return Symbol(name)
 
 
@@ -171,7 +178,7 @@ def _gamma(argument: Expression) -> Operation:
     """Return the factorial for Euler's function of an integer or a variable."""
     if not free_symbols(argument) and not (isinstance(argument, Number) and argument.value.denominator == 1):
         return Operation("apply", (Symbol("Gamma"), argument))
-    return Operation("factorial", (Operation("add", (argument, Operation("negate", (Number(Fraction(1)),)))),))
+    return Operation("factorial", (difference(argument, Number(Fraction(1))),))
 
 
 def _expression_name(value: Value) -> str:
@@ -182,7 +189,7 @@ def _expression_name(value: Value) -> str:
     """
     if isinstance(value, Symbol):
         return value.name
-    if isinstance(value, Operation) and value.name == "multiply":
+    if is_operation(value, "multiply"):
         return "".join(_expression_name(factor) for factor in value.operands)
     raise Unsupported("an accent over an expression")
 
@@ -198,9 +205,7 @@ def _read_accent(cursor: Cursor, accent: str) -> Value:
 
 
 def _is_segment(value: Value) -> bool:
-    return (
-        isinstance(value, Operation) and value.name == "multiply" and all(isinstance(o, Symbol) for o in value.operands)
-    )
+    return is_operation(value, "multiply") and all(isinstance(factor, Symbol) for factor in value.operands)
 
 
 _DERIVATIVE = re.compile(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TypeGuard
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,21 @@ OPERATIONS: dict[str, str] = {
     "ellipsis": "the terms of a series a + b + ... + z, in order, with the ellipsis between the last two",
     **dict.fromkeys((*TRIGONOMETRIC, *HYPERBOLIC, *INVERSE), "x"),
 }
+
+
+def is_operation(value: object, *names: str) -> TypeGuard[Operation]:
+    """Return True for an operation with one of the names."""
+    return isinstance(value, Operation) and value.name in names
+
+
+def difference(left: Expression, right: Expression) -> Operation:
+    """Return the tree of ``left - right``."""
+    return Operation("add", (left, Operation("negate", (right,))))
+
+
+def quotient(over: Expression, under: Expression) -> Operation:
+    """Return the tree of ``over / under``."""
+    return Operation("divide", (over, under))
 
 
 def parts_of(expression: Expression) -> Iterator[Expression]:

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from attnrl.grading.reading.brackets import is_value_start, read_group
 from attnrl.grading.reading.cursor import Cursor, expression
-from attnrl.grading.reading.expressions import Expression, Number, Operation
+from attnrl.grading.reading.expressions import Expression, Number, Operation, is_operation
 from attnrl.grading.reading.letters import COLLECTIVES, FUNCTIONS
 from attnrl.grading.reading.tokens import Unreadable
 from attnrl.grading.reading.values import BaseNumber, Value
@@ -49,7 +49,7 @@ def refuse_digits_side_by_side(cursor: Cursor, previous: Value) -> None:
     """Raise Unreadable for a number right after a number: ``1 2`` is no number."""
     if cursor.peek().kind != "number":
         return
-    if isinstance(previous, Number) or (isinstance(previous, Operation) and previous.name == "divide"):
+    if isinstance(previous, Number) or is_operation(previous, "divide"):
         raise Unreadable("digits side by side")
 
 

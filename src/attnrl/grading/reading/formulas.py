@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from itertools import islice
 
-from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol
+from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, difference, is_operation
 from attnrl.grading.reading.values import (
     Brackets,
     Counted,
@@ -113,7 +113,7 @@ def _operation(name: str, operands: Sequence[Expression]) -> Operation:
         case "part":
             return Operation("multiply", tuple(operands))
         case "subtract":
-            return Operation("add", (operands[0], Operation("negate", (operands[1],))))
+            return difference(*operands)
         case "root":
             return Operation("root", (operands[0], Number(Fraction(2))))
     return Operation(name, tuple(operands))
@@ -123,7 +123,7 @@ def _is_part(operand: Expression) -> bool:
     """Return True for a percentage and a fraction, and False for a number of things: ``3 of 10``."""
     if isinstance(operand, Number):
         return operand.value.denominator > 1
-    return isinstance(operand, Operation) and operand.name in ("percent", "divide")
+    return is_operation(operand, "percent", "divide")
 
 
 def _operand(written: str, read: Callable[[str], Sequence[Value]]) -> Expression | None:

@@ -10,7 +10,7 @@ from attnrl.grading.reading.expressions import Expression, Number, Operation, Sy
 from attnrl.grading.reading.factors import multiply, negative, read_exponent, refuse_digits_side_by_side, starts_factor
 from attnrl.grading.reading.letters import COLLECTIVES, FUNCTIONS
 from attnrl.grading.reading.tokens import Token
-from attnrl.grading.reading.values import Value
+from attnrl.grading.reading.values import Value, items_of
 
 
 def read_argument(cursor: Cursor) -> Value:
@@ -74,9 +74,7 @@ def _function_argument(cursor: Cursor) -> Expression:
 
 def read_collective(cursor: Cursor, name: str) -> Operation:
     """Read the arguments of ``\\gcd``, ``\\lcm``, ``\\max`` or ``\\min`` in brackets."""
-    value = cursor.grammar.atom(cursor)
-    items = getattr(value, "items", (value,))
-    return Operation(name, tuple(expression(item) for item in items))
+    return Operation(name, tuple(map(expression, items_of(cursor.grammar.atom(cursor)))))
 
 
 def read_big_operator(cursor: Cursor, command: str) -> Operation:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from attnrl.grading.reading.atoms import read_atom
 from attnrl.grading.reading.brackets import with_bar
 from attnrl.grading.reading.cursor import Cursor, Grammar, expression
-from attnrl.grading.reading.expressions import Operation, Symbol
+from attnrl.grading.reading.expressions import Symbol, is_operation
 from attnrl.grading.reading.letters import sort_letters
 from attnrl.grading.reading.sides import read_name, read_side
 from attnrl.grading.reading.sums import read_power, read_product, read_sum
@@ -178,7 +178,7 @@ def _read_item(cursor: Cursor) -> Value:
         sides.append(read_name(cursor) or _with_ratio(cursor, read_side(cursor)))
     modulus = _modulus(cursor)
     last = sides[-1]
-    if modulus is None and "≡" in operators and isinstance(last, Operation) and last.name == "mod":
+    if modulus is None and "≡" in operators and is_operation(last, "mod"):
         sides[-1], modulus = last.operands
     if modulus is not None:
         operators = ["=" if operator == "≡" else operator for operator in operators]

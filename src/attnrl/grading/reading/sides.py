@@ -6,7 +6,7 @@ import re
 from fractions import Fraction
 
 from attnrl.grading.reading.cursor import Cursor, Unsupported, expression
-from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol
+from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, is_operation
 from attnrl.grading.reading.letters import SHORT_WORDS
 from attnrl.grading.reading.sums import read_sum
 from attnrl.grading.reading.tokens import Unreadable
@@ -118,7 +118,7 @@ def _with_suffix(cursor: Cursor, amount: Value) -> Value:
         if read_unit(words) != amount.unit and words.lower() not in ("usd", "dollars"):
             raise Unreadable("two units")
         return amount
-    if isinstance(amount, Operation) and amount.name == "degrees":
+    if is_operation(amount, "degrees"):
         unit = read_unit(words)
         if unit is None:
             raise Unreadable("words after degrees")

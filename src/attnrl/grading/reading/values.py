@@ -179,6 +179,11 @@ Value = (
 )
 
 
+def items_of(value: Value) -> tuple[Value, ...]:
+    """Return the items of a listing or of values in brackets; of another value, the value alone."""
+    return value.items if isinstance(value, Listing | Brackets) else (value,)
+
+
 def phrase(text: str) -> str:
     """Return words in lower case, without articles, punctuation, hyphens and the plural."""
     words = re.sub(r"[^\w\s']|_", " ", text.casefold().replace("'", "")).split()
