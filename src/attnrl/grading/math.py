@@ -23,6 +23,7 @@ from attnrl.grading.worker_pool import DEADLINE, WorkerPool
 from attnrl.types import Grade, Problem
 
 MAX_DISTINCT_BOXES = 8  # a response with more different boxes is wrong
+MAX_PLAIN_CHARS = 100  # of a number compared without the workers
 CACHE_SIZE = 8_192  # comparisons
 MAX_CACHED_CHARS = 200  # longer answers rarely repeat and would fill the memory
 
@@ -127,7 +128,7 @@ def _plain_number(text: str) -> tuple[Fraction, bool] | None:
     None for another text, for a percentage (two possible values) and for a fraction to be reduced.
     """
     key = spelling(text)
-    if key is None or len(text) > 100 or any(kind not in ("number", "mark") for kind, _ in key[1:]):
+    if key is None or len(text) > MAX_PLAIN_CHARS or any(kind not in ("number", "mark") for kind, _ in key[1:]):
         return None
     if any(kind == "mark" and part not in ("-", "/") for kind, part in key):
         return None
@@ -135,8 +136,10 @@ def _plain_number(text: str) -> tuple[Fraction, bool] | None:
     parts = [part for _, part in (key[1:] if sign == -1 else key)]
     if len(parts) == 1:
         return (sign * Fraction(parts[0]), False) if parts[0].replace(".", "").isdigit() else None
-    numbers = parts[1:] if parts[:1] == ["frac"] else parts[::2] if parts[1:2] == ["/"] else []
-    if len(parts) != 3 or len(numbers) != 2 or not all(number.isdigit() for number in numbers):
+    if len(parts) != 3 or (parts[0] != "frac" and parts[1] != "/"):
+        return None
+    numbers = parts[1:] if parts[0] == "frac" else parts[::2]
+    if not all(number.isdigit() for number in numbers):
         return None
     over, under = map(int, numbers)
     if under < 2 or Fraction(over, under).denominator != under:

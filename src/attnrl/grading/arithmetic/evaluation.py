@@ -12,7 +12,7 @@ from typing import Any
 
 from attnrl.grading.arithmetic.exact import exact_value, fold
 from attnrl.grading.arithmetic.limits import MAX_BITS, TooLarge, Undefined, Work
-from attnrl.grading.arithmetic.numeric import Evaluation
+from attnrl.grading.arithmetic.numeric import Evaluation, is_complex
 from attnrl.grading.arithmetic.points import (
     Point,
     complex_points,
@@ -25,7 +25,7 @@ from attnrl.grading.arithmetic.points import (
     variables,
 )
 from attnrl.grading.arithmetic.rationals import bits, log2
-from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, is_operation
+from attnrl.grading.reading.expressions import Expression, Number, Symbol, is_operation
 
 LOW_BITS = 170  # 50 digits
 STEP_BITS = 128  # between the precisions that tell a difference from noise
@@ -71,7 +71,7 @@ def real_float(expression: Expression) -> float | None:
         if isinstance(folded, Number):
             return _nearest_float(folded.value)
         value = _precise(folded, LOW_BITS)
-        return None if hasattr(value, "_mpc_") else float(value)
+        return None if is_complex(value) else float(value)
     except (TooLarge, Undefined, RecursionError):
         return None
 
@@ -93,7 +93,7 @@ def rounds_to(decimal: Expression, expression: Expression) -> bool:
         precision = LOW_BITS + 4 * digits
         exact = _precise(folded, precision)
         run = Evaluation(precision, {}, Work())
-        return not hasattr(exact, "_mpc_") and bool(abs(exact - run.rational(value)) <= run.rational(place / 2))
+        return not is_complex(exact) and bool(abs(exact - run.rational(value)) <= run.rational(place / 2))
     except (TooLarge, Undefined, RecursionError):
         return False
 
@@ -300,16 +300,12 @@ def _decimal(expression: Expression) -> tuple[Fraction, Fraction, int] | None:
 
 
 def _power_of_ten(expression: Expression) -> Fraction | None:
-    if (
-        isinstance(expression, Operation)
-        and expression.name == "power"
-        and expression.operands[0] == Number(Fraction(10))
-    ):
-        try:
-            return exact_value(expression)
-        except TooLarge:
-            return None
-    return None
+    if not is_operation(expression, "power") or expression.operands[0] != Number(Fraction(10)):
+        return None
+    try:
+        return exact_value(expression)
+    except TooLarge:
+        return None
 
 
 def _last_place(value: Fraction, digits: int) -> Fraction:

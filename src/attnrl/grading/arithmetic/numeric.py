@@ -112,7 +112,7 @@ class Evaluation:
     def checked(self, value: Any) -> Any:
         """Return a value without the noise of a vanishing real or imaginary part."""
         context = self.context
-        if hasattr(value, "_mpc_"):
+        if is_complex(value):
             shift = 3 * self.bits // 4
             if context.mag(value.imag) < context.mag(value.real) - shift or not value.imag:
                 value = value.real
@@ -146,7 +146,7 @@ class Evaluation:
 
     def near_integer(self, value: Any) -> int | None:
         """Return the integer that equals a real value up to noise, or None."""
-        if hasattr(value, "_mpc_") or self.context.mag(value) > self.bits // 2:
+        if is_complex(value) or self.context.mag(value) > self.bits // 2:
             return None
         nearest = int(self.context.nint(value))
         return nearest if abs(value - nearest) <= self.context.ldexp(1, -3 * self.bits // 4) else None
@@ -154,6 +154,11 @@ class Evaluation:
     def vanishes(self, value: Any, scale: int = 0) -> bool:
         """Return True if a value is 0 up to noise, relative to ``2**scale``."""
         return not value or self.context.mag(value) < scale + 16 - self.bits
+
+
+def is_complex(value: Any) -> bool:
+    """Return True for a complex number of mpmath, and False for a real number."""
+    return hasattr(value, "_mpc_")
 
 
 def _odd_bits(value: Fraction) -> int:
@@ -206,7 +211,7 @@ def _raise(run: Evaluation, base: Any, exponent: Any, exact: Fraction | None) ->
         return context.mpf(0)
     if exponent:
         run.widen(2 * abs(context.mag(exponent)))
-    whole = run.near_integer(exponent) if exact is None else exact.numerator if exact.denominator == 1 else None
+    whole = _integer_exponent(run, exponent, exact)
     if whole is not None and abs(whole) * (1 + abs(context.mag(base))) <= MAX_LOG2:
         run.work.spend(2 + (run.bits**2 >> 18) * whole.bit_length())
         return context.power(base, whole)
@@ -215,10 +220,16 @@ def _raise(run: Evaluation, base: Any, exponent: Any, exact: Fraction | None) ->
         raise TooLarge("a power beyond the limits")
     if whole is not None:
         return context.power(base, whole)
-    if exact is not None and exact.denominator % 2 and not hasattr(base, "_mpc_") and base < 0:
+    if exact is not None and exact.denominator % 2 and not is_complex(base) and base < 0:
         size = context.power(-base, exponent)
         return -size if exact.numerator % 2 else size
     return context.power(base, exponent)
+
+
+def _integer_exponent(run: Evaluation, exponent: Any, exact: Fraction | None) -> int | None:
+    if exact is None:
+        return run.near_integer(exponent)
+    return exact.numerator if exact.denominator == 1 else None
 
 
 def _root(run: Evaluation, operands: tuple[Expression, ...]) -> Any:
@@ -232,16 +243,12 @@ def _root(run: Evaluation, operands: tuple[Expression, ...]) -> Any:
     return _raise(run, base, 1 / index, exact)
 
 
-def _function(name: str) -> Callable[..., Any]:
-    """Return an operation for a function of mpmath with one complex or real argument."""
-
-    def apply(run: Evaluation, value: Any) -> Any:
-        try:
-            return getattr(run.context, name)(run.argument(value))
-        except (ValueError, ZeroDivisionError):
-            raise Undefined(f"{name} outside its domain") from None
-
-    return apply
+def _by_mpmath(name: str, run: Evaluation, value: Any) -> Any:
+    """Return the value of a function of mpmath with one complex or real argument."""
+    try:
+        return getattr(run.context, name)(run.argument(value))
+    except (ValueError, ZeroDivisionError):
+        raise Undefined(f"{name} outside its domain") from None
 
 
 def _trigonometric(name: str) -> Callable[..., Any]:
@@ -266,10 +273,7 @@ def _hyperbolic(name: str) -> Callable[..., Any]:
         if abs(run.context.re(value)) > MAX_SPREAD:
             raise TooLarge("an exponent beyond the limits")
         run.widen(3 * int(abs(run.context.re(value))))
-        try:
-            return getattr(run.context, name)(run.argument(value))
-        except (ValueError, ZeroDivisionError):
-            raise Undefined(f"{name} outside its domain") from None
+        return _by_mpmath(name, run, value)
 
     return apply
 
@@ -304,7 +308,7 @@ def _remainder(run: Evaluation, dividend: Any, modulus: Any) -> Any:
 
 
 def _factorial(run: Evaluation, value: Any) -> Any:
-    if hasattr(value, "_mpc_"):
+    if is_complex(value):
         raise Undefined("a factorial of a complex number")
     whole = run.near_integer(value)
     if whole is not None and whole < 0:
@@ -329,7 +333,7 @@ def _binomial(run: Evaluation, above: Any, below: Any) -> Any:
 
 
 def _real(value: Any) -> Any:
-    if hasattr(value, "_mpc_"):
+    if is_complex(value):
         raise Undefined("an order of complex numbers")
     return value
 
@@ -376,10 +380,10 @@ _NUMERIC: dict[str, Callable[..., Any]] = {
     "re": lambda run, value: run.context.re(value),
     "im": lambda run, value: run.context.im(value),
     "arg": _phase,
-    "sin": _function("sin"),
-    "cos": _function("cos"),
+    "sin": functools.partial(_by_mpmath, "sin"),
+    "cos": functools.partial(_by_mpmath, "cos"),
     **{name: _hyperbolic(name) for name in HYPERBOLIC},
-    **{name: _function(name.replace("arc", "a")) for name in INVERSE},
+    **{name: functools.partial(_by_mpmath, name.replace("arc", "a")) for name in INVERSE},
 }
 
 #: Operations that need their operands as expressions.

@@ -58,8 +58,10 @@ def _divide(numbers: list[Fraction], work: Work) -> Fraction | None:
 
 def _power(numbers: list[Fraction], work: Work) -> Fraction | None:
     base, exponent = numbers
-    if base in (0, 1):
-        return (ONE if exponent == 0 else ZERO if exponent > 0 else None) if base == 0 else ONE
+    if base == 1 or exponent == 0:
+        return ONE
+    if base == 0:
+        return ZERO if exponent > 0 else None
     root: Fraction | None = base
     if exponent.denominator != 1:
         root = exact_root(base, exponent.denominator, work)

@@ -9,10 +9,10 @@ from attnrl.grading.comparing.quantities import DEGREE
 from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, is_operation, operation_names
 from attnrl.grading.reading.rewriting import rewritten
 from attnrl.grading.reading.values import Listing, NamedSet, Quantity, Relation, Value, Words, phrase
+from attnrl.grading.reading.words import NUMBER_WORDS
 
-_WORDS = "zero one two three four five six seven eight nine ten eleven twelve"
 #: Words with a value of another type.
-_PHRASES: dict[str, Value] = {word: Number(Fraction(number)) for number, word in enumerate(_WORDS.split())}
+_PHRASES: dict[str, Value] = {word: Number(Fraction(number)) for word, number in NUMBER_WORDS.items()}
 _PHRASES |= dict.fromkeys(
     map(phrase, ("all real numbers", "real numbers", "all reals", "the reals")), NamedSet("reals")
 )

@@ -23,7 +23,7 @@ from attnrl.grading.reading.units import read_unit
 from attnrl.grading.reading.values import Labelled, Listing, Ratio, Relation, Residue, Value
 from attnrl.grading.reading.words import only_words, read_label, read_time, read_words
 
-_RELATIONS = {"=": "=", "!=": "!=", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
+_RELATIONS = frozenset({"=", "!=", "<", "<=", ">", ">="})
 _RELATION_COMMANDS = {"in": "in", "approx": "~", "sim": "~", "equiv": "≡", "cong": "≡", "simeq": "~"}
 _PREFIXES_LIST = """
     the answer answers is are about approximately approx roughly exactly final value values equals total
@@ -143,7 +143,7 @@ def read_listing(cursor: Cursor) -> Value:
         if joint == ";":
             groups.append([])
         groups[-1].append(_read_item(cursor))
-    joint = "or" if "or" in joints else "and" if "and" in joints else ","
+    joint = next((word for word in ("or", "and") if word in joints), ",")
     if len(groups) > 1 and joint == ",":  # a semicolon separates groups: p=5, q=2; p=7, q=2
         return Listing(tuple(group[0] if len(group) == 1 else Listing(tuple(group), ",") for group in groups), ",")
     items = [item for group in groups for item in group]
@@ -190,8 +190,11 @@ def _read_item(cursor: Cursor) -> Value:
 
 def _operator(cursor: Cursor) -> str:
     token = cursor.peek()
-    table = _RELATIONS if token.kind == "mark" else _RELATION_COMMANDS if token.kind == "command" else {}
-    operator = table.get(token.text, "")
+    operator = ""
+    if token.kind == "mark" and token.text in _RELATIONS:
+        operator = token.text
+    elif token.kind == "command":
+        operator = _RELATION_COMMANDS.get(token.text, "")
     cursor.place += bool(operator)
     return operator
 

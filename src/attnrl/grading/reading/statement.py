@@ -14,6 +14,7 @@ from attnrl.grading.reading.formulas import statement_expressions
 from attnrl.grading.reading.reader import readings
 from attnrl.grading.reading.units import Unit, read_unit, units_in
 from attnrl.grading.reading.values import Value
+from attnrl.grading.reading.words import NUMBER_WORDS
 
 MAX_PROBLEM_CHARS = 8_000  # of a problem's text; the rest is not read
 MAX_FORMULAS = 64
@@ -29,13 +30,7 @@ _ASKED = re.compile(
 _SENTENCE_END = re.compile(r"[.?!](?=\s|$)")
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)\$?[\s~]*(?:\\text\{\s*)?([a-zA-Z]+(?:/[a-zA-Z]+)?)")
 _UNIT = r"((?:(?:square|cubic)\s+)?[a-z]+(?:\s+per\s+[a-z]+|\s*/\s*[a-z]+(?:\^?\d)?)?)"
-_BASE = re.compile(
-    r"base[\s$\-{}\\a-z]{0,10}?(\d{1,2})\b|base[\s-]*(two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen)"
-)
-_BASE_WORDS = {
-    **{"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10},
-    **{"twelve": 12, "sixteen": 16},
-}
+_BASE = re.compile(rf"base[\s$\-{{}}\\a-z]{{0,10}}?(\d{{1,2}})\b|base[\s-]*({'|'.join(NUMBER_WORDS)})\b")
 _ALL_THAT_APPLY = re.compile(
     r"(?i)all (?:that|which) apply|select all|which of the following (?:are|statements are)|all correct"
 )
@@ -105,7 +100,7 @@ class Statement:
     @cached_property
     def bases(self) -> frozenset[int]:
         """The bases of numerals named in the text."""
-        return frozenset(int(number) if number else _BASE_WORDS[word] for number, word in _BASE.findall(self.text))
+        return frozenset(int(number) if number else NUMBER_WORDS[word] for number, word in _BASE.findall(self.text))
 
 
 @lru_cache(maxsize=256)

@@ -18,7 +18,9 @@ from attnrl.grading.reading.factors import (
 )
 from attnrl.grading.reading.tokens import Token, Unreadable
 from attnrl.grading.reading.values import BaseNumber, Brackets, Value
+from attnrl.grading.reading.words import NUMBER_WORDS
 
+MAX_BASE = 36  # of a numeral: ten digits and 26 letters
 _POINTS = frozenset(map(Symbol, "ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
 
 
@@ -119,8 +121,7 @@ def read_power(cursor: Cursor) -> Value:
 
 def _in_base(value: Value, cursor: Cursor) -> BaseNumber:
     base = subscript(cursor)
-    words = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
-    number = words.get(base.lower(), int(base) if base.isdigit() and len(base) < 3 else 0)
-    if isinstance(value, Number) and value.value.denominator == 1 and 2 <= number <= 36:
+    number = int(base) if base.isdigit() and len(base) < 3 else NUMBER_WORDS.get(base.lower(), 0)
+    if isinstance(value, Number) and value.value.denominator == 1 and 2 <= number <= MAX_BASE:
         return BaseNumber(str(value.value.numerator), number)
     raise Unreadable("a subscript after a value")

@@ -42,12 +42,12 @@ _SCALES = {
 }
 #: Names with a second meaning (the second term, the unit circle, the degree 3, in a box): units only after a number.
 _AMBIGUOUS = frozenset({"second", "degree", "unit", "bit", "in", "min", "sec", "deg", "rad"})
-_NUMBER_WORDS = frozenset(
-    (
-        *("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "twenty"),
-        *("thirty", "forty", "fifty", "sixty", "half", "hundred", "thousand", "million", "billion", "dozen", "per"),
-    )
-)
+_AMOUNT_WORDS_LIST = """
+    one two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty sixty half hundred thousand
+    million billion dozen per
+"""
+#: Words before a unit in the text of a problem.
+_AMOUNT_WORDS = frozenset(_AMOUNT_WORDS_LIST.split())
 #: Words after an inch: ``5 in by 7 in``.
 _AFTER_INCH = frozenset({"", ".", ",", ";", "?", ")", "and", "by", "x", "or", "per", "/", "^"})
 
@@ -316,7 +316,7 @@ def _follows_number(tokens: Sequence[_Token], at: int) -> bool:
     while before >= 0 and tokens[before].text in ("$", r"\)", "-"):
         before -= 1
     text = tokens[before].text if before >= 0 else ""
-    return text[:1].isdigit() or text == "}" or text.lower() in _NUMBER_WORDS
+    return text[:1].isdigit() or text == "}" or text.lower() in _AMOUNT_WORDS
 
 
 def scale_of(word: str) -> int | None:

@@ -10,6 +10,10 @@ from attnrl.grading.reading.letters import SHORT_WORDS
 from attnrl.grading.reading.tokens import Token
 from attnrl.grading.reading.values import TimeOfDay, Words
 
+_NUMBERS_LIST = "zero one two three four five six seven eight nine ten eleven twelve"
+#: Word -> integer.
+NUMBER_WORDS = {word: number for number, word in enumerate(_NUMBERS_LIST.split())} | {"sixteen": 16}
+
 _TIME = re.compile(
     r"(?P<hour>\d{1,2})(?:\s?:\s?(?P<minute>[0-5]\d))?\s*(?P<half>[ap])\.?\s?m\b\.?|(?P<h24>[01]?\d|2[0-3]):(?P<m24>[0-5]\d)",
     re.IGNORECASE | re.ASCII,
@@ -67,9 +71,13 @@ def _is_word(token: Token, several: bool, symbols: frozenset[str]) -> bool:
 def read_label(tokens: Sequence[Token]) -> tuple[str, Sequence[Token]] | None:
     r"""Return the letter of a choice and the tokens after the letter, as in ``\textbf{(E) } 42``."""
     texts = [token.text for token in tokens[:3]]
-    bracketed = len(tokens) > 3 and texts[0] == "(" and texts[2] == ")"
-    letter, rest = (texts[1], tokens[3:]) if bracketed else ((texts[0], tokens[2:]) if len(tokens) > 2 else ("", ()))
-    if not re.fullmatch("[A-J]", letter) or not (bracketed or texts[1] in (")", ".", ":")):
+    if len(tokens) > 3 and texts[0] == "(" and texts[2] == ")":
+        letter, rest = texts[1], tokens[3:]
+    elif len(tokens) > 2 and texts[1] in (")", ".", ":"):
+        letter, rest = texts[0], tokens[2:]
+    else:
+        return None
+    if not re.fullmatch("[A-J]", letter):
         return None
     starts = rest[0].kind != "mark" or rest[0].text in ("$", "-", "(", "{", "\\{", "[")
     return (letter, rest) if starts and (rest[0].gap or tokens[1].kind == "text") else None
