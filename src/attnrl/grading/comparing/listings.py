@@ -27,58 +27,6 @@ from attnrl.grading.reading.values import (
 )
 
 
-def _assignments(value: Value) -> dict[str, Value] | None:
-    """Return name -> value of equations with different names, or None; x_1 and x_2 are values of one name."""
-    if not isinstance(value, Listing | Brackets):
-        return None
-    if isinstance(value, Listing) and value.joint == "or":
-        return None
-    if isinstance(value, Brackets) and value.left != "{":
-        return None
-    pairs = [_assignment(item) for item in value.items]
-    if any(pair is None for pair in pairs):
-        return None
-    named = dict(pair for pair in pairs if pair is not None)
-    same_name = len({re.sub(r"_\d+$", "", name) for name in named}) == 1
-    return named if len(named) == len(pairs) > 1 and not same_name else None
-
-
-def _assignment(item: Value) -> tuple[str, Value] | None:
-    if isinstance(item, Relation) and item.operators == ("=",) and isinstance(item.sides[0], Symbol):
-        return item.sides[0].name, item.sides[1]
-    return None
-
-
-def _items(value: Value, compare: Compare) -> list[Value] | None:
-    """Return the items of a listing, a set or a tuple, without the name before ``=``; None for another value."""
-    if isinstance(value, Relation):
-        stated = stated_value(value, compare.statement)
-        return None if stated is None else _items(expanded(stated), compare)
-    if not isinstance(value, Listing | Brackets):
-        return None
-    items: list[Value] = []
-    for item in value.items:
-        signs = expanded(item)
-        for part in signs.items if isinstance(signs, Listing) and not isinstance(item, Listing) else [signs]:
-            stated = stated_value(part, compare.statement) if isinstance(part, Relation) else part
-            if stated is None:
-                return None
-            items.append(stated)
-    return items
-
-
-def _in_order(named: dict[str, Value], compare: Compare) -> list[Value]:
-    """Return the values in the order of the tuple of names in the problem, or else in the order of the alphabet.
-
-    Names of more than a letter stay in the order of the answer.
-    """
-    for asked in compare.statement.asked:
-        names = [item.name for item in items_of(asked) if isinstance(item, Symbol)]
-        if sorted(names) == sorted(named):
-            return [named[name] for name in names]
-    return [named[name] for name in (sorted(named) if all(len(name) == 1 for name in named) else named)]
-
-
 def compare_listing(gold: Listing, answer: Value, compare: Compare) -> bool | None:
     """Compare an answer with values between commas, in any order; values of a system in the order of names."""
     expected, found = _assignments(gold), _assignments(answer)
@@ -140,26 +88,6 @@ def compare_brackets(gold: Brackets, answer: Value, compare: Compare) -> bool | 
     return False
 
 
-def _components(vector: Operation, length: int) -> list[Value] | None:
-    r"""Return the components of ``2\mathbf{i} - \mathbf{j}``, in the unit vectors i, j, k; None for another value."""
-    letters = "ijk"[:length]
-    names = free_symbols(vector)
-    if length not in (2, 3) or "j" not in names or not names <= set(letters):
-        return None
-    return [substituted(vector, partial(_unit_vector, letter)) for letter in letters]
-
-
-def _unit_vector(letter: str, symbol: Symbol) -> Number:
-    """Return the component of the unit vector ``symbol`` in the direction of a letter."""
-    return Number(Fraction(int(symbol.name == letter)))
-
-
-def _kind(brackets: Brackets) -> str:
-    if brackets.left == "{":
-        return "set"
-    return "tuple" if brackets.left + brackets.right in ("()", "<>") else "interval"
-
-
 def compare_set(gold: Brackets, answer: Value, compare: Compare) -> bool | None:
     """Compare an answer with a finite set: in any order, repetitions in braces ignored."""
     if isinstance(answer, Brackets) and answer.left != "{":
@@ -174,14 +102,6 @@ def compare_set(gold: Brackets, answer: Value, compare: Compare) -> bool | None:
     if len(gold.items) == 1 and not isinstance(answer, SetOperation | NamedSet | Brackets):
         return compare(gold.items[0], answer)
     return compare_region(gold, answer, compare)
-
-
-def _distinct(items: Sequence[Value], compare: Compare) -> list[Value]:
-    kept: list[Value] = []
-    for item in items[:MAX_ITEMS]:
-        if not any(compare(other, item) for other in kept):
-            kept.append(item)
-    return kept
 
 
 def compare_matrix(gold: Matrix, answer: Value, compare: Compare) -> bool | None:
@@ -201,3 +121,83 @@ def compare_matrix(gold: Matrix, answer: Value, compare: Compare) -> bool | None
     if isinstance(answer, Brackets) and _kind(answer) == "tuple" and 1 in (len(gold.rows), len(gold.rows[0])):
         return match([cell for row in gold.rows for cell in row], answer.items, compare, ordered=True)
     return False
+
+
+def _assignments(value: Value) -> dict[str, Value] | None:
+    """Return name -> value of equations with different names, or None; x_1 and x_2 are values of one name."""
+    if not isinstance(value, Listing | Brackets):
+        return None
+    if isinstance(value, Listing) and value.joint == "or":
+        return None
+    if isinstance(value, Brackets) and value.left != "{":
+        return None
+    pairs = [_assignment(item) for item in value.items]
+    if any(pair is None for pair in pairs):
+        return None
+    named = dict(pair for pair in pairs if pair is not None)
+    same_name = len({re.sub(r"_\d+$", "", name) for name in named}) == 1
+    return named if len(named) == len(pairs) > 1 and not same_name else None
+
+
+def _assignment(item: Value) -> tuple[str, Value] | None:
+    if isinstance(item, Relation) and item.operators == ("=",) and isinstance(item.sides[0], Symbol):
+        return item.sides[0].name, item.sides[1]
+    return None
+
+
+def _items(value: Value, compare: Compare) -> list[Value] | None:
+    """Return the items of a listing, a set or a tuple, without the name before ``=``; None for another value."""
+    if isinstance(value, Relation):
+        stated = stated_value(value, compare.statement)
+        return None if stated is None else _items(expanded(stated), compare)
+    if not isinstance(value, Listing | Brackets):
+        return None
+    items: list[Value] = []
+    for item in value.items:
+        signs = expanded(item)
+        for part in signs.items if isinstance(signs, Listing) and not isinstance(item, Listing) else [signs]:
+            stated = stated_value(part, compare.statement) if isinstance(part, Relation) else part
+            if stated is None:
+                return None
+            items.append(stated)
+    return items
+
+
+def _in_order(named: dict[str, Value], compare: Compare) -> list[Value]:
+    """Return the values in the order of the tuple of names in the problem, or else in the order of the alphabet.
+
+    Names of more than a letter stay in the order of the answer.
+    """
+    for asked in compare.statement.asked:
+        names = [item.name for item in items_of(asked) if isinstance(item, Symbol)]
+        if sorted(names) == sorted(named):
+            return [named[name] for name in names]
+    return [named[name] for name in (sorted(named) if all(len(name) == 1 for name in named) else named)]
+
+
+def _distinct(items: Sequence[Value], compare: Compare) -> list[Value]:
+    kept: list[Value] = []
+    for item in items[:MAX_ITEMS]:
+        if not any(compare(other, item) for other in kept):
+            kept.append(item)
+    return kept
+
+
+def _components(vector: Operation, length: int) -> list[Value] | None:
+    r"""Return the components of ``2\mathbf{i} - \mathbf{j}``, in the unit vectors i, j, k; None for another value."""
+    letters = "ijk"[:length]
+    names = free_symbols(vector)
+    if length not in (2, 3) or "j" not in names or not names <= set(letters):
+        return None
+    return [substituted(vector, partial(_unit_vector, letter)) for letter in letters]
+
+
+def _unit_vector(letter: str, symbol: Symbol) -> Number:
+    """Return the component of the unit vector ``symbol`` in the direction of a letter."""
+    return Number(Fraction(int(symbol.name == letter)))
+
+
+def _kind(brackets: Brackets) -> str:
+    if brackets.left == "{":
+        return "set"
+    return "tuple" if brackets.left + brackets.right in ("()", "<>") else "interval"

@@ -25,6 +25,64 @@ _EQUATION_ASKED = frozenset({"equation", "line", "plane", "circle"})
 _ANY_NAME = re.compile(r"[A-Za-z]{2,}(?: [A-Za-z]+)*|[a-zA-Z]\([a-z]\)")  # names in words, and of functions: f(x) is y
 
 
+def compare_relation(gold: Relation, answer: Value, compare: Compare) -> bool | None:
+    """Compare an answer with an equation or an inequality."""
+    if not set(gold.operators) <= {"=", "~"}:
+        return compare_region(gold, answer, compare)
+    expected = stated_value(gold, compare.statement, trusted=True)
+    if isinstance(answer, Relation):
+        found = stated_value(answer, compare.statement)
+        names = _name_of(gold), _name_of(answer)
+        same_name = names[0] == names[1] or "" in names or any(_ANY_NAME.fullmatch(name) for name in names)
+        if expected is not None and found is not None and same_name:
+            equal = compare(expected, found)
+            if equal is not False:
+                return equal
+        solved = expected is not None and not free_symbols_of(expected)
+        return False if solved and not _EQUATION_ASKED & compare.statement.words else same_equation(gold, answer)
+    if expected is None:
+        return False
+    return compare(expected, answer)
+
+
+def compare_region(gold: Value, answer: Value, compare: Compare) -> bool | None:
+    """Compare an answer with a set of real numbers: an inequality, an interval, a union."""
+    expected, found = region_of(gold), region_of(answer)
+    if isinstance(answer, Relation) and found is None:
+        stated = stated_value(answer, compare.statement)
+        found = None if stated is None else region_of(stated)
+    if expected is not None and found is not None:
+        return same_region(expected, found)
+    if isinstance(gold, SetOperation) and isinstance(answer, SetOperation) and gold.name == answer.name:
+        return match(gold.operands, answer.operands, compare, ordered=gold.name == "difference")
+    if isinstance(gold, Relation) and isinstance(answer, Relation) and _same_chain(gold, answer, compare):
+        return True
+    inequality = isinstance(answer, Relation) and not {"=", "in"} & set(answer.operators)
+    if (expected is not None and inequality) or (found is not None and isinstance(gold, Relation)):
+        return None  # one of two inequalities is not solved for the variable
+    return False
+
+
+def _same_chain(gold: Relation, answer: Relation, compare: Compare) -> bool:
+    """Return True if two chains of inequalities agree side by side, in either direction."""
+    turned = tuple(MIRRORED.get(operator, "") for operator in reversed(answer.operators))
+    for sides, operators in ((answer.sides, answer.operators), (answer.sides[::-1], turned)):
+        if operators == gold.operators and match(gold.sides, sides, compare, ordered=True):
+            return True
+    return False
+
+
+def _name_of(relation: Relation) -> str:
+    first = relation.sides[0]
+    return first.name if isinstance(first, Symbol) else ""
+
+
+def compare_stated(gold: Value, answer: Relation, compare: Compare) -> bool | None:
+    """Compare the value that a relation states with a true answer; False for a relation without a value."""
+    stated = stated_value(answer, compare.statement)
+    return False if stated is None else compare(gold, stated)
+
+
 def stated_value(relation: Relation, statement: Statement, *, trusted: bool = False) -> Value | None:
     """Return the value that a relation states for a quantity, or None.
 
@@ -146,61 +204,3 @@ def _is_quotient(side: Value) -> bool:
 def free_symbols_of(value: Value) -> frozenset[str]:
     """Return the variables of an expression; of another value, none."""
     return free_symbols(value) if isinstance(value, Expression) else frozenset()
-
-
-def _name_of(relation: Relation) -> str:
-    first = relation.sides[0]
-    return first.name if isinstance(first, Symbol) else ""
-
-
-def compare_stated(gold: Value, answer: Relation, compare: Compare) -> bool | None:
-    """Compare the value that a relation states with a true answer; False for a relation without a value."""
-    stated = stated_value(answer, compare.statement)
-    return False if stated is None else compare(gold, stated)
-
-
-def compare_relation(gold: Relation, answer: Value, compare: Compare) -> bool | None:
-    """Compare an answer with an equation or an inequality."""
-    if not set(gold.operators) <= {"=", "~"}:
-        return compare_region(gold, answer, compare)
-    expected = stated_value(gold, compare.statement, trusted=True)
-    if isinstance(answer, Relation):
-        found = stated_value(answer, compare.statement)
-        names = _name_of(gold), _name_of(answer)
-        same_name = names[0] == names[1] or "" in names or any(_ANY_NAME.fullmatch(name) for name in names)
-        if expected is not None and found is not None and same_name:
-            equal = compare(expected, found)
-            if equal is not False:
-                return equal
-        solved = expected is not None and not free_symbols_of(expected)
-        return False if solved and not _EQUATION_ASKED & compare.statement.words else same_equation(gold, answer)
-    if expected is None:
-        return False
-    return compare(expected, answer)
-
-
-def compare_region(gold: Value, answer: Value, compare: Compare) -> bool | None:
-    """Compare an answer with a set of real numbers: an inequality, an interval, a union."""
-    expected, found = region_of(gold), region_of(answer)
-    if isinstance(answer, Relation) and found is None:
-        stated = stated_value(answer, compare.statement)
-        found = None if stated is None else region_of(stated)
-    if expected is not None and found is not None:
-        return same_region(expected, found)
-    if isinstance(gold, SetOperation) and isinstance(answer, SetOperation) and gold.name == answer.name:
-        return match(gold.operands, answer.operands, compare, ordered=gold.name == "difference")
-    if isinstance(gold, Relation) and isinstance(answer, Relation) and _same_chain(gold, answer, compare):
-        return True
-    inequality = isinstance(answer, Relation) and not {"=", "in"} & set(answer.operators)
-    if (expected is not None and inequality) or (found is not None and isinstance(gold, Relation)):
-        return None  # one of two inequalities is not solved for the variable
-    return False
-
-
-def _same_chain(gold: Relation, answer: Relation, compare: Compare) -> bool:
-    """Return True if two chains of inequalities agree side by side, in either direction."""
-    turned = tuple(MIRRORED.get(operator, "") for operator in reversed(answer.operators))
-    for sides, operators in ((answer.sides, answer.operators), (answer.sides[::-1], turned)):
-        if operators == gold.operators and match(gold.sides, sides, compare, ordered=True):
-            return True
-    return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from fractions import Fraction
 
 from attnrl.grading.reading.brackets import read_brackets, read_environment, read_group
@@ -23,8 +24,17 @@ from attnrl.grading.reading.tokens import Unreadable
 from attnrl.grading.reading.values import NamedSet, Value, items_of
 
 _MAX_DIGITS = 4_000
+_MAX_EXPONENT_CHARS = 5  # of scientific notation, the sign included
 _SETS = {"R": "reals", "Z": "integers", "N": "naturals", "Q": "rationals", "C": "complex"}
 _UNKNOWN_FUNCTIONS = frozenset("fghFGH")
+#: Commands without an argument.
+_VALUES: dict[str, Value] = {
+    "pi": Symbol("pi"),
+    "infty": Symbol("infinity"),
+    "emptyset": NamedSet("empty"),
+    "reals": NamedSet("reals"),
+}
+#: Opening command -> closing command and operation.
 _CLOSING = {"lfloor": ("rfloor", "floor"), "lceil": ("rceil", "ceil")}
 
 
@@ -36,21 +46,25 @@ def read_atom(cursor: Cursor) -> Value:
         return number(token.text)
     if token.kind == "letters" or (token.kind == "text" and len(token.text) == 1):
         return _read_symbol(cursor)
-    if token.kind == "command":
-        return _read_command(cursor)
     if cursor.at("{"):
         return read_group(cursor)
-    if cursor.at("(", "[", "]", "\\{"):
+    if cursor.at("(", "[", "]", "\\{") or cursor.at_command("langle"):
         return _read_composition(cursor) or read_brackets(cursor)
+    if token.kind == "command":
+        return _read_command(cursor)
     if cursor.accept("|"):
-        cursor.enter()
-        cursor.bars += 1
-        content = expression(cursor.grammar.sum(cursor))
-        cursor.bars -= 1
-        cursor.expect("|")
-        cursor.leave()
-        return Operation("abs", (content,))
+        return _read_absolute_value(cursor)
     raise Unreadable(f"unexpected {token.text!r}")
+
+
+def _read_absolute_value(cursor: Cursor) -> Operation:
+    cursor.enter()
+    cursor.bars += 1
+    content = expression(cursor.grammar.sum(cursor))
+    cursor.bars -= 1
+    cursor.expect("|")
+    cursor.leave()
+    return Operation("abs", (content,))
 
 
 def _read_composition(cursor: Cursor) -> Operation | None:
@@ -73,8 +87,8 @@ def number(text: str) -> Number:
     mantissa, _, exponent = text.partition("e")
     if len(mantissa) > _MAX_DIGITS:
         raise Unreadable("a number of too many digits")
-    if len(exponent) > 5:
-        raise Unreadable("an exponent of more than four digits")
+    if len(exponent) > _MAX_EXPONENT_CHARS:
+        raise Unreadable("an exponent of too many digits")
     digits = len(mantissa.replace(".", "").lstrip("0")) if "." in mantissa else None
     return Number(Fraction(mantissa) * Fraction(10) ** int(exponent or 0), digits)
 
@@ -125,53 +139,58 @@ def _read_symbol(cursor: Cursor, name: str = "") -> Value:
 
 def _read_command(cursor: Cursor) -> Value:
     name = cursor.take().text
-    if name == "frac":
-        return _read_fraction(cursor)
-    if name == "sqrt":
-        return _read_root(cursor)
-    if name == "binom":
-        return Operation("binomial", (expression(read_argument(cursor)), expression(read_argument(cursor))))
+    if name in _READERS:
+        return _READERS[name](cursor)
     if name in FUNCTIONS:
         return read_function(cursor, FUNCTIONS[name])
     if name in COLLECTIVES:
         return read_collective(cursor, name)
-    if name in _CLOSING:
-        closing, operation = _CLOSING[name]
-        cursor.enter()
-        content = expression(cursor.grammar.sum(cursor))
-        cursor.leave()
-        if cursor.take().text != closing:
-            raise Unreadable(f"{name} without {closing}")
-        return Operation(operation, (content,))
-    if name in ("pi", "infty"):
-        return Symbol("pi") if name == "pi" else Symbol("infinity")
+    if name in BIG_OPERATORS:
+        return read_big_operator(cursor, name)
+    if name in _VALUES:
+        return _VALUES[name]
     if name == "Gamma" and cursor.at("("):
         return _gamma(expression(read_brackets(cursor)))
     if name in GREEK:
         return _read_symbol(cursor, name)
     if name in ACCENTS:
         return _read_accent(cursor, name)
+    if name in _CLOSING:
+        return _read_rounded(cursor, name)
     if name in ("angle", "triangle"):
-        letters = ""
-        while cursor.peek().kind in ("letters", "text") and len(cursor.peek().text) == 1:
-            letters += cursor.take().text
-        return Symbol(f"{name} {letters or _expression_name(read_argument(cursor))}")
-    if name in ("emptyset", "reals"):
-        return NamedSet("empty" if name == "emptyset" else "reals")
-    if name == "mathbb":
-        letter = cursor.texts(0, 1) if not cursor.at("{") else cursor.texts(1, 1)
-        cursor.place += 3 if cursor.at("{") else 1
-        if letter in _SETS:
-            return NamedSet(_SETS[letter])
-        return Symbol(letter)
-    if name == "begin":
-        return read_environment(cursor)
-    if name == "langle":
-        cursor.place -= 1
-        return read_brackets(cursor)
-    if name in BIG_OPERATORS:
-        return read_big_operator(cursor, name)
+        return _read_figure(cursor, name)
     raise Unsupported(f"\\{name}")
+
+
+def _read_rounded(cursor: Cursor, opening: str) -> Operation:
+    r"""Read ``\lfloor x \rfloor`` or ``\lceil x \rceil`` after the opening command."""
+    closing, operation = _CLOSING[opening]
+    cursor.enter()
+    content = expression(cursor.grammar.sum(cursor))
+    cursor.leave()
+    if cursor.take().text != closing:
+        raise Unreadable(f"{opening} without {closing}")
+    return Operation(operation, (content,))
+
+
+def _read_figure(cursor: Cursor, figure: str) -> Symbol:
+    r"""Read the letters of an angle or a triangle as one name: ``\angle ABC``."""
+    letters = ""
+    while cursor.peek().kind in ("letters", "text") and len(cursor.peek().text) == 1:
+        letters += cursor.take().text
+    return Symbol(f"{figure} {letters or _expression_name(read_argument(cursor))}")
+
+
+def _read_binomial(cursor: Cursor) -> Operation:
+    return Operation("binomial", (expression(read_argument(cursor)), expression(read_argument(cursor))))
+
+
+def _read_blackboard(cursor: Cursor) -> Value:
+    r"""Read the letter after ``\mathbb``: a set of numbers, or a symbol."""
+    braces = cursor.accept("{")
+    letter = cursor.take().text
+    cursor.place += braces
+    return NamedSet(_SETS[letter]) if letter in _SETS else Symbol(letter)
 
 
 def _gamma(argument: Expression) -> Operation:
@@ -237,3 +256,13 @@ def _read_root(cursor: Cursor) -> Operation:
         cursor.leave()
     radicand = read_atom(cursor) if cursor.peek().kind == "number" else read_argument(cursor)
     return Operation("root", (expression(radicand), index))
+
+
+#: Command -> reader of the rest, after the command.
+_READERS: dict[str, Callable[[Cursor], Value]] = {
+    "frac": _read_fraction,
+    "sqrt": _read_root,
+    "binom": _read_binomial,
+    "mathbb": _read_blackboard,
+    "begin": read_environment,
+}

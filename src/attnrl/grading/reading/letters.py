@@ -23,11 +23,13 @@ FUNCTIONS |= {
 FUNCTIONS |= {"Re": "re", "Im": "im", "floor": "floor", "ceil": "ceil", "abs": "abs"}
 #: Functions of several arguments.
 COLLECTIVES = frozenset({"gcd", "lcm", "max", "min"})
+#: Names of commands without a backslash -> command.
 _PLAIN_COMMANDS = {"pi": "pi", "sqrt": "sqrt", "infinity": "infty", "infty": "infty", "inf": "infty", "mod": "mod"}
 _PLAIN_COMMANDS |= {"theta": "theta", "alpha": "alpha", "beta": "beta", "oo": "infty", "cup": "cup", "union": "cup"}
 _SHORT_WORDS_LIST = """
     am an as at be by do go he if in is it me my no of on or so to up us we per not the for
 """
+#: Words of at most three letters.
 SHORT_WORDS = frozenset(_SHORT_WORDS_LIST.split())
 
 
@@ -40,30 +42,32 @@ def sort_letters(tokens: Sequence[Token], symbols: frozenset[str]) -> list[Token
     """
     sorted_tokens: list[Token] = []
     for place, token in enumerate(tokens):
-        run = token.text
         previous = sorted_tokens[-1] if sorted_tokens else None
-        if previous and previous.text == "°" and token.kind in ("letters", "text") and run in ("C", "F"):
-            sorted_tokens[-1] = Token("text", "°" + run, previous.gap)
-        elif token.kind == "text" and (run in FUNCTIONS or run in COLLECTIVES) and not _after_amount(previous):
-            sorted_tokens.append(Token("command", run, token.gap))
-        elif token.kind == "text" and run == "mod":
-            sorted_tokens.append(Token("command", "mod", token.gap))
-        elif (
-            token.kind != "letters"
-            or len(run) == 1
-            or (previous and previous.text in ("begin", "end"))
-            or _in_environment_name(tokens, place)
-        ):
+        if previous and previous.text == "°" and token.kind in ("letters", "text") and token.text in ("C", "F"):
+            sorted_tokens[-1] = Token("text", "°" + token.text, previous.gap)
+        elif _in_environment_name(tokens, place):
             sorted_tokens.append(token)
-        elif run in FUNCTIONS or run in COLLECTIVES:
-            sorted_tokens.append(Token("command", run, token.gap))
-        elif run.lower() in _PLAIN_COMMANDS:
-            sorted_tokens.append(Token("command", _PLAIN_COMMANDS[run.lower()], token.gap))
-        elif _is_word(token, previous, symbols):
-            sorted_tokens.append(Token("text", run, token.gap))
         else:
-            sorted_tokens += [Token("letters", letter, token.gap and n == 0) for n, letter in enumerate(run)]
+            sorted_tokens += _sorted_run(token, previous, symbols)
     return _without_unit_fractions(sorted_tokens)
+
+
+def _sorted_run(token: Token, previous: Token | None, symbols: frozenset[str]) -> list[Token]:
+    """Return the tokens for a token: a run of letters as a command, a word, or one token for each letter."""
+    run = token.text
+    is_function = run in FUNCTIONS or run in COLLECTIVES
+    if token.kind == "text":
+        is_command = run == "mod" or (is_function and not _after_amount(previous))
+        return [Token("command", run, token.gap)] if is_command else [token]
+    if token.kind != "letters" or len(run) == 1:
+        return [token]
+    if is_function:
+        return [Token("command", run, token.gap)]
+    if run.lower() in _PLAIN_COMMANDS:
+        return [Token("command", _PLAIN_COMMANDS[run.lower()], token.gap)]
+    if _is_word(token, previous, symbols):
+        return [Token("text", run, token.gap)]
+    return [Token("letters", letter, token.gap and n == 0) for n, letter in enumerate(run)]
 
 
 def _without_unit_fractions(tokens: list[Token]) -> list[Token]:

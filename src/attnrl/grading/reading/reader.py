@@ -25,6 +25,7 @@ from attnrl.grading.reading.words import only_words, read_label, read_time, read
 
 _RELATIONS = frozenset({"=", "!=", "<", "<=", ">", ">="})
 _RELATION_COMMANDS = {"in": "in", "approx": "~", "sim": "~", "equiv": "≡", "cong": "≡", "simeq": "~"}
+_DECIMAL_COMMA = re.compile(r"(-?0),(\d+)")
 _PREFIXES_LIST = """
     the answer answers is are about approximately approx roughly exactly final value values equals total
     therefore thus hence result solution solutions only
@@ -54,32 +55,29 @@ def read(text: str, symbols: frozenset[str] = frozenset(), *, bare_units: bool =
     if not tokens:
         raise Unreadable("an empty answer")
     found: list[Value] = []
-    time = read_time(text)
-    if time:
+    if time := read_time(text):
         found.append(time)
-    label = read_label(tokens)
-    if label:
+    if label := read_label(tokens):
         found.append(Labelled(label[0], read_tokens(label[1], symbols, bare_units)))
-    words = read_words(tokens, symbols)
-    if words:
-        found.append(words)
-        found.extend(_listing_of_words(tokens, symbols))
-    if comma := re.fullmatch(r"(-?0),(\d+)", text.strip()):
+    if words := read_words(tokens, symbols):
+        found += [words, *_listing_of_words(tokens, symbols)]
+    if comma := _DECIMAL_COMMA.fullmatch(text.strip()):
         found.append(read_tokens(tokenize(f"{comma[1]}.{comma[2]}"), symbols))
     failure: Unreadable | None = None
-    if not (words and only_words(tokens, symbols)):
-        plain = tokenize(text, thousands=False)
-        listing = plain != tokens and not re.search(r",0\d", text)  # 1,048 is one number
-        for variant in (tokens, plain) if listing else (tokens,):
-            try:
-                value = read_tokens(variant, symbols, bare_units)
-            except Unreadable as error:
-                failure = failure or error
-            else:
-                found.append(value)
+    for variant in () if words and only_words(tokens, symbols) else _with_and_without_thousands(text, tokens):
+        try:
+            found.append(read_tokens(variant, symbols, bare_units))
+        except Unreadable as error:
+            failure = failure or error
     if not found:
         raise failure or Unreadable("no value")
     return tuple(found)
+
+
+def _with_and_without_thousands(text: str, tokens: Sequence[Token]) -> list[Sequence[Token]]:
+    """Return the tokens of ``1,234`` as a number, then as a listing if the text can be a listing."""
+    plain = tokenize(text, thousands=False)
+    return [tokens, plain] if plain != tokens and not re.search(r",0\d", text) else [tokens]  # 1,048 is no listing
 
 
 def readings(text: str, symbols: frozenset[str] = frozenset(), *, bare_units: bool = False) -> tuple[Value, ...]:

@@ -16,17 +16,12 @@ from attnrl.grading.reading.factors import (
     refuse_digits_side_by_side,
     starts_factor,
 )
-from attnrl.grading.reading.tokens import Token, Unreadable
+from attnrl.grading.reading.tokens import Unreadable
 from attnrl.grading.reading.values import BaseNumber, Brackets, Value
 from attnrl.grading.reading.words import NUMBER_WORDS
 
 MAX_BASE = 36  # of a numeral: ten digits and 26 letters
 _POINTS = frozenset(map(Symbol, "ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
-
-
-def _is_dots(token: Token) -> bool:
-    """Return True for an ellipsis."""
-    return token.kind == "mark" and token.text == "..."
 
 
 def read_sum(cursor: Cursor) -> Value:
@@ -41,7 +36,7 @@ def read_sum(cursor: Cursor) -> Value:
         sign = cursor.take().text if cursor.at("+", "-", "±", "∓") else ""
         if not sign and terms:
             break
-        if _is_dots(cursor.peek()) and terms:
+        if cursor.at("...") and terms:
             cursor.take()
             dots = True
             continue
@@ -64,7 +59,7 @@ def read_product(cursor: Cursor) -> Value:
     factors: list[Value] = [_first_factor(cursor)]
     while True:
         if cursor.accept("*"):
-            if _is_dots(cursor.peek()):
+            if cursor.at("..."):
                 raise Unsupported("a product with an ellipsis")
             factors.append(_signed_power(cursor))
         elif cursor.at("/") and cursor.peek(1).kind != "text":
