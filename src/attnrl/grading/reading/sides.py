@@ -13,6 +13,8 @@ from attnrl.grading.reading.tokens import Unreadable
 from attnrl.grading.reading.units import read_unit, scale_of
 from attnrl.grading.reading.values import BaseNumber, Brackets, Counted, NamedSet, Quantity, SetOperation, Value
 
+MAX_NAME_TOKENS = 24  # before an equality sign
+MAX_NOUN_WORDS = 5  # after a number
 _SET_COMMANDS = {"cup": "union", "cap": "intersection", "setminus": "difference"}
 _CURRENCY_WORDS = frozenset({"USD", "EUR", "GBP", "JPY"})
 _CURRENCIES = {"$": "dollars", "euro": "euros", "pounds": "pounds sterling", "yen": "yen"}
@@ -35,7 +37,7 @@ _NAME = re.compile(
 def read_name(cursor: Cursor) -> Symbol | None:
     r"""Read the name of a quantity before an equality sign: ``AB``, ``\angle ABC``, ``P(A)``, ``\text{Area}``."""
     text, place, words = "", cursor.place, True
-    while place < len(cursor.tokens) and place < cursor.place + 24:
+    while place < min(len(cursor.tokens), cursor.place + MAX_NAME_TOKENS):
         token = cursor.tokens[place]
         if (token.kind == "number" and not text) or (token.kind == "mark" and token.text in ("<", ">", "<=", ">=")):
             return None
@@ -58,20 +60,21 @@ def read_name(cursor: Cursor) -> Symbol | None:
 def read_side(cursor: Cursor) -> Value:
     """Read an expression or a set with the unit or noun after the expression; sets may be joined by ``\\cup``."""
     value = _with_suffix(cursor, _read_amount(cursor))
-    while True:
-        token = cursor.peek()
-        if token.kind == "command" and token.text in _SET_COMMANDS:
-            name = _SET_COMMANDS[token.text]
-        elif isinstance(value, Brackets | SetOperation) and token.text in ("U", "∪"):
-            name = "union"
-        elif isinstance(value, NamedSet) and cursor.at("-", "/"):
-            name = "difference"
-        else:
-            return value
+    while name := _set_operation(cursor, value):
         cursor.take()
-        other = _read_amount(cursor)
-        same = isinstance(value, SetOperation) and value.name == name == "union"
-        value = SetOperation(name, (*(value.operands if same else (value,)), other))  # type: ignore[union-attr]
+        joined = value.operands if isinstance(value, SetOperation) and value.name == name == "union" else (value,)
+        value = SetOperation(name, (*joined, _read_amount(cursor)))
+    return value
+
+
+def _set_operation(cursor: Cursor, left: Value) -> str:
+    """Return the name of the operation on sets at the position, ``""`` for another token."""
+    token = cursor.peek()
+    if token.kind == "command":
+        return _SET_COMMANDS.get(token.text, "")
+    if isinstance(left, Brackets | SetOperation) and token.text in ("U", "∪"):
+        return "union"
+    return "difference" if isinstance(left, NamedSet) and cursor.at("-", "/") else ""
 
 
 def _read_amount(cursor: Cursor) -> Value:
@@ -129,7 +132,7 @@ def _with_suffix(cursor: Cursor, amount: Value) -> Value:
     if unit is not None:
         return _compound(cursor, Quantity(expression(amount), unit))
     nouns = words.lower().split()
-    if not all(re.fullmatch(r"[a-z][a-z'-]*\.?", noun) for noun in nouns) or len(nouns) > 5:
+    if not all(re.fullmatch(r"[a-z][a-z'-]*\.?", noun) for noun in nouns) or len(nouns) > MAX_NOUN_WORDS:
         raise Unreadable("prose after a number")
     if any(noun in _NOT_NOUNS or scale_of(noun) for noun in nouns):
         raise Unreadable("prose after a number")

@@ -48,58 +48,54 @@ class Statement:
 
     @cached_property
     def symbols(self) -> frozenset[str]:
-        """The variables in the formulas: single letters, and letters in pairs."""
+        """Return the variables in the formulas: single letters, and letters in pairs."""
         plain = (_NO_VARIABLES.sub(" ", formula) for formula in _formulas(self.text))
         return frozenset(letter for formula in plain for run in _VARIABLES.findall(formula) for letter in run)
 
     @cached_property
     def asked(self) -> frozenset[Value]:
-        """The quantities asked for: the formulas without an equality sign after ``find``, ``what is`` and the like."""
+        """Return the quantities asked for: formulas without an equality sign after ``find`` or ``what is``."""
         return frozenset(value for formula in _asked_formulas(self.text)[:MAX_FORMULAS] for value in readings(formula))
 
     @cached_property
     def expressions(self) -> tuple[Expression, ...]:
-        """The expressions that an answer could copy."""
+        """Return the expressions that an answer could copy."""
         return tuple(statement_expressions(self.text, readings))
 
     @cached_property
     def units(self) -> tuple[Unit, ...]:
-        """The units named, in order."""
+        """Return the units named, in order of mention."""
         return tuple(units_in(self.text))
 
     @cached_property
     def asked_units(self) -> frozenset[Unit]:
-        """The units asked for, as in ``how many cents`` and ``in meters``."""
-        counted, written = (
-            frozenset(filter(None, map(read_unit, re.findall(f"{start}{_UNIT}", self.text))))
-            for start in (r"(?i)\bhow many\s+", r"(?i)\bin\s+")
-        )
-        return counted or written
+        """Return the units asked for, as in ``how many cents``, or else as in ``in meters``."""
+        return _units_after("how many", self.text) or _units_after("in", self.text)
 
     @cached_property
     def quantities(self) -> frozenset[tuple[Fraction, Unit]]:
-        """The amounts with a unit that the text gives: ``2.5 hours``."""
+        """Return the amounts with a unit that the text gives: ``2.5 hours``."""
         found = ((Fraction(number), read_unit(word)) for number, word in _QUANTITY.findall(self.text))
         return frozenset((number, unit) for number, unit in found if unit is not None)
 
     @cached_property
     def words(self) -> frozenset[str]:
-        """The words of the text, in lower case."""
+        """Return the words of the text, in lower case."""
         return frozenset(re.findall(r"[a-z]+", self.text.lower()))
 
     @cached_property
     def options(self) -> Mapping[str, tuple[Value, ...]]:
-        """The letter of each choice offered, and the possible values of the choice."""
+        """Return letter -> possible values of each choice offered."""
         return _options(self.text)
 
     @cached_property
     def all_that_apply(self) -> bool:
-        """Several choices may be right together, in any order."""
+        """Return True if several choices may be right together, in any order."""
         return _ALL_THAT_APPLY.search(self.text) is not None
 
     @cached_property
     def bases(self) -> frozenset[int]:
-        """The bases of numerals named in the text."""
+        """Return the bases of numerals named in the text."""
         return frozenset(int(number) if number else NUMBER_WORDS[word] for number, word in _BASE.findall(self.text))
 
 
@@ -107,6 +103,12 @@ class Statement:
 def read_statement(text: str) -> Statement:
     """Return the facts of a problem's text; of a text without a letter, a statement without facts."""
     return Statement(text[:MAX_PROBLEM_CHARS] if re.search(r"[a-zA-Z]", text[:MAX_PROBLEM_CHARS]) else "")
+
+
+def _units_after(words: str, text: str) -> frozenset[Unit]:
+    """Return the units that stand right after the words in a text."""
+    written = re.findall(rf"(?i)\b{words}\s+{_UNIT}", text)
+    return frozenset(unit for unit in map(read_unit, written) if unit is not None)
 
 
 def _formulas(text: str) -> list[str]:

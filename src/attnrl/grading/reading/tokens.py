@@ -248,13 +248,15 @@ def _canonical(number: str) -> str:
     return (whole.lstrip("0") or "0") + (f".{fraction}" if fraction else "") + letter + exponent
 
 
+_SHOWN_REPETITION = re.compile(r"(\d*?)(\d+?)\2+\s*(?:\.\.\.|\\(?:l|c)?dots)")
+
+
 def _repeating(text: str) -> str:
     r"""Return ``0.1(6)`` for ``0.1\overline{6}``, ``0.1\dot{6}`` and ``0.1666...``."""
     whole, _, rest = text.partition(".")
-    marked = re.search(r"\\|\(", rest)
-    if marked and not re.search(r"\\(?:l|c)?dots", rest):
-        start, block = rest[: marked.start()], "".join(re.findall(r"\d", rest[marked.start() :]))
+    if shown := _SHOWN_REPETITION.match(rest):
+        start, block = shown.groups()
     else:
-        digits = re.match(r"\d+", rest)[0]  # type: ignore[index]
-        start, block = re.fullmatch(r"(\d*?)(\d+?)\2+", digits).groups()  # type: ignore[union-attr]
+        start, marked = re.split(r"\\|\(", rest, maxsplit=1)
+        block = re.sub(r"\D", "", marked)
     return f"{whole or '0'}.{start}({block})"
