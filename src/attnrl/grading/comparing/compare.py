@@ -75,7 +75,7 @@ def compare_expression(gold: Expression, answer: Value, compare: Compare) -> boo
             return True
         return same_number(gold, answer)
     if isinstance(answer, Quantity | Counted):
-        return same_quantity(gold, answer, compare.statement, same_number)
+        return same_quantity(gold, answer, compare.statement)
     if isinstance(answer, Relation):
         return compare_stated(gold, answer, compare)
     if isinstance(answer, Ratio) and len(answer.parts) == 2:
@@ -94,7 +94,7 @@ def compare_quantity(gold: Quantity | Counted, answer: Value, compare: Compare) 
     if isinstance(answer, Brackets) and answer.left == "{" and len(answer.items) == 1:
         answer = answer.items[0]
     if isinstance(answer, Expression | Quantity | Counted):
-        return same_quantity(gold, answer, compare.statement, same_number)
+        return same_quantity(gold, answer, compare.statement)
     return False
 
 

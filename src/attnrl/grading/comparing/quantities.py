@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from fractions import Fraction
 
+from attnrl.grading.comparing.same_number import same_number
 from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, is_operation, parts_of
 from attnrl.grading.reading.statement import Statement
 from attnrl.grading.reading.units import Unit, read_unit
 from attnrl.grading.reading.values import Counted, Quantity, Value
 
-_PEOPLE_LIST = """
+_IRREGULAR_PLURALS_LIST = """
     people men women children mice geese feet teeth sheep fish dice vertices indices matrices
 """
-_PEOPLE = frozenset(_PEOPLE_LIST.split())
+#: Nouns after an amount without a plural in "s".
+_IRREGULAR_PLURALS = frozenset(_IRREGULAR_PLURALS_LIST.split())
 
-SameNumber = Callable[[Expression, Expression], bool | None]
 
-
-def _unit(name: str) -> Unit:
+def _known_unit(name: str) -> Unit:
     unit = read_unit(name)
     assert unit is not None, name
     return unit
 
 
-DEGREE = _unit("degrees")
-RADIAN = _unit("radians")
+DEGREE = _known_unit("degrees")
+RADIAN = _known_unit("radians")
 
 
-def same_quantity(gold: Value, answer: Value, statement: Statement, same_number: SameNumber) -> bool | None:
+def same_quantity(gold: Value, answer: Value, statement: Statement) -> bool | None:
     """Compare two amounts, at least one with a unit or a noun.
 
     - Two units of one dimension: the amounts are converted; of two dimensions: not equal. Degrees and radians are
@@ -47,10 +46,10 @@ def same_quantity(gold: Value, answer: Value, statement: Statement, same_number:
     if (unit or found) and any(is_operation(part, "percent") for part in (one, other)):
         return False
     if unit is None:
-        return same_number(one, other) if found is None else _with_extra_unit(one, other, found, statement, same_number)
+        return same_number(one, other) if found is None else _with_extra_unit(one, other, found, statement)
     if found is None:
-        return _without_unit(one, unit, other, same_number)
-    return _same_in_units(one, unit, other, found, same_number)
+        return _without_unit(one, unit, other)
+    return _same_in_units(one, unit, other, found)
 
 
 def _amount(value: Value) -> Expression | None:
@@ -65,31 +64,29 @@ def _unit_of(value: Value) -> Unit | None:
     return value.unit
 
 
-def _same_in_units(one: Expression, unit: Unit, other: Expression, found: Unit, same: SameNumber) -> bool | None:
+def _same_in_units(one: Expression, unit: Unit, other: Expression, found: Unit) -> bool | None:
     if {unit, found} == {DEGREE, RADIAN}:
         degrees, radians = (one, other) if unit == DEGREE else (other, one)
-        return same(Operation("degrees", (degrees,)), radians)
+        return same_number(Operation("degrees", (degrees,)), radians)
     if unit.dimension != found.dimension:
         return False
-    return same(one, _times(other, found.factor / unit.factor))
+    return same_number(one, _times(other, found.factor / unit.factor))
 
 
 def _times(amount: Expression, factor: Fraction) -> Expression:
     return amount if factor == 1 else Operation("multiply", (amount, Number(factor)))
 
 
-def _without_unit(one: Expression, unit: Unit, other: Expression, same: SameNumber) -> bool | None:
-    equal = same(one, other)
+def _without_unit(one: Expression, unit: Unit, other: Expression) -> bool | None:
+    equal = same_number(one, other)
     if equal is False and unit == DEGREE and Symbol("pi") in parts_of(other):
-        return same(Operation("degrees", (one,)), other)
+        return same_number(Operation("degrees", (one,)), other)
     return equal
 
 
-def _with_extra_unit(
-    gold: Expression, other: Expression, found: Unit, statement: Statement, same: SameNumber
-) -> bool | None:
+def _with_extra_unit(gold: Expression, other: Expression, found: Unit, statement: Statement) -> bool | None:
     if found == DEGREE and Symbol("pi") in parts_of(gold):
-        return same(gold, Operation("degrees", (other,)))
+        return same_number(gold, Operation("degrees", (other,)))
     asked = statement.asked_units
     if found != DEGREE and asked and all(unit.dimension != found.dimension for unit in asked):
         return False
@@ -101,8 +98,8 @@ def _with_extra_unit(
         ((base, exponent),) = found.dimension
         factors = {unit.factor**exponent for unit in statement.units if unit.dimension == ((base, 1),)}
     if not factors or found.factor in factors:
-        return same(gold, other)
-    return any(same(gold, _times(other, found.factor / factor)) for factor in factors)
+        return same_number(gold, other)
+    return any(same_number(gold, _times(other, found.factor / factor)) for factor in factors)
 
 
 def _nouns_agree(gold: Value, answer: Value, statement: Statement) -> bool:
@@ -117,7 +114,7 @@ def _nouns_agree(gold: Value, answer: Value, statement: Statement) -> bool:
     if statement.words:
         return bool(nouns & {_stem(word) for word in statement.words})
     last = answer.noun.split()[-1]
-    return last in _PEOPLE or (last.endswith("s") and len(last) > 2)
+    return last in _IRREGULAR_PLURALS or (last.endswith("s") and len(last) > 2)
 
 
 def _stem(noun: str) -> str:

@@ -192,6 +192,17 @@ def _after_argument(scanner: _Scanner) -> int:
 _COMMENT = re.compile(r"(?<!\\)%[^\n]*\n")
 _EXPONENT_IN_TEXT = re.compile(r"(?<=\d)\\(?:mathrm|text|textrm)\{[eE](-?)\}\{?(-?\d+)\}?")
 _BOLD = re.compile(r"(\*\*|__|\*)(?=\S)(.*\S)\1", re.DOTALL)
+#: Characters of tokens in a row -> characters of the marks of the same meaning.
+_JOINED = (
+    (("^", "circ"), ("°",)),
+    (("^", "{", "circ", "}"), ("°",)),
+    (("^", "o"), ("°",)),  # 90^\text{o}
+    (("^", "'"), ("'",)),
+    (("^", "{", "'", "}"), ("'",)),
+    (("^", "{", "'", "'", "}"), ("'", "'")),
+    (("not", "="), ("!=",)),
+)
+#: Tokens before and after an answer without a meaning for the value.
 _LEADING = {("mark", "="), ("mark", ":"), ("mark", ","), ("command", "approx"), ("mark", "\\\\")}
 _TRAILING = {("mark", "."), ("mark", ","), ("mark", ";"), ("mark", ":"), ("mark", "\\\\"), ("mark", "#")}
 
@@ -206,23 +217,17 @@ def _without_outer_markup(text: str) -> str:
 
 
 def _joined(tokens: list[Token]) -> list[Token]:
-    r"""Replace ``^\circ`` and ``^{\circ}`` by the mark ``°``, and ``^{\prime}`` by the mark ``'``."""
+    """Replace the tokens of each row of ``_JOINED`` by the marks of the row."""
     kept: list[Token] = []
     for token in tokens:
         kept.append(token)
-        end = [part.text for part in kept[-5:]]
-        if end[-2:] == ["^", "circ"] or (end[-2:] == ["^", "o"] and kept[-1].kind == "text"):
-            kept[-2:] = [Token("mark", "°", kept[-2].gap)]
-        elif end[-4:] == ["^", "{", "circ", "}"]:
-            kept[-4:] = [Token("mark", "°", kept[-4].gap)]
-        elif end[-2:] == ["^", "'"]:
-            kept[-2:] = [Token("mark", "'")]
-        elif end[-2:] == ["not", "="]:
-            kept[-2:] = [Token("mark", "!=", kept[-2].gap)]
-        elif end[-4:] == ["^", "{", "'", "}"]:
-            kept[-4:] = [Token("mark", "'")]
-        elif end == ["^", "{", "'", "'", "}"]:
-            kept[-5:] = [Token("mark", "'"), Token("mark", "'")]
+        for texts, marks in _JOINED:
+            if token.text != texts[-1] or (token.text == "o" and token.kind != "text"):
+                continue
+            replaced = kept[-len(texts) :]
+            if tuple(old.text for old in replaced) == texts:
+                kept[-len(texts) :] = [Token("mark", mark, replaced[0].gap) for mark in marks]
+                break
     return kept
 
 
