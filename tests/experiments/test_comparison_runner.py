@@ -85,7 +85,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_done(tiny_checkpoint: Path
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(tiny_checkpoint: Path, tmp_path: Path) -> None:
     settings = f"settings=[{', '.join([f'model={tiny_checkpoint}', *SMALL])}]"
-    changes = [f"output_dir={tmp_path}", "tokens=3000", "seeds=[0]", settings]
+    changes = [f"output_dir={tmp_path}", "tokens=9000", "seeds=[0]", settings]
     command = [sys.executable, "-m", "attnrl", "compare", "attnrl", *changes]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
