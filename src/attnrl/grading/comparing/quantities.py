@@ -93,6 +93,8 @@ def _with_extra_unit(gold: Expression, other: Expression, found: Unit, statement
     named = {name for unit in statement.units if unit != DEGREE for name, _ in unit.dimension}
     if found != DEGREE and named and not named & {name for name, _ in found.dimension}:
         return False
+    if statement.counts_things and found.dimension not in {unit.dimension for unit in statement.units}:
+        return False
     factors = {unit.factor for unit in asked or statement.units if unit.dimension == found.dimension}
     if not factors and len(found.dimension) == 1:
         ((base, exponent),) = found.dimension

@@ -73,6 +73,11 @@ class Statement:
         return _units_after("how many", self.text) or _units_after("in", self.text)
 
     @cached_property
+    def counts_things(self) -> bool:
+        """The problem asks ``how many`` of something without a unit."""
+        return re.search(r"(?i)\bhow many\b", self.text) is not None and not self.asked_units
+
+    @cached_property
     def quantities(self) -> frozenset[tuple[Fraction, Unit]]:
         """Return the amounts with a unit that the text gives: ``2.5 hours``."""
         found = ((Fraction(number), read_unit(word)) for number, word in _QUANTITY.findall(self.text))
