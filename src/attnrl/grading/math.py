@@ -128,23 +128,24 @@ def _plain_number(text: str) -> tuple[Fraction, bool] | None:
     None for another text, for a percentage (two possible values) and for a fraction to be reduced.
     """
     key = spelling(text)
-    if key is None or len(text) > MAX_PLAIN_CHARS or any(kind not in ("number", "mark") for kind, _ in key[1:]):
-        return None
-    if any(kind == "mark" and part not in ("-", "/") for kind, part in key):
+    if key is None or len(text) > MAX_PLAIN_CHARS:
         return None
     sign = -1 if key[0] == ("mark", "-") else 1
-    parts = [part for _, part in (key[1:] if sign == -1 else key)]
-    if len(parts) == 1:
-        return (sign * Fraction(parts[0]), False) if parts[0].replace(".", "").isdigit() else None
-    if len(parts) != 3 or (parts[0] != "frac" and parts[1] != "/"):
+    parts = key[1:] if sign == -1 else key
+    kinds, texts = [kind for kind, _ in parts], [part for _, part in parts]
+    if not all(part.replace(".", "").isdecimal() for kind, part in parts if kind == "number"):
+        return None  # a repeating decimal or an exponent
+    if kinds == ["number"]:
+        return sign * Fraction(texts[0]), False
+    if kinds == ["command", "number", "number"] and texts[0] == "frac":
+        over, under = texts[1:]
+    elif kinds == ["number", "mark", "number"] and texts[1] == "/":
+        over, under = texts[::2]
+    else:
         return None
-    numbers = parts[1:] if parts[0] == "frac" else parts[::2]
-    if not all(number.isdigit() for number in numbers):
+    if "." in over + under or int(under) < 2 or Fraction(int(over), int(under)).denominator != int(under):
         return None
-    over, under = map(int, numbers)
-    if under < 2 or Fraction(over, under).denominator != under:
-        return None
-    return Fraction(sign * over, under), True
+    return Fraction(sign * int(over), int(under)), True
 
 
 def _equals_number(answer: str, golds: Sequence[str]) -> bool | None:

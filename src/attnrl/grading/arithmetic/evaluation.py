@@ -17,6 +17,7 @@ from attnrl.grading.arithmetic.points import (
     Point,
     complex_points,
     discrete_variables,
+    far_points,
     has_complex_part,
     integer_points,
     is_rational_function,
@@ -89,7 +90,8 @@ def rounds_to(decimal: Expression, expression: Expression) -> bool:
         value, place, digits = written
         folded = fold(expression, {}, Work())
         if isinstance(folded, Number):
-            return abs(folded.value - value) <= place / 2
+            rounded = folded.value.denominator > 1 and abs(folded.value - value) <= place / 2
+            return rounded or folded.value == value
         precision = LOW_BITS + 4 * digits
         exact = _precise(folded, precision)
         run = Evaluation(precision, {}, Work())
@@ -146,6 +148,18 @@ def _agree_exactly(pair: tuple[Expression, Expression], names: list[str], work: 
 
 def _same_function(pair: tuple[Expression, Expression], names: list[str], work: Work) -> bool | None:
     discrete = discrete_variables(pair[0]) | discrete_variables(pair[1])
+    verdict = _same_near(pair, names, discrete, work)
+    if verdict and not any(map(has_complex_part, pair)):
+        try:
+            return _agree_at(pair, far_points(names, discrete, pair), 1, work) is not False
+        except TooLarge:  # too large there: the points near are enough
+            return True
+    return verdict
+
+
+def _same_near(
+    pair: tuple[Expression, Expression], names: list[str], discrete: frozenset[str], work: Work
+) -> bool | None:
     if discrete:
         real = not any(map(has_complex_part, pair))
         verdict = _agree_at(pair, integer_points(names, discrete), MIN_INTEGER_POINTS, work, real)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import math
 import random
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 
-from attnrl.grading.reading.expressions import CONSTANTS, Expression, Number, Operation, Symbol
+from attnrl.grading.reading.expressions import CONSTANTS, Expression, Number, Operation, Symbol, parts_of
 
 POSITIVE_POINTS = 3
 MIXED_SCALES = (Fraction(1), Fraction(1, 5), Fraction(30))  # four points of mixed signs each
 INTEGER_TRIALS = 48
+NEAR, MAX_FAR, MAX_FAR_INTEGER = 10, 10**9, 1_000  # numbers of an expression that far points go beyond
+MAX_FAR_NUMBERS = 8
 
 #: Operations with values at integers only, or with steps at integers; the bounds of series are integers as well.
 DISCRETE = frozenset({"floor", "ceil", "mod", "factorial", "double_factorial", "binomial", "gcd", "lcm", "ellipsis"})
@@ -97,6 +100,23 @@ def real_points(names: list[str]) -> Iterator[dict[str, Fraction]]:
             name: scale * _sign(trial, place) * random_value(f"{trial} mixed {name}")
             for place, name in enumerate(names)
         }
+
+
+def far_points(
+    names: list[str], discrete: frozenset[str], pair: tuple[Expression, Expression]
+) -> Iterator[dict[str, Fraction]]:
+    """Yield points beyond the numbers of two expressions, so that ``|x + 100|`` differs from ``x + 100``."""
+    numbers = {part.value for expression in pair for part in parts_of(expression) if isinstance(part, Number)}
+    largest = MAX_FAR_INTEGER if discrete else MAX_FAR
+    for number in sorted(number for number in numbers if NEAR <= number <= largest)[:MAX_FAR_NUMBERS]:
+        for factor in (Fraction(1), Fraction(2), Fraction(-2)):
+            point = {}
+            for place, name in enumerate(names):
+                if name in discrete:
+                    point[name] = Fraction(math.floor(number * abs(factor)) + place)
+                else:
+                    point[name] = number * factor * (1 + random_value(f"far {name}") / 10)
+            yield point
 
 
 def _sign(trial: int, place: int) -> int:

@@ -18,9 +18,9 @@ from attnrl.grading.comparing.notations import (
 )
 from attnrl.grading.comparing.quantities import same_quantity
 from attnrl.grading.comparing.relations import compare_region, compare_relation, compare_stated
-from attnrl.grading.comparing.same_number import same_number
+from attnrl.grading.comparing.same_number import same_number, with_constant
 from attnrl.grading.comparing.signs import expanded
-from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol
+from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, is_operation
 from attnrl.grading.reading.statement import Statement
 from attnrl.grading.reading.values import (
     BaseNumber,
@@ -73,7 +73,7 @@ def compare_expression(gold: Expression, answer: Value, compare: Compare) -> boo
     if isinstance(answer, Expression):
         if isinstance(gold, Symbol) and same_choice(gold, answer, compare):
             return True
-        return same_number(gold, answer)
+        return _same_in_problem(gold, answer, compare.statement)
     if isinstance(answer, Quantity | Counted):
         return same_quantity(gold, answer, compare.statement)
     if isinstance(answer, Relation):
@@ -85,6 +85,21 @@ def compare_expression(gold: Expression, answer: Value, compare: Compare) -> boo
     if isinstance(answer, BaseNumber):
         return same_digits(answer, gold, compare)
     return False
+
+
+def _same_in_problem(gold: Expression, answer: Expression, statement: Statement) -> bool | None:
+    """Compare two numbers; the problem decides on a percent sign of the answer, and on the name of a constant."""
+    equal = same_number(gold, answer)
+    if (
+        equal is False
+        and is_operation(answer, "percent")
+        and not is_operation(gold, "percent")
+        and statement.asks_percent
+    ):
+        return same_number(gold, answer.operands[0])  # type: ignore[union-attr]
+    if equal is False and with_constant(gold) != gold and not {"c", "C"} & statement.symbols:
+        return same_number(with_constant(gold), with_constant(answer))
+    return equal
 
 
 def compare_quantity(gold: Quantity | Counted, answer: Value, compare: Compare) -> bool | None:

@@ -45,7 +45,18 @@ def _same_solution(one: Expression, other: Expression, name: str) -> bool:
         return False
     start, slope = _at(one, name, ZERO), difference(_at(one, name, ONE), _at(one, name, ZERO))
     root = Operation("negate", (quotient(start, slope),))
-    return same_value(_at(other, name, root), ZERO) is True
+    if same_value(_at(other, name, root), ZERO) is not True:
+        return False
+    return _is_monomial(quotient(difference(_at(other, name, ONE), _at(other, name, ZERO)), slope))
+
+
+def _is_monomial(factor: Expression) -> bool:
+    """Return True for a product of powers of variables: doubling a variable multiplies the factor by a constant."""
+    for name in sorted(free_symbols(factor)):
+        ratio = quotient(_at(factor, name, Operation("multiply", (TWO, Symbol(name)))), factor)
+        if same_value(ratio, substituted(ratio, _renamed)) is False:
+            return False
+    return True
 
 
 def _is_linear(expression: Expression, name: str) -> bool:

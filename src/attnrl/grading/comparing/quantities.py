@@ -15,6 +15,11 @@ _IRREGULAR_PLURALS_LIST = """
 """
 #: Nouns after an amount without a plural in "s".
 _IRREGULAR_PLURALS = frozenset(_IRREGULAR_PLURALS_LIST.split())
+_PARTS_LIST = """
+    tens hundreds pairs couples gross scores squares cubes roots radicals factorials fold
+"""
+#: Nouns that make another number, unless the problem counts them.
+_PARTS = frozenset(_PARTS_LIST.split())
 
 
 def _known_unit(name: str) -> Unit:
@@ -90,6 +95,8 @@ def _with_extra_unit(gold: Expression, other: Expression, found: Unit, statement
     asked = statement.asked_units
     if found != DEGREE and asked and all(unit.dimension != found.dimension for unit in asked):
         return False
+    if found == RADIAN and RADIAN not in statement.units and Symbol("pi") not in parts_of(gold):
+        return False
     named = {name for unit in statement.units if unit != DEGREE for name, _ in unit.dimension}
     if found != DEGREE and named and not named & {name for name, _ in found.dimension}:
         return False
@@ -116,6 +123,8 @@ def _nouns_agree(gold: Value, answer: Value, statement: Statement) -> bool:
     if statement.words:
         return bool(nouns & {_stem(word) for word in statement.words})
     last = answer.noun.split()[-1]
+    if last in _PARTS or last.endswith(("ths", "ieth", "ieths")):
+        return False
     return last in _IRREGULAR_PLURALS or (last.endswith("s") and len(last) > 2)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from attnrl.grading.arithmetic.evaluation import real_float
 from attnrl.grading.comparing.comparison import Compare, match
 from attnrl.grading.comparing.equations import same_equation
 from attnrl.grading.comparing.regions import MIRRORED, region_of, same_region
@@ -21,7 +22,7 @@ from attnrl.grading.reading.statement import Statement
 from attnrl.grading.reading.values import Brackets, Ratio, Relation, SetOperation, Value, Words
 
 _FUNCTION_NAMES = {"sin": "sine", "cos": "cosine", "tan": "tangent", "cot": "cotangent"}
-_EQUATION_ASKED = frozenset({"equation", "line", "plane", "circle"})
+_EQUATION_ASKED = re.compile(r"(?i)\bequations? (?:of|for)\b")
 _ANY_NAME = re.compile(r"[A-Za-z]{2,}(?: [A-Za-z]+)*|[a-zA-Z]\([a-z]\)")  # names in words, and of functions: f(x) is y
 
 
@@ -39,7 +40,8 @@ def compare_relation(gold: Relation, answer: Value, compare: Compare) -> bool | 
             if equal is not False:
                 return equal
         solved = expected is not None and not free_symbols_of(expected)
-        return False if solved and not _EQUATION_ASKED & compare.statement.words else same_equation(gold, answer)
+        asked = _EQUATION_ASKED.search(compare.statement.text)
+        return False if solved and not asked else same_equation(gold, answer)
     if expected is None:
         return False
     return compare(expected, answer)
@@ -91,10 +93,13 @@ def stated_value(relation: Relation, statement: Statement, *, trusted: bool = Fa
     quotient of two segments, too.
     """
     if set(relation.operators) == {"in"} and len(relation.sides) == 2:
-        return only_member(relation.sides[1])
+        return only_member(relation.sides[1]) if _is_name(relation.sides[0], statement) else None
     if not set(relation.operators) <= {"=", "~"}:
         return None
     sides = _before_approximation(relation)
+    named = _is_name(sides[0], statement)
+    if not named and len(sides) < len(relation.sides) and not _is_near(sides[-1], relation.sides[len(sides)]):
+        return None
     if not trusted and _names_another(relation.sides[0], statement):
         return None
     names = [_is_name(side, statement) or (trusted and _is_quotient(side)) for side in sides]
@@ -161,9 +166,19 @@ def _plain_name(value: Value) -> str:
     return f"{names[0]}({','.join(names[1:])})" if value.name == "apply" else "".join(names)
 
 
+def _is_near(value: Value, approximation: Value) -> bool:
+    """Return True if an approximation after a value is within 5 % of the value; after a name, nothing is checked."""
+    if not isinstance(value, Expression) or not isinstance(approximation, Expression):
+        return True
+    exact, rough = real_float(value), real_float(approximation)
+    return exact is None or rough is None or abs(exact - rough) <= 0.05 * max(abs(exact), abs(rough))
+
+
 def _is_working(value: Value) -> bool:
     """Return True for an operation on numbers: working between a name and a value is not checked."""
-    return isinstance(value, Operation) and value.name != "negate" and not free_symbols(value)
+    if not isinstance(value, Operation) or value.name == "negate" or free_symbols(value):
+        return False
+    return value.name != "divide" or not all(isinstance(part, Number) for part in value.operands)
 
 
 def _before_approximation(relation: Relation) -> tuple[Value, ...]:
@@ -175,6 +190,8 @@ def _before_approximation(relation: Relation) -> tuple[Value, ...]:
 
 
 def _is_name(side: Value, statement: Statement) -> bool:
+    if isinstance(side, Symbol) and side.name.endswith("'"):
+        return side in statement.asked
     if isinstance(side, Symbol):
         return side.name not in CONSTANTS
     if isinstance(side, Operation) and (side.name == "apply" or _is_segment(side)):

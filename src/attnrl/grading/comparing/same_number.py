@@ -29,8 +29,6 @@ def same_number(gold: Expression, answer: Expression) -> bool | None:
         return True
     if equal is not True and any(_has_plain_logarithm(part) for part in (gold, answer)):
         return same_value(_natural(gold), _natural(answer))
-    if equal is False and _with_constant(gold) != gold:
-        return same_value(_with_constant(gold), _with_constant(answer))
     return equal
 
 
@@ -42,11 +40,11 @@ def _same_percentage(gold: Expression, answer: Expression) -> bool | None:
     (amount,) = percentage.operands
     hundredfold = Operation("multiply", (Number(Fraction(100)), number))
     size = real_float(amount)
-    sign_left_out = same_number(number, amount) if size is not None and abs(size) >= 1 else False
-    return _any([sign_left_out, same_number(hundredfold, amount)])
+    sign_left_out = is_operation(gold, "percent") and size is not None and abs(size) >= 1
+    return _any([sign_left_out and same_number(number, amount), same_number(hundredfold, amount)])
 
 
-def _with_constant(expression: Expression) -> Expression:
+def with_constant(expression: Expression) -> Expression:
     """Return a sum with a constant of integration, c or C, under a common name."""
     if not is_operation(expression, "add") or len(free_symbols(expression) & {"c", "C"}) != 1:
         return expression

@@ -103,7 +103,8 @@ def _rearranges(
 def _without_wrappers(answer: Expression) -> Iterator[Expression]:
     """Yield an answer and, of an answer without variables, the inside of each wrapper around the answer.
 
-    A wrapper is an absolute value, a floor, a ceiling, a remainder, or the root of a power with the same exponent.
+    A wrapper is an absolute value, a floor, a ceiling, a remainder, a percent sign, a real part, a conjugate, or the
+    root of a power with the same exponent.
     """
     yield answer
     while isinstance(answer, Operation) and not _unbound_symbols(answer):
@@ -112,7 +113,7 @@ def _without_wrappers(answer: Expression) -> Iterator[Expression]:
             if inner.operands[1] != answer.operands[1]:
                 return
             inner = inner.operands[0]
-        elif answer.name not in ("abs", "floor", "ceil", "mod"):
+        elif answer.name not in ("abs", "floor", "ceil", "mod", "percent", "re", "conjugate"):
             return
         answer = inner
         yield answer

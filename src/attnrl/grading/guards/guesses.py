@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from attnrl.grading.comparing.relations import stated_value
 from attnrl.grading.guards.copies import is_copy, leaves_work, quotes_statement
 from attnrl.grading.guards.forms import misses_form
-from attnrl.grading.reading.expressions import Expression, Number, Operation, operation_names
+from attnrl.grading.guards.normal_form import normal_form
+from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, free_symbols, operation_names
 from attnrl.grading.reading.reader import readings
 from attnrl.grading.reading.statement import Statement
 from attnrl.grading.reading.values import Counted, Labelled, Quantity, Ratio, Relation, Residue, Value
@@ -26,6 +27,8 @@ def is_guess(golds: Sequence[str], box: str, statement: Statement) -> bool:
     values = [value for gold in golds for value in readings(gold, statement.symbols)]
     accepted = [part for value in values for part in _expressions(value, statement)]
     for value in readings(box, statement.symbols):
+        if isinstance(value, Relation) and value not in values and _is_copied_relation(value, statement):
+            return True
         if isinstance(value, Quantity) and _is_given(value, statement):
             return True
         for part in _expressions(value, statement):
@@ -34,6 +37,25 @@ def is_guess(golds: Sequence[str], box: str, statement: Statement) -> bool:
             if (statement.text and leaves_work(part, accepted)) or leaves_calculus(part, accepted):
                 return True
     return False
+
+
+def _is_copied_relation(relation: Relation, statement: Statement) -> bool:
+    """Return True if an equation or an inequality rearranges the terms of a relation of the problem."""
+    form = _form_of_relation(relation)
+    return form is not None and any(_form_of_relation(given) == form for given in statement.relations)
+
+
+def _form_of_relation(relation: Relation) -> frozenset[Hashable] | None:
+    """Return the normal forms of the difference of two sides and of the opposite; None for a value or a chain."""
+    left, right = relation.sides[0], relation.sides[-1]
+    if len(relation.sides) != 2 or isinstance(left, Symbol) or not isinstance(left, Expression):
+        return None
+    if not isinstance(right, Expression) or not free_symbols(left):
+        return None
+    negated = [Operation("negate", (side,)) for side in (left, right)]
+    return frozenset(
+        {normal_form(Operation("add", (left, negated[1]))), normal_form(Operation("add", (negated[0], right)))}
+    )
 
 
 def _is_given(quantity: Quantity, statement: Statement) -> bool:

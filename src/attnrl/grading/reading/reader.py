@@ -69,6 +69,8 @@ def read(text: str, symbols: frozenset[str] = frozenset(), *, bare_units: bool =
             found.append(read_tokens(variant, symbols, bare_units))
         except Unreadable as error:
             failure = failure or error
+        except (ValueError, OverflowError, RecursionError) as error:  # digits or functions beyond all measure
+            failure = failure or Unreadable(str(error))
     if not found:
         raise failure or Unreadable("no value")
     return tuple(found)

@@ -30,7 +30,7 @@ _NOT_NOUNS = SHORT_WORDS | frozenset(_NOT_NOUNS_LIST.split())
 _NAME = re.compile(
     r"[A-Z]{2,4}|m?\\angle\{?[A-Za-z\d]+\}?|\\triangle[A-Z]+|\|[A-Z]{2}\||\[[A-Z]{3,}\]|m?\\overline\{[A-Z]+\}"
     r"|[A-Za-z](?:_\{?\w+\}?)?'*\((?:[a-z]|\d+)(?:,(?:[a-z]|\d+))*\)"
-    r"|(?:\\mathbb\{)?(?:P|E|Var)\}?(?:_\{?\w+\}?)?[(\[][^=]*[)\]]"
+    r"|(?:\\mathbb\{)?(?:P|E|Var)\}?(?:_\{?\w+\}?)?[(\[][^=()\[\]]*(?:\([^=()]*\))?[^=()\[\]]*[)\]]"
 )
 
 

@@ -13,7 +13,7 @@ from attnrl.grading.reading.expressions import Expression
 from attnrl.grading.reading.formulas import statement_expressions
 from attnrl.grading.reading.reader import readings
 from attnrl.grading.reading.units import Unit, read_unit, units_in
-from attnrl.grading.reading.values import Value
+from attnrl.grading.reading.values import Listing, Relation, Value
 from attnrl.grading.reading.words import NUMBER_WORDS
 
 MAX_PROBLEM_CHARS = 8_000  # of a problem's text; the rest is not read
@@ -63,6 +63,13 @@ class Statement:
         return tuple(statement_expressions(self.text, readings))
 
     @cached_property
+    def relations(self) -> tuple[Relation, ...]:
+        """The equations and inequalities in the formulas."""
+        found = (value for formula in _formulas(self.text)[:MAX_FORMULAS] for value in readings(formula))
+        items = (item for value in found for item in (value.items if isinstance(value, Listing) else [value]))
+        return tuple(item for item in items if isinstance(item, Relation))
+
+    @cached_property
     def units(self) -> tuple[Unit, ...]:
         """Return the units named, in order of mention."""
         return tuple(units_in(self.text))
@@ -76,6 +83,11 @@ class Statement:
     def counts_things(self) -> bool:
         """The problem asks ``how many`` of something without a unit."""
         return re.search(r"(?i)\bhow many\b", self.text) is not None and not self.asked_units
+
+    @cached_property
+    def asks_percent(self) -> bool:
+        """The problem speaks of percent."""
+        return "%" in self.text or bool({"percent", "percentage"} & self.words)
 
     @cached_property
     def quantities(self) -> frozenset[tuple[Fraction, Unit]]:

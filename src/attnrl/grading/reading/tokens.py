@@ -64,6 +64,7 @@ _PATTERN = re.compile(
 )
 _COMMAS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])(?:\.\d+)?", re.ASCII)
 _ARGUMENT = re.compile(r"\s*\{[^{}]*\}|\s*\S")
+_GLUED = re.compile(r"(qquad|quad|times|cdot|div|pm)([a-zA-Z])$")
 _ROW_HEIGHT = re.compile(r"\s*\[\s*-?[\d.]+\s*(?:pt|ex|em|mm|cm|in)\s*\]")
 _OPENING = re.compile(r"\s*\{")
 _DEPTH = {"(": 1, "[": 1, "\\{": 1, ")": -1, "]": -1, "\\}": -1}
@@ -156,9 +157,9 @@ def _scan_command(scanner: _Scanner, name: str) -> None:
             scanner.place = height.end()
     elif name in WORDS:
         scanner.add("text", WORDS[name])
-    elif re.match(r"q?quad[a-zA-Z]", name):  # a space without a space after the command
-        scanner.gap = True
-        scanner.add("letters", name.partition("quad")[2])
+    elif glued := _GLUED.match(name):  # a space or a sign without a space after the command
+        _scan_command(scanner, glued[1])
+        scanner.add("letters", glued[2])
     else:
         scanner.add("command", COMMANDS.get(name, name))
 

@@ -48,6 +48,12 @@ def read_words(tokens: Sequence[Token], symbols: frozenset[str]) -> Words | Symb
     if not kept or any(token.kind == "command" or token.text in "=+*^_<>|/" for token in kept):
         return None
     runs = [token for token in kept if token.kind in ("letters", "text")]
+    if (
+        kept[0].text in ("-", "!")
+        or kept[-1].text in ("-", "!")
+        or any(token.text == "-" and token.gap for token in kept)
+    ):
+        return None
     if not runs or kept[0].kind == "number" or not any(_is_word(token, len(runs) > 1, symbols) for token in runs):
         return None
     text = "".join((" " if token.gap and n else "") + token.text for n, token in enumerate(kept))
