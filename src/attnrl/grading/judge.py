@@ -109,8 +109,8 @@ def _same(gold: str, box: str, statement: Statement) -> bool:
         worked_out = not statement.text or box.count("\\begin") == 1  # a matrix times a number, no sum of matrices
         return (not golds or (matrix and worked_out)) and same_by_algebra(gold, box)
     except Unreadable:
-        return False
-    if not golds:
+        answers = ()
+    if not golds and answers:
         return same_by_algebra(gold, box)
     answers = tuple(map(only_member, answers))
     if any(isinstance(value, TimeOfDay) for value in golds) and "ratio" not in statement.words:

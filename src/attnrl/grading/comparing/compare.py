@@ -74,6 +74,8 @@ def compare_expression(gold: Expression, answer: Value, compare: Compare) -> boo
         if isinstance(gold, Symbol) and same_choice(gold, answer, compare):
             return True
         return _same_in_problem(gold, answer, compare.statement)
+    if isinstance(answer, Words):
+        return _is_product_of(gold, answer.text)
     if isinstance(answer, Quantity | Counted):
         return same_quantity(gold, answer, compare.statement)
     if isinstance(answer, Relation):
@@ -85,6 +87,14 @@ def compare_expression(gold: Expression, answer: Value, compare: Compare) -> boo
     if isinstance(answer, BaseNumber):
         return same_digits(answer, gold, compare)
     return False
+
+
+def _is_product_of(gold: Expression, letters: str) -> bool:
+    """Return True if a run of letters is the product of the gold's variables: ``IR`` or ``RI`` for ``I R``."""
+    if not isinstance(gold, Operation) or gold.name != "multiply":
+        return False
+    names = [factor.name if isinstance(factor, Symbol) else "" for factor in gold.operands]
+    return all(len(name) == 1 for name in names) and sorted(names) == sorted(letters)
 
 
 def _same_in_problem(gold: Expression, answer: Expression, statement: Statement) -> bool | None:

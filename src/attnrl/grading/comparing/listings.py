@@ -26,6 +26,9 @@ from attnrl.grading.reading.values import (
     items_of,
 )
 
+#: Words of a problem that make ``(1, 2)`` a point, not an interval.
+_POINT = frozenset({"point", "points", "vertex", "coordinates", "pair", "pairs", "intersection", "center", "midpoint"})
+
 
 def compare_listing(gold: Listing, answer: Value, compare: Compare) -> bool | None:
     """Compare an answer with values between commas, in any order; values of a system in the order of names."""
@@ -57,6 +60,8 @@ def compare_listing(gold: Listing, answer: Value, compare: Compare) -> bool | No
 
 def compare_brackets(gold: Brackets, answer: Value, compare: Compare) -> bool | None:
     """Compare an answer with a tuple, an interval or a set."""
+    if _kind(gold) == "tuple" and _POINT & compare.statement.words and _is_region(answer):
+        return False
     if isinstance(answer, Relation):
         region = region_of(answer)
         if region is None or set(answer.operators) == {"="}:
@@ -195,6 +200,13 @@ def _components(vector: Operation, length: int) -> list[Value] | None:
 def _unit_vector(letter: str, symbol: Symbol) -> Number:
     """Return the component of the unit vector ``symbol`` in the direction of a letter."""
     return Number(Fraction(int(symbol.name == letter)))
+
+
+def _is_region(value: Value) -> bool:
+    """Return True for an interval that is no tuple, and for an inequality."""
+    if isinstance(value, Brackets):
+        return _kind(value) == "interval"
+    return isinstance(value, Relation) and not {"=", "in"} & set(value.operators)
 
 
 def _kind(brackets: Brackets) -> str:

@@ -16,7 +16,7 @@ def is_remainder(number: Expression, residue: Residue) -> bool:
     value, remainder, modulus = map(exact_value, (number, residue.value, residue.modulus))
     if value is None or remainder is None or not modulus:
         return False
-    return value == remainder % modulus
+    return value == remainder and 0 <= value < abs(modulus)
 
 
 def compare_residue(gold: Residue, answer: Value, compare: Compare) -> bool | None:

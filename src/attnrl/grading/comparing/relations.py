@@ -17,9 +17,10 @@ from attnrl.grading.reading.expressions import (
     Symbol,
     free_symbols,
     is_operation,
+    parts_of,
 )
 from attnrl.grading.reading.statement import Statement
-from attnrl.grading.reading.values import Brackets, Ratio, Relation, SetOperation, Value, Words
+from attnrl.grading.reading.values import Brackets, NamedSet, Ratio, Relation, SetOperation, Value, Words
 
 _FUNCTION_NAMES = {"sin": "sine", "cos": "cosine", "tan": "tangent", "cot": "cotangent"}
 _EQUATION_ASKED = re.compile(r"(?i)\bequations? (?:of|for)\b")
@@ -28,6 +29,8 @@ _ANY_NAME = re.compile(r"[A-Za-z]{2,}(?: [A-Za-z]+)*|[a-zA-Z]\([a-z]\)")  # name
 
 def compare_relation(gold: Relation, answer: Value, compare: Compare) -> bool | None:
     """Compare an answer with an equation or an inequality."""
+    if gold.operators == ("in",) and isinstance(gold.sides[1], Brackets) and gold.sides[1].left == "{":
+        return compare(gold.sides[1], answer)
     if not set(gold.operators) <= {"=", "~"}:
         return compare_region(gold, answer, compare)
     expected = stated_value(gold, compare.statement, trusted=True)
@@ -93,7 +96,8 @@ def stated_value(relation: Relation, statement: Statement, *, trusted: bool = Fa
     quotient of two segments, too.
     """
     if set(relation.operators) == {"in"} and len(relation.sides) == 2:
-        return only_member(relation.sides[1]) if _is_name(relation.sides[0], statement) else None
+        is_set = isinstance(relation.sides[1], Brackets | SetOperation | NamedSet)
+        return only_member(relation.sides[1]) if is_set and _is_name(relation.sides[0], statement) else None
     if not set(relation.operators) <= {"=", "~"}:
         return None
     sides = _before_approximation(relation)
@@ -133,9 +137,18 @@ def _names_another(side: Value, statement: Statement) -> bool:
     """Return True for the name of another quantity than the one asked for: ``AC`` if the problem asks for ``AB``."""
     kind = _kind_of_name(side)
     asked = [quantity for quantity in statement.asked if _kind_of_name(quantity) == kind]
-    if kind == "letter" and _plain_name(side) not in statement.symbols:
-        return False  # a letter of the answer's own
+    part = any(is_operation(quantity, "add", "divide") and _is_of_symbols(quantity) for quantity in statement.asked)
+    if kind == "letter":
+        own = _plain_name(side)[-1] not in statement.symbols  # a letter of the answer's own
+        return not own and (part or bool(asked)) and side not in statement.asked
+    if part and kind == "segment":
+        return True
     return bool(kind and asked) and _plain_name(side) not in map(_plain_name, asked)
+
+
+def _is_of_symbols(quantity: Value) -> bool:
+    """Return True for an expression without a number: ``m + n``, of which ``m`` is a part."""
+    return isinstance(quantity, Expression) and not any(isinstance(part, Number) for part in parts_of(quantity))
 
 
 def _kind_of_name(value: Value) -> str:
@@ -148,6 +161,14 @@ def _kind_of_name(value: Value) -> str:
             return ""
         if len(value.name) == 1:
             return "letter"
+        if value.name.startswith(("bar ", "hat ", "tilde ")):
+            return "letter"
+        if "_" in value.name or " " in value.name:  # x_1, angle ABC
+            return (
+                "accent"
+                if value.name.startswith(("bar ", "hat ", "tilde ", "dot "))
+                else re.split("[_ ]", value.name)[0]
+            )
         if "(" in value.name:
             return "call"
         return "segment" if value.name.isupper() else ""
@@ -203,7 +224,14 @@ def _is_name(side: Value, statement: Statement) -> bool:
     if not isinstance(side, Operation) or not free_symbols(side):
         return False
     asked_in_words = _FUNCTION_NAMES.get(side.name, "") in statement.words and isinstance(side.operands[0], Symbol)
-    return asked_in_words or side in statement.asked
+    return asked_in_words or any(_is_same_quantity(side, asked) for asked in statement.asked)
+
+
+def _is_same_quantity(side: Operation, asked: Value) -> bool:
+    """Return True if an expression is a quantity asked for, in any order of terms: ``n + m`` for ``m + n``."""
+    if not isinstance(asked, Operation) or free_symbols(side) != free_symbols(asked):
+        return False
+    return side == asked or (side.name == asked.name and same_number(asked, side) is True)
 
 
 def _is_segment(side: Value) -> bool:

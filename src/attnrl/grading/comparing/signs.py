@@ -11,14 +11,23 @@ from attnrl.grading.reading.rewriting import rewritten
 from attnrl.grading.reading.values import Listing, NamedSet, Quantity, Relation, Value, Words, phrase
 from attnrl.grading.reading.words import NUMBER_WORDS
 
+_NO_SOLUTION = (
+    *("no solution", "no real solution", "no solutions exist", "the empty set", "none", "there is no solution"),
+    *("there are no solutions", "there is no real solution", "there are no real solutions", "no real roots"),
+)
 #: Words with a value of another type.
 _PHRASES: dict[str, Value] = {word: Number(Fraction(number)) for word, number in NUMBER_WORDS.items()}
+_PHRASES |= {
+    f"{tens} {unit}": Number(Fraction(NUMBER_WORDS[tens] + NUMBER_WORDS[unit]))
+    for tens in NUMBER_WORDS
+    for unit in NUMBER_WORDS
+    if NUMBER_WORDS[tens] >= 20 and 0 < NUMBER_WORDS[unit] < 10
+}
+_PHRASES |= {"hundred": Number(Fraction(100)), "one hundred": Number(Fraction(100)), "half": Number(Fraction(1, 2))}
 _PHRASES |= dict.fromkeys(
     map(phrase, ("all real numbers", "real numbers", "all reals", "the reals")), NamedSet("reals")
 )
-_PHRASES |= dict.fromkeys(
-    map(phrase, ("no solution", "no real solution", "no solutions exist", "the empty set", "none")), NamedSet("empty")
-)
+_PHRASES |= dict.fromkeys(map(phrase, _NO_SOLUTION), NamedSet("empty"))
 _PHRASES |= dict.fromkeys(
     map(phrase, ("DNE", "does not exist", "the limit does not exist", "it does not exist")), Words("does not exist")
 )

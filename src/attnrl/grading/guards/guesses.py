@@ -5,13 +5,35 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 from attnrl.grading.comparing.relations import stated_value
+from attnrl.grading.comparing.same_number import same_number
 from attnrl.grading.guards.copies import is_copy, leaves_work, quotes_statement
 from attnrl.grading.guards.forms import misses_form
 from attnrl.grading.guards.normal_form import normal_form
-from attnrl.grading.reading.expressions import Expression, Number, Operation, Symbol, free_symbols, operation_names
+from attnrl.grading.reading.expressions import (
+    Expression,
+    Number,
+    Operation,
+    Symbol,
+    free_symbols,
+    operation_names,
+    parts_of,
+)
 from attnrl.grading.reading.reader import readings
 from attnrl.grading.reading.statement import Statement
-from attnrl.grading.reading.values import Counted, Labelled, Quantity, Ratio, Relation, Residue, Value
+from attnrl.grading.reading.values import (
+    Brackets,
+    Counted,
+    Labelled,
+    Listing,
+    Matrix,
+    Quantity,
+    Ratio,
+    Relation,
+    Residue,
+    Value,
+)
+
+_ARITHMETIC = frozenset({"add", "multiply", "negate", "divide", "power", "percent", "degrees"})
 
 
 def is_guess(golds: Sequence[str], box: str, statement: Statement) -> bool:
@@ -22,7 +44,7 @@ def is_guess(golds: Sequence[str], box: str, statement: Statement) -> bool:
         box: an answer, equal in value to a gold.
         statement: the facts of the problem's text.
     """
-    if statement.text and quotes_statement(box, statement.text):
+    if statement.text and not statement.options and quotes_statement(box, statement.text):
         return True
     values = [value for gold in golds for value in readings(gold, statement.symbols)]
     accepted = [part for value in values for part in _expressions(value, statement)]
@@ -33,6 +55,8 @@ def is_guess(golds: Sequence[str], box: str, statement: Statement) -> bool:
             return True
         for part in _expressions(value, statement):
             if is_copy(part, accepted, statement.expressions) or misses_form(part, accepted, statement.text, box):
+                return True
+            if _leaves_evaluation(part, accepted, statement):
                 return True
             if (statement.text and leaves_work(part, accepted)) or leaves_calculus(part, accepted):
                 return True
@@ -58,6 +82,20 @@ def _form_of_relation(relation: Relation) -> frozenset[Hashable] | None:
     )
 
 
+def _leaves_evaluation(answer: Expression, golds: Sequence[Expression], statement: Statement) -> bool:
+    """Return True if a function is left in an answer to a problem that asks to evaluate an expression.
+
+    The problem asks to evaluate an expression if the expression has the value of a gold and the gold is a plain number.
+    Sums, products, quotients and powers of numbers may stay.
+    """
+    left = operation_names(answer) - _ARITHMETIC
+    named = any(isinstance(part, Symbol) and part.name != "i" for part in parts_of(answer))
+    if not (left or named) or any(operation_names(gold) - _ARITHMETIC or free_symbols(gold) for gold in golds):
+        return False
+    sources = [part for part in statement.expressions if isinstance(part, Operation) and not free_symbols(part)]
+    return any(isinstance(gold, Number) and same_number(gold, source) is True for gold in golds for source in sources)
+
+
 def _is_given(quantity: Quantity, statement: Statement) -> bool:
     """Return True if a quantity stands in the problem, and the problem asks for another unit."""
     given = isinstance(quantity.amount, Number) and (quantity.amount.value, quantity.unit) in statement.quantities
@@ -79,6 +117,10 @@ def _expressions(value: Value, statement: Statement) -> list[Expression]:
         return _expressions(value.value, statement)
     if isinstance(value, Quantity | Counted):
         return _expressions(value.amount, statement)
+    if isinstance(value, Brackets | Listing):
+        return [part for item in value.items for part in _expressions(item, statement)]
+    if isinstance(value, Matrix):
+        return [part for row in value.rows for item in row for part in _expressions(item, statement)]
     if isinstance(value, Ratio) and len(value.parts) == 2:
         return [Operation("divide", value.parts)]
     if isinstance(value, Residue):

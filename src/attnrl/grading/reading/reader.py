@@ -24,8 +24,8 @@ from attnrl.grading.reading.values import Labelled, Listing, Ratio, Relation, Re
 from attnrl.grading.reading.words import only_words, read_label, read_time, read_words
 
 _RELATIONS = frozenset({"=", "!=", "<", "<=", ">", ">="})
-_RELATION_COMMANDS = {"in": "in", "approx": "~", "sim": "~", "equiv": "≡", "cong": "≡", "simeq": "~"}
-_DECIMAL_COMMA = re.compile(r"(-?0),(\d+)")
+_RELATION_COMMANDS = {"in": "in", "approx": "~", "equiv": "≡", "cong": "≡"}
+_DECIMAL_COMMA = re.compile(r"(-?0),(\d{3,})")
 _PREFIXES_LIST = """
     the answer answers is are about approximately approx roughly exactly final value values equals total
     therefore thus hence result solution solutions only
@@ -58,7 +58,8 @@ def read(text: str, symbols: frozenset[str] = frozenset(), *, bare_units: bool =
     if time := read_time(text):
         found.append(time)
     if label := read_label(tokens):
-        found.append(Labelled(label[0], read_tokens(label[1], symbols, bare_units)))
+        words = read_words(label[1], symbols) if only_words(label[1], symbols) else None
+        found.append(Labelled(label[0], words or read_tokens(label[1], symbols, bare_units)))
     if words := read_words(tokens, symbols):
         found += [words, *_listing_of_words(tokens, symbols)]
     if comma := _DECIMAL_COMMA.fullmatch(text.strip()):
@@ -110,9 +111,7 @@ def read_tokens(tokens: Sequence[Token], symbols: frozenset[str], bare_units: bo
     Raises:
         Unreadable: the tokens have no value.
     """
-    sorted_tokens = sort_letters(tokens, symbols)
-    if bare_units:
-        sorted_tokens = _mark_bare_units(sorted_tokens, symbols)
+    sorted_tokens = sort_letters(_mark_bare_units(tokens, symbols) if bare_units else tokens, symbols)
     while sorted_tokens and sorted_tokens[0].text.lower() in _PREFIXES and sorted_tokens[0].kind == "text":
         sorted_tokens = sorted_tokens[1:]
     if sorted_tokens and sorted_tokens[0].text in (":", "="):
@@ -128,7 +127,8 @@ def _mark_bare_units(tokens: Sequence[Token], symbols: frozenset[str]) -> list[T
     marked = list(tokens)
     for place, token in enumerate(tokens[1:], start=1):
         after = marked[place - 1].kind in ("number", "text") or marked[place - 1].text in ("/", "}", ")", "pi")
-        if token.kind == "letters" and after and token.text not in symbols and read_unit(token.text) is not None:
+        is_unit = token.kind == "letters" and not symbols.issuperset(token.text) and read_unit(token.text) is not None
+        if is_unit and after:
             marked[place] = Token("text", token.text, token.gap)
     return marked
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from attnrl.grading.reading.tokens import Token, Unreadable, tokenize
 
+MAX_NEEDLESS_BRACES = 32  # around the whole answer
 _UNIT_SIGNS = frozenset("$%°")
 _AMOUNT = re.compile(r"(?:\$ )?([+-] )?(?:\$ )?(\d[\d.()e+-]*)(?: [%°])?")
 
@@ -45,7 +46,9 @@ def _without_needless_braces(key: list[tuple[str, str]]) -> list[tuple[str, str]
         kept.append(part)
         if len(kept) > 2 and part == ("mark", "}") and kept[-3] == ("mark", "{"):
             kept[-3:] = [kept[-2]]
-    while len(kept) > 1 and kept[0] == ("mark", "{") and _closing(kept) == len(kept) - 1:
+    for _ in range(MAX_NEEDLESS_BRACES):
+        if len(kept) < 2 or kept[0] != ("mark", "{") or _closing(kept) != len(kept) - 1:
+            break
         kept = kept[1:-1]
     return kept
 

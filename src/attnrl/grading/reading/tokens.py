@@ -211,6 +211,8 @@ _TRAILING = {("mark", "."), ("mark", ","), ("mark", ";"), ("mark", ":"), ("mark"
 def _without_outer_markup(text: str) -> str:
     """Remove Markdown around the whole answer; write a dollar sign without a partner as a currency sign."""
     text = _EXPONENT_IN_TEXT.sub(r"e\1\2", _COMMENT.sub("", text).strip())
+    if (len(text) - len(text.rstrip("\\"))) % 2:  # a control space at the end, stripped
+        text = text[:-1]
     while bold := _BOLD.fullmatch(text):
         text = bold[2]
     dollars = re.findall(r"(?<!\\)\$", text)

@@ -10,9 +10,14 @@ from attnrl.grading.reading.letters import SHORT_WORDS
 from attnrl.grading.reading.tokens import Token
 from attnrl.grading.reading.values import TimeOfDay, Words
 
-_NUMBERS_LIST = "zero one two three four five six seven eight nine ten eleven twelve"
-#: Word -> integer.
-NUMBER_WORDS = {word: number for number, word in enumerate(_NUMBERS_LIST.split())} | {"sixteen": 16}
+_NUMBERS_LIST = """
+    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
+    eighteen nineteen
+"""
+_TENS_LIST = "twenty thirty forty fifty sixty seventy eighty ninety"
+#: Word -> integer below 20, and the tens.
+NUMBER_WORDS = {word: number for number, word in enumerate(_NUMBERS_LIST.split())}
+NUMBER_WORDS |= {word: 10 * number for number, word in enumerate(_TENS_LIST.split(), start=2)}
 
 _TIME = re.compile(
     r"(?P<hour>\d{1,2})(?:\s?:\s?(?P<minute>[0-5]\d))?\s*(?P<half>[ap])\.?\s?m\b\.?|(?P<h24>[01]?\d|2[0-3]):(?P<m24>[0-5]\d)",
@@ -42,10 +47,15 @@ def _is_capital_run(run: str) -> bool:
 _CHOICE = re.compile(r"(?:the )?(?:option|choice|answer|statement) \(?([A-J])\)?", re.IGNORECASE)
 
 
+_PUNCTUATION = frozenset("-',.;:?!()&#")
+
+
 def read_words(tokens: Sequence[Token], symbols: frozenset[str]) -> Words | Symbol | None:
     """Return the answer as words, or None if the tokens are mathematics only; of ``option B``, the letter."""
     kept = [token for token in tokens if token.text not in ("{", "}")]
-    if not kept or any(token.kind == "command" or token.text in "=+*^_<>|/" for token in kept):
+    if not kept or any(
+        token.kind == "command" or (token.kind == "mark" and token.text not in _PUNCTUATION) for token in kept
+    ):
         return None
     runs = [token for token in kept if token.kind in ("letters", "text")]
     if (
