@@ -100,13 +100,9 @@ def _is_product_of(gold: Expression, letters: str) -> bool:
 def _same_in_problem(gold: Expression, answer: Expression, statement: Statement) -> bool | None:
     """Compare two numbers; the problem decides on a percent sign of the answer, and on the name of a constant."""
     equal = same_number(gold, answer)
-    if (
-        equal is False
-        and is_operation(answer, "percent")
-        and not is_operation(gold, "percent")
-        and statement.asks_percent
-    ):
-        return same_number(gold, answer.operands[0])  # type: ignore[union-attr]
+    sign = is_operation(answer, "percent") and not is_operation(gold, "percent")
+    if equal is False and sign and (statement.asks_percent or not statement.text):
+        return same_number(answer, gold)
     if equal is False and with_constant(gold) != gold and not {"c", "C"} & statement.symbols:
         return same_number(with_constant(gold), with_constant(answer))
     return equal

@@ -48,7 +48,9 @@ def is_guess(golds: Sequence[str], box: str, statement: Statement) -> bool:
         return True
     values = [value for gold in golds for value in readings(gold, statement.symbols)]
     accepted = [part for value in values for part in _expressions(value, statement)]
-    for value in readings(box, statement.symbols):
+    found = readings(box, statement.symbols)
+    labelled = tuple(value for value in found if isinstance(value, Labelled))
+    for value in labelled or found:
         if isinstance(value, Relation) and value not in values and _is_copied_relation(value, statement):
             return True
         if isinstance(value, Quantity) and _is_given(value, statement):

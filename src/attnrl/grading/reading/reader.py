@@ -58,8 +58,8 @@ def read(text: str, symbols: frozenset[str] = frozenset(), *, bare_units: bool =
     if time := read_time(text):
         found.append(time)
     if label := read_label(tokens):
-        words = read_words(label[1], symbols) if only_words(label[1], symbols) else None
-        found.append(Labelled(label[0], words or read_tokens(label[1], symbols, bare_units)))
+        option = read_words(label[1], symbols) if only_words(label[1], symbols) else None
+        found.append(Labelled(label[0], option or read_tokens(label[1], symbols, bare_units)))
     if words := read_words(tokens, symbols):
         found += [words, *_listing_of_words(tokens, symbols)]
     if comma := _DECIMAL_COMMA.fullmatch(text.strip()):
