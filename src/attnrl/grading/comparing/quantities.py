@@ -18,6 +18,8 @@ _IRREGULAR_PLURALS = frozenset(_IRREGULAR_PLURALS_LIST.split())
 _PARTS_LIST = """
     tens hundreds pairs couples gross scores squares cubes roots radicals factorials fold
 """
+#: Nouns for whatever a problem counts, without the plural.
+_GENERAL_NOUNS = frozenset({"way", "different", "possibiliti", "solution", "valu", "number", "integer", "arrangement"})
 #: Nouns that make another number, unless the problem counts them.
 _PARTS = frozenset(_PARTS_LIST.split())
 
@@ -120,6 +122,8 @@ def _nouns_agree(gold: Value, answer: Value, statement: Statement) -> bool:
         return bool(nouns & {_stem(noun) for noun in gold.noun.split()})
     if isinstance(gold, Quantity) and _unit_of(gold) is not None:
         return False
+    if nouns <= _GENERAL_NOUNS:
+        return True
     if statement.words:
         return bool(nouns & {_stem(word) for word in statement.words})
     last = answer.noun.split()[-1]

@@ -24,7 +24,8 @@ from attnrl.grading.reading.values import Brackets, NamedSet, Ratio, Relation, S
 
 _FUNCTION_NAMES = {"sin": "sine", "cos": "cosine", "tan": "tangent", "cot": "cotangent"}
 _EQUATION_ASKED = re.compile(r"(?i)\bequations? (?:of|for)\b")
-_ANY_NAME = re.compile(r"[A-Za-z]{2,}(?: [A-Za-z]+)*|[a-zA-Z]\([a-z]\)")  # names in words, and of functions: f(x) is y
+_IN_WORDS = re.compile(r"[A-Za-z]{2,}(?: [A-Za-z]+)*")
+_FUNCTION = re.compile(r"[a-zA-Z](\([a-z]\))?")
 
 
 def compare_relation(gold: Relation, answer: Value, compare: Compare) -> bool | None:
@@ -37,7 +38,7 @@ def compare_relation(gold: Relation, answer: Value, compare: Compare) -> bool | 
     if isinstance(answer, Relation):
         found = stated_value(answer, compare.statement)
         names = _name_of(gold), _name_of(answer)
-        same_name = names[0] == names[1] or "" in names or any(_ANY_NAME.fullmatch(name) for name in names)
+        same_name = names[0] == names[1] or "" in names or _may_be_same(*names)
         if expected is not None and found is not None and same_name:
             equal = compare(expected, found)
             if equal is not False:
@@ -79,7 +80,15 @@ def _same_chain(gold: Relation, answer: Relation, compare: Compare) -> bool:
 
 def _name_of(relation: Relation) -> str:
     first = relation.sides[0]
-    return first.name if isinstance(first, Symbol) else ""
+    return _plain_name(first) if isinstance(first, Symbol) or is_operation(first, "apply") else ""
+
+
+def _may_be_same(one: str, other: str) -> bool:
+    """Return True if a name in words is among two names, or the two may name a function: ``y`` and ``f(x)``."""
+    if _IN_WORDS.fullmatch(one) or _IN_WORDS.fullmatch(other):
+        return True
+    functions = _FUNCTION.fullmatch(one), _FUNCTION.fullmatch(other)
+    return all(functions) and any(found[1] for found in functions if found)
 
 
 def compare_stated(gold: Value, answer: Relation, compare: Compare) -> bool | None:

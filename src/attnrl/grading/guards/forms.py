@@ -21,6 +21,7 @@ from attnrl.grading.reading.formulas import converted_expressions
 from attnrl.grading.reading.reader import readings
 
 _MOST_FACTORS = 1_000
+_LARGEST_ROOT = 200  # of a square below a square root
 _POLYNOMIAL = frozenset({"add", "multiply", "negate", "power"})
 
 
@@ -135,6 +136,17 @@ def _has_no_divisor(expression: Expression) -> bool:
     return not any(map(_is_polynomial_divisor, parts_of(expression)))
 
 
+def _count_terms(expression: Expression) -> int:
+    """Return the number of terms of a sum; of an expression without a variable, 1."""
+    if not is_operation(expression, "add") or not free_symbols(expression):
+        return 1
+    return sum(_count_terms(term) for term in expression.operands)
+
+
+def _has_more_terms(answer: Expression, gold: Expression) -> bool:
+    return _has_no_divisor(answer) and _count_terms(answer) > _count_terms(gold)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Forms of numbers
 # ---------------------------------------------------------------------------------------------------------------------
@@ -173,6 +185,25 @@ def _is_no_percentage(answer: Expression, gold: Expression) -> bool:
     return number_value(answer) not in (None, _percentage(gold))
 
 
+def _radicands(expression: Expression) -> list[int]:
+    """Return the integers under the square roots of an expression."""
+    roots = [part.operands for part in parts_of(expression) if is_operation(part, "root")]
+    return [
+        radicand.value.numerator
+        for radicand, index in roots
+        if index == Number(Fraction(2)) and isinstance(radicand, Number) and radicand.value.denominator == 1
+    ]
+
+
+def _has_square(number: int) -> bool:
+    """Return True for an integer with a square divisor above 1; divisors up to a bound are tried."""
+    return any(number % (divisor * divisor) == 0 for divisor in range(2, _LARGEST_ROOT) if divisor * divisor <= number)
+
+
+def _has_simple_roots(expression: Expression) -> bool:
+    return not any(map(_has_square, _radicands(expression)))
+
+
 @dataclass(frozen=True)
 class Rule:
     """A form that a problem asks for.
@@ -209,6 +240,16 @@ RULES = (
         re.compile(r"(?i)\bsimplif"),
         _has_no_divisor,
         lambda answer, _: not _has_no_divisor(answer),
+    ),
+    Rule(  # like terms collected
+        re.compile(r"(?i)\bsimplif|\bexpand|\bmultiply out"),
+        _is_expanded,
+        _has_more_terms,
+    ),
+    Rule(  # no square below a square root
+        re.compile(r"(?i)\bsimplif|\bsimplest radical"),
+        _has_simple_roots,
+        lambda answer, _: not _has_simple_roots(answer),
     ),
     Rule(  # no common divisor above and below the line
         re.compile(r"(?i)(?:lowest|simplest) (?:terms|form)|(?:fully|completely) reduced|\breduced (?:fraction|form)"),

@@ -16,7 +16,7 @@ from attnrl.grading.reading.brackets import with_bar
 from attnrl.grading.reading.cursor import Cursor, Grammar, expression
 from attnrl.grading.reading.expressions import Symbol, is_operation
 from attnrl.grading.reading.letters import sort_letters
-from attnrl.grading.reading.sides import read_name, read_side
+from attnrl.grading.reading.sides import OTHER_QUANTITY, read_name, read_side
 from attnrl.grading.reading.sums import read_power, read_product, read_sum
 from attnrl.grading.reading.tokens import Token, Unreadable, tokenize
 from attnrl.grading.reading.units import read_unit
@@ -114,6 +114,7 @@ def read_tokens(tokens: Sequence[Token], symbols: frozenset[str], bare_units: bo
     sorted_tokens = sort_letters(_mark_bare_units(tokens, symbols) if bare_units else tokens, symbols)
     while sorted_tokens and sorted_tokens[0].text.lower() in _PREFIXES and sorted_tokens[0].kind == "text":
         sorted_tokens = sorted_tokens[1:]
+    sorted_tokens = _without_sentence(sorted_tokens)
     if sorted_tokens and sorted_tokens[0].text in (":", "="):
         sorted_tokens = sorted_tokens[1:]
     cursor = Cursor(sorted_tokens, GRAMMAR)
@@ -121,6 +122,14 @@ def read_tokens(tokens: Sequence[Token], symbols: frozenset[str], bare_units: bo
     if cursor.place < len(cursor.tokens):
         raise Unreadable(f"unexpected {cursor.peek().text!r}")
     return value
+
+
+def _without_sentence(tokens: list[Token]) -> list[Token]:
+    r"""Remove words that end in ``is`` before a value: ``\text{The number of ways is } 17``."""
+    length = next((n for n, token in enumerate(tokens) if token.kind != "text"), 0)
+    words = [token.text.lower() for token in tokens[:length]]
+    states = length > 1 and words[-1] in ("is", "are", "equals") and not OTHER_QUANTITY.search(" ".join(words))
+    return tokens[length:] if states else tokens
 
 
 def _mark_bare_units(tokens: Sequence[Token], symbols: frozenset[str]) -> list[Token]:

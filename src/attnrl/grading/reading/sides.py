@@ -27,11 +27,11 @@ _NOT_NOUNS_LIST = """
 #: Words after a number that make another number or no answer.
 _NOT_NOUNS = SHORT_WORDS | frozenset(_NOT_NOUNS_LIST.split())
 #: Words that make a name the name of another quantity.
-_OTHER_QUANTITY = re.compile(r"(?i)\b(?:not|except|anything|twice|double|half|triple|square|wrong)\b")
+OTHER_QUANTITY = re.compile(r"(?i)\b(?:not|except|anything|twice|double|half|triple|square|wrong)\b")
 #: Names of quantities: segments, angles, areas, values of functions, probabilities, words.
 _NAME = re.compile(
     r"[A-Z]{2,4}|m?\\angle\{?[A-Za-z\d]+\}?|\\triangle[A-Z]+|\|[A-Z]{2}\||\[[A-Z]{3,}\]|m?\\overline\{[A-Z]+\}"
-    r"|[A-Za-z](?:_\{?\w+\}?)?'*\((?:[a-z]|\d+)(?:,(?:[a-z]|\d+))*\)"
+    r"|[A-Za-z](?:_\{?\w+\}?)?'*\((?:[a-z]|\d+)(?:,(?:[a-z]|\d+))*\)|[nd]\([A-Z][A-Z,\\a-z]*\)|\|[A-Z]\|"
     r"|(?:\\mathbb\{)?(?:P|E|Var)\}?(?:_\{?\w+\}?)?[(\[][^=()\[\]]*(?:\([^=()]*\))?[^=()\[\]]*[)\]]"
 )
 
@@ -53,7 +53,7 @@ def read_name(cursor: Cursor) -> Symbol | None:
     text = text.strip()
     if not text or not (words or (_NAME.fullmatch(text.replace(" ", "")) and len(text) > 1)):
         return None
-    if re.fullmatch(r"(\w)\(\1\)", text) or _OTHER_QUANTITY.search(text):
+    if re.fullmatch(r"(\w)\(\1\)", text) or OTHER_QUANTITY.search(text):
         return None
     cursor.place = place
     return Symbol(text)

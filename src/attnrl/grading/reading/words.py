@@ -47,6 +47,7 @@ def _is_capital_run(run: str) -> bool:
 _CHOICE = re.compile(r"(?:the )?(?:option|choice|answer|statement) \(?([A-J])\)?", re.IGNORECASE)
 
 
+_ANSWER_IS = re.compile(r"(?i)^(?:the )?(?:final )?answer(?: is|:) ")
 _PUNCTUATION = frozenset("-',.;:?!()&#")
 
 
@@ -67,6 +68,7 @@ def read_words(tokens: Sequence[Token], symbols: frozenset[str]) -> Words | Symb
     if not runs or kept[0].kind == "number" or not any(_is_word(token, len(runs) > 1, symbols) for token in runs):
         return None
     text = "".join((" " if token.gap and n else "") + token.text for n, token in enumerate(kept))
+    text = _ANSWER_IS.sub("", text)
     choice = _CHOICE.fullmatch(text)
     return Symbol(choice[1].upper()) if choice else Words(text)
 
