@@ -55,6 +55,7 @@ def test_grade_writes_verdicts_in_order(tmp_path: Path) -> None:
         ('{"response": "5"}', "answer"),
         ('{"response": "5", "answer": {"a": 1}}', "answer"),
         ('{"response": "5", "answer": [true]}', "answer"),
+        ('{"response": "5", "answer": "5", "prompt": 7}', "prompt"),
     ],
 )
 def test_a_malformed_row_is_named_and_nothing_is_written(tmp_path: Path, line: str, named: str) -> None:

@@ -96,7 +96,7 @@ def _rows(reader: Any, source: Path) -> Iterator[tuple[int, dict[str, Any], int]
 def _response(row: Mapping[str, Any], number: int, source: Path) -> str:
     response = row.get("response")
     if not isinstance(response, str):
-        problem = "no response" if response is None else f"response is a {type(response).__name__}, not text"
+        problem = "no response" if response is None else f"response: expected text, found {type(response).__name__}"
         raise UserError(f"{source}, line {number}: {problem}")
     return response
 
@@ -115,7 +115,9 @@ def _problem(row: Mapping[str, Any], number: int, source: Path) -> Problem:
         for message in prompt
     ):
         prompt = tuple(prompt)
-    elif not isinstance(prompt, str):
+    elif prompt is None:
         prompt = ""
+    elif not isinstance(prompt, str):
+        raise UserError(f"{source}, line {number}: prompt must be text or chat messages with role and content")
     info = {key: value for key, value in row.items() if key not in ("prompt", "answer", "response")}
     return Problem(str(number), prompt, answers, info=info)

@@ -1,7 +1,7 @@
 """The verdict on the boxes of a response, without a deadline. Runs in the worker processes.
 
-read both answers -> compare by type -> guards. math-verify decides what the reader does not read and the comparison
-leaves undecided.
+read both answers -> compare by type -> guards. math-verify decides on true answers beyond the reader and on comparisons
+left undecided.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ class MathGrader(ClosableGrader):
 
     def _compare(self, jobs: Sequence[Job]) -> dict[Job, JobResult]:
         """Return the result of each job. Equal jobs run once; recent results are cached."""
-        results = {job: self._cache[job] for job in jobs if job in self._cache}
+        results = {job: found for job in jobs if (found := self._cache.get(job)) is not None}
         new = list(dict.fromkeys(job for job in jobs if job not in results))
         for job, result in zip(new, self.pool.run(new) if new else [], strict=True):
             results[job] = result

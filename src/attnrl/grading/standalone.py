@@ -62,7 +62,8 @@ def grade_batch(
     golds = [accepted_answers(answer) for answer in _items("answers", answers)]
     asked = [""] * len(texts) if prompts is None else [_prompt(prompt) for prompt in _items("prompts", prompts)]
     if not len(texts) == len(golds) == len(asked):
-        raise ValueError(f"{len(texts)} responses, {len(golds)} answers and {len(asked)} prompts")
+        prompted = "" if prompts is None else f", {len(asked)} prompts"
+        raise ValueError(f"as many answers as responses: found {len(texts)} responses, {len(golds)} answers{prompted}")
     problems = [Problem(str(row), prompt, gold) for row, (prompt, gold) in enumerate(zip(asked, golds, strict=True))]
     return _SHARED.grade(problems, texts)
 
