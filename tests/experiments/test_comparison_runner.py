@@ -85,10 +85,18 @@ def test_a_run_that_fails_is_named_and_the_others_are_done(tiny_checkpoint: Path
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(tiny_checkpoint: Path, tmp_path: Path) -> None:
     settings = f"settings=[{', '.join([f'model={tiny_checkpoint}', *SMALL])}]"
-    changes = [f"output_dir={tmp_path}", "tokens=9000", "seeds=[0]", settings]
+    changes = [f"output_dir={tmp_path}", "tokens=3000", "seeds=[0]", settings]
     command = [sys.executable, "-m", "attnrl", "compare", "attnrl", *changes]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # A shell starts background jobs with SIGINT ignored, and the child would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     metrics = tmp_path / "runs" / "attnrl" / "seed-0" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.exists() and metrics.read_text().count("\n") >= 2):  # until its first step is done
