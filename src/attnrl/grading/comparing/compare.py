@@ -91,7 +91,7 @@ def compare_expression(gold: Expression, answer: Value, compare: Compare) -> boo
 
 def _is_product_of(gold: Expression, letters: str) -> bool:
     """Return True if a run of letters is the product of the gold's variables: ``IR`` or ``RI`` for ``I R``."""
-    if not isinstance(gold, Operation) or gold.name != "multiply":
+    if not is_operation(gold, "multiply"):
         return False
     names = [factor.name if isinstance(factor, Symbol) else "" for factor in gold.operands]
     return all(len(name) == 1 for name in names) and sorted(names) == sorted(letters)

@@ -168,16 +168,10 @@ def _kind_of_name(value: Value) -> str:
     if isinstance(value, Symbol):
         if value.name in CONSTANTS:
             return ""
-        if len(value.name) == 1:
-            return "letter"
-        if value.name.startswith(("bar ", "hat ", "tilde ")):
+        if len(value.name) == 1 or value.name.startswith(("bar ", "hat ", "tilde ")):
             return "letter"
         if "_" in value.name or " " in value.name:  # x_1, angle ABC
-            return (
-                "accent"
-                if value.name.startswith(("bar ", "hat ", "tilde ", "dot "))
-                else re.split("[_ ]", value.name)[0]
-            )
+            return re.split("[_ ]", value.name)[0]
         if "(" in value.name:
             return "call"
         return "segment" if value.name.isupper() else ""

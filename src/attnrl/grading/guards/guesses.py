@@ -14,6 +14,7 @@ from attnrl.grading.reading.expressions import (
     Number,
     Operation,
     Symbol,
+    difference,
     free_symbols,
     operation_names,
     parts_of,
@@ -78,10 +79,7 @@ def _form_of_relation(relation: Relation) -> frozenset[Hashable] | None:
         return None
     if not isinstance(right, Expression) or not free_symbols(left):
         return None
-    negated = [Operation("negate", (side,)) for side in (left, right)]
-    return frozenset(
-        {normal_form(Operation("add", (left, negated[1]))), normal_form(Operation("add", (negated[0], right)))}
-    )
+    return frozenset({normal_form(difference(left, right)), normal_form(difference(right, left))})
 
 
 def _leaves_evaluation(answer: Expression, golds: Sequence[Expression], statement: Statement) -> bool:
