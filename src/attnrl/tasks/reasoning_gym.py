@@ -12,10 +12,7 @@ import difflib
 import hashlib
 import random
 import re
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +25,7 @@ from attnrl.grading.answers import extract_boxed, last_number
 from attnrl.grading.base import ClosableGrader
 from attnrl.tasks.base import Task
 from attnrl.types import Grade, Problem
+from attnrl.utils.deadline import DeadlineError, deadline
 from attnrl.utils.yaml import load_yaml
 
 REASONING_GYM = "reasoning_gym:"
@@ -46,7 +44,7 @@ _FUNCTIONS |= {"exp", "log", "ln", "sqrt"}
 _CONSTANTS = frozenset({"pi", "E", "C"})
 MAX_EXPRESSION_CHARS = 300
 TRIES_TO_MAKE = 10
-DEADLINE = 5.0  # seconds per answer
+DEADLINE = 5.0  # seconds per answer; scorers are Python code with small numbers, so no long C call delays the signal
 MAX_SIZE = 100  # largest number of digits, or largest degree, of an expression's value
 
 
@@ -201,39 +199,13 @@ class ReasoningGymGrader(ClosableGrader):
         if wrapped := re.fullmatch(r"\\(?:text|mathrm|texttt)\{([^{}]*)\}", answer):
             answer = wrapped[1].strip()
         try:
-            with _deadline(DEADLINE):
+            with deadline(DEADLINE):
                 score = min(1.0, max(0.0, self.task.score(answer, problem.info["seed"])))
-        except _TimeoutError:
+        except DeadlineError:
             return Grade(0.0, "timeout", answer)
         except Exception:  # an exception in a scorer does not end the run
             return Grade(0.0, "error", answer)
         return Grade(score, "correct" if score >= 1.0 else "wrong", answer)
-
-
-class _TimeoutError(BaseException):
-    """Deadline exceeded. A BaseException, because scorers catch Exception."""
-
-
-@contextmanager
-def _deadline(seconds: float) -> Iterator[None]:
-    """Raise :class:`_TimeoutError` in the body after ``seconds``; no effect outside the main thread and on Windows.
-
-    Scorers are Python code with small numbers, so no long C call delays the signal handler.
-    """
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        yield
-        return
-
-    def interrupt(number: int, frame: object) -> None:
-        raise _TimeoutError
-
-    former = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, former)
 
 
 def runs_no_code(answer: str) -> bool:
