@@ -87,11 +87,11 @@ def grow(config: TrainConfig, steps: int) -> Recorder:
     )
     recorder = Recorder(build_policy(config, model, None))
     data = load_run_data(config, tokenizer)
-    with data.grader as grader:
+    with data.rewards as rewards:
         trainer = Trainer(
             config,
             sampler=sampler,
-            grader=grader,
+            rewards=rewards,
             policy=recorder,
             tokenizer=tokenizer,
             source=data.source,

@@ -36,6 +36,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2
 
 from attnrl.config.load import load_config
 from attnrl.config.schema import TrainConfig
+from attnrl.grading.rewards import RewardManager
 from attnrl.inference.sampler import LocalSampler
 from attnrl.local.loading import build_policy
 from attnrl.rl.trainer import Trainer
@@ -172,7 +173,7 @@ def measure(row: str, repeat: int, model: Any, tokenizer: Any, args: argparse.Na
     trainer = Trainer(
         config,
         sampler=GivenLengths(sampler, places, log_normal(repeat, args.tokens, args.sigma, args.longest)),
-        grader=Coin(),
+        rewards=RewardManager(Coin()),
         policy=build_policy(config, model, None),
         tokenizer=tokenizer,
         source=source,

@@ -92,7 +92,7 @@ class Bench:
         self.device = choose_device(config.device)
         self.tokenizer = load_tokenizer(self.directory)
         data = load_run_data(config, self.tokenizer)
-        self.source, self.grader = data.source, data.grader
+        self.source, self.rewards = data.source, data.rewards
         self.sides = {name: self.side(name) for name in SIDES}
 
     def side(self, name: str) -> Side:
@@ -123,7 +123,7 @@ class Bench:
         return Trainer(
             self.config,
             sampler=side.sampler,
-            grader=self.grader,
+            rewards=self.rewards,
             policy=side.policy,
             tokenizer=self.tokenizer,
             source=self.source,
@@ -322,7 +322,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     measured = [args.first + n * args.every for n in range(args.steps)]
     repeats: dict[str, list[list[Taken]]] = {name: [] for name in SIDES}
     bench = Bench(config)
-    with bench.grader:
+    with bench.rewards:
         starts = bench.starts(measured)
         parity = bench.parity(starts[0])
         if not max(parity.values()) <= TOLERANCE:  # NaN fails, too

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Pre
 from attnrl.cli import app as cli
 from attnrl.config.load import load_config
 from attnrl.config.schema import TrainConfig
+from attnrl.grading.rewards import RewardManager
 from attnrl.method.steps import Steps
 from attnrl.rl.state import TrainerState
 from attnrl.rl.trainer import Trainer
@@ -193,7 +194,7 @@ def fake_loop(
     trainer = Trainer(
         config,
         sampler=sampler,
-        grader=grader,
+        rewards=RewardManager(grader),
         policy=policy,
         tokenizer=tokenizer,
         source=FakeSource(),

@@ -37,8 +37,9 @@ class Problem:
 #: ``stop``: an end-of-sequence token was sampled; ``length``: the budget ran out; ``unfinished``: the call ended first.
 FinishReason = Literal["stop", "length", "unfinished"]
 #: Result of grading. ``no_answer``: the response has no answer; ``timeout`` and ``error``: the comparison took too long
-#: or failed; ``bad_gold``: the problem has no valid true answer.
-Verdict = Literal["correct", "wrong", "no_answer", "timeout", "error", "bad_gold"]
+#: or failed because of the answer; ``bad_gold``: the problem has no valid true answer; ``not_judged``: the grader gave
+#: no verdict, because of a fault outside of the response.
+Verdict = Literal["correct", "wrong", "no_answer", "timeout", "error", "bad_gold", "not_judged"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,25 @@ class Completion:
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
+class Response:
+    """A finished response to be graded and rewarded.
+
+    Attributes:
+        problem: the problem.
+        text: text of the response, special tokens included.
+        tokens: token ids of the response.
+        finish_reason: ``stop`` or ``length`` (the response was cut off).
+        thinking: True if the rendered prompt ends inside of a ``<think>`` that the response has to close.
+    """
+
+    problem: Problem
+    text: str
+    tokens: tuple[int, ...] = ()
+    finish_reason: FinishReason = "stop"
+    thinking: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,21 +154,30 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class Grade:
-    """The grade of one response.
+    """The grade of one response: the reward to learn from, and the verdict. Reward and verdict are independent.
 
     Attributes:
-        reward: in [0, 1]; 1 is correct.
-        verdict: the reason for the reward.
+        reward: any finite number; None: not judged, the response takes no part in values, baselines, filters and the
+            update.
+        verdict: the grader's verdict; ``correct`` decides :attr:`is_correct`.
         answer: the answer extracted from the response; None without an answer.
+        rewards: the reward of each reward function by name, None where a function does not apply; empty without reward
+            functions.
     """
 
-    reward: float
+    reward: float | None
     verdict: Verdict
     answer: str | None = None
+    rewards: Mapping[str, float | None] = field(default_factory=dict)
+
+    @property
+    def is_correct(self) -> bool:
+        """Return True for the verdict ``correct``."""
+        return self.verdict == "correct"
 
 
 class Grader(Protocol):
-    """Scores finished responses.
+    """Gives verdicts on the text of finished responses.
 
     A grade depends on the problem and the response only, not on the rest of the call.
     """

@@ -25,7 +25,7 @@ def test_a_summary_by_hand() -> None:
     assert numbers["pass_at_k"] == pytest.approx({"1": 0.75 / 4, "2": (0.5 + 5 / 6) / 4, "4": 2 / 4})
     assert numbers["response_length"] == 10.5 and numbers["truncated_ratio"] == 5 / 8  # of responses that exist
     assert numbers["verdicts"] == {
-        **dict.fromkeys(["no_answer", "timeout", "error", "bad_gold"], 0.0),
+        **dict.fromkeys(["no_answer", "timeout", "error", "bad_gold", "not_judged"], 0.0),
         "correct": 3 / 8,
         "wrong": 5 / 8,
     }

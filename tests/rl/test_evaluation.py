@@ -8,6 +8,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from attnrl.errors import UserError
+from attnrl.grading.rewards import RewardManager
 from attnrl.grading.rules import RulesGrader
 from attnrl.rl.evaluation import EvaluatedSample, Evaluation, evaluate
 from attnrl.types import Completion, Problem, Request
@@ -89,7 +90,9 @@ RIGHT_AND_WRONG = {"A=1?": ["so \\boxed{1}", "so \\boxed{2}"], "B=2?": ["\\boxed
 
 def run(sampler: Scripted, **settings: int) -> Evaluation:
     defaults = {"samples": 2, "max_new_tokens": 9, "max_prompt_tokens": 10, "seed": 0}
-    return evaluate(SUMS, sampler=sampler, grader=RulesGrader(), tokenizer=sampler.tokenizer, **defaults | settings)
+    return evaluate(
+        SUMS, sampler=sampler, rewards=RewardManager(RulesGrader()), tokenizer=sampler.tokenizer, **defaults | settings
+    )
 
 
 def test_every_response_is_kept_with_its_problem(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -237,7 +237,7 @@ def test_continuations_need_not_be_scored(tokenizer):
 
 def test_grades_are_the_same_whether_grading_overlaps_or_not(tokenizer, monkeypatch):
     beside, afterwards = fake_loop(tokenizer), fake_loop(tokenizer)
-    afterwards.grader = afterwards.trainer.grader = type("Afterwards", (), {})()
+    afterwards.grader = afterwards.trainer.rewards.grader = type("Afterwards", (), {})()
     afterwards.grader.overlaps, afterwards.grader.grade = False, beside.grader.__class__().grade
     for _ in range(3):
         one, other = beside.trainer.step(), afterwards.trainer.step()

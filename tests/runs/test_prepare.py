@@ -107,9 +107,9 @@ def test_the_grader_is_the_tasks_own_unless_one_is_named(files: Path, tokenizer:
         (RulesGrader, [GYM, "grader=rules"]),
     ]
     for kind, overrides in expected:
-        with load_run_data(config(*overrides), tokenizer).grader as grader:
-            assert isinstance(grader, kind)
-    assert load_run_data(config("task=ledger", "flexible_answers=true"), tokenizer).grader == RulesGrader(True)
+        with load_run_data(config(*overrides), tokenizer).rewards as rewards:
+            assert isinstance(rewards.grader, kind)
+    assert load_run_data(config("task=ledger", "flexible_answers=true"), tokenizer).rewards.grader == RulesGrader(True)
     with pytest.raises(UserError, match="exact"):
         load_run_data(config("grader=exact"), tokenizer)
 
@@ -120,9 +120,9 @@ def test_the_grader_is_closed_even_after_a_fault(
     closed = []
     monkeypatch.setattr(MathGrader, "close", lambda self: closed.append(self))
     data = load_run_data(config("task=null", "data.train=train.jsonl"), tokenizer)
-    with pytest.raises(KeyboardInterrupt), data.grader:
+    with pytest.raises(KeyboardInterrupt), data.rewards:
         raise KeyboardInterrupt
-    assert closed == [data.grader]
+    assert closed == [data.rewards.grader]
 
 
 def test_the_task_says_whether_the_dependency_graph_is_known(files: Path, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -75,11 +75,11 @@ def one_step(config: TrainConfig, sampler: Recorded, policy: Policy) -> tuple[St
     """A step, and what a second update on its rows reports: at first the policy is the reference of the KL."""
     tokenizer = load_tokenizer(model_directory(config.model), trust_remote_code=False)
     data = load_run_data(config, tokenizer)
-    with data.grader as grader:
+    with data.rewards as rewards:
         trainer = Trainer(
             config,
             sampler=sampler,
-            grader=grader,
+            rewards=rewards,
             policy=policy,
             tokenizer=tokenizer,
             source=data.source,

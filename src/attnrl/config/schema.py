@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     Field,
@@ -11,13 +11,15 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    field_validator,
     model_validator,
 )
 
-from attnrl.config.base import PROMPT_SUFFIX, PlainName, Seed, Strict, Threads
+from attnrl.config.base import PlainName, Seed, Strict, Threads
+from attnrl.config.data import DataConfig
 from attnrl.config.engines import VerlConfig, VllmConfig
 from attnrl.config.method import MethodConfig
+from attnrl.config.reward import RewardConfig
+from attnrl.config.sampling import EvalConfig, SamplingConfig
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -71,86 +73,6 @@ class OptimizerConfig(Strict):
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass: less memory, more time"
     )
-
-
-class SamplingConfig(Strict):
-    """How training responses are sampled, and the limits on their length."""
-
-    temperature: PositiveFloat = Field(1.0, description="sampling temperature")
-    top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling: probability mass kept; 1: off")
-    max_new_tokens: PositiveInt = Field(8192, description="longest response, in tokens")
-    max_prompt_tokens: PositiveInt = Field(
-        1024, description="longest prompt, in tokens; longer problems of a data file are left out"
-    )
-    max_batch: PositiveInt = Field(256, description="sequences decoded at the same time")
-    score_continuations: bool = Field(
-        True,
-        description="true: score continuations with the policy; false: use the sampler's log-probs as the policy's, "
-        "which saves a forward pass",
-    )
-    carry_over: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="share of problems (rounded down) whose initial responses may stay unfinished when the rest of a "
-        "generation is done; sampling of the unfinished responses continues in the next step",
-    )
-    stall_seconds: PositiveFloat | None = Field(
-        1800.0,
-        description="watchdog: seconds without a heartbeat after which the sampler counts as stalled; null: no limit",
-    )
-    retries: NonNegativeInt = Field(1, description="retries of a training step after a sampler error or stall")
-
-
-class DataConfig(Strict):
-    """Problems from files and Hugging Face data sets (docs/data.md); a procedural ``task`` needs none."""
-
-    train: str | tuple[str, ...] | None = Field(
-        None,
-        description="training problems: a parquet, jsonl, json or csv file, a data set name:config@revision[split], "
-        "or a list of several",
-    )
-    eval: str | tuple[str, ...] | None = Field(
-        None, description="evaluation problems, in the same forms as data.train; null: no evaluation"
-    )
-    prompt_suffix: str = Field(
-        PROMPT_SUFFIX, description="appended to the last user message of every problem that lacks the suffix"
-    )
-    chat_template: Literal["auto", "never"] = Field(
-        "auto",
-        description="auto: a text prompt becomes a user message if the model has a chat template; never: a text prompt "
-        "stays plain text",
-    )
-    deduplicate: bool = Field(
-        True, description="leave out training problems that repeat another problem with the same answers"
-    )
-    overlap: Literal["drop", "warn"] = Field(
-        "drop",
-        description="training problems that are evaluation problems too. drop: left out of training; warn: kept, with "
-        "a warning",
-    )
-    allow_changed: bool = Field(
-        False, description="resume a run although its problems differ from the problems at the start of the run"
-    )
-
-    @field_validator("train", "eval", mode="before")
-    @classmethod
-    def _as_text(cls, value: Any) -> Any:
-        if isinstance(value, (list, tuple)):
-            if not value:
-                raise ValueError("names no file")
-            return tuple(str(one) if isinstance(one, Path) else one for one in value)
-        return str(value) if isinstance(value, Path) else value
-
-
-class EvalConfig(Strict):
-    """Held-out evaluation during training: how often, and with how many samples."""
-
-    every: NonNegativeInt = Field(10, description="training steps between evaluations; 0: no evaluation")
-    problems: PositiveInt = Field(100, description="number of held-out problems, at most")
-    samples: PositiveInt = Field(8, description="responses per problem (k of avg@k)")
-    temperature: NonNegativeFloat = Field(1.0, description="sampling temperature; 0: greedy")
-    top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling: probability mass kept; 1: off")
 
 
 class CheckpointConfig(Strict):
@@ -219,6 +141,7 @@ class TrainConfig(Strict):
         description="auto: continue from the newest checkpoint in output_dir, if any; never: start anew, in an empty "
         "output_dir; or a checkpoint directory to continue from",
     )
+    reward: RewardConfig = RewardConfig()
     method: MethodConfig = MethodConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

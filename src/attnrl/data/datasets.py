@@ -14,7 +14,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from attnrl.config.base import PROMPT_SUFFIX
-from attnrl.data.fitting import ChatTemplate, fit_problems
+from attnrl.data.fitting import fit_problems
 from attnrl.data.overlap import answers_key, find_overlap, question_key
 from attnrl.data.rows import (
     other_columns,
@@ -162,7 +162,7 @@ def fit_problem_set(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_prompt_tokens: int,
-    chat_template: ChatTemplate = "auto",
+    chat_template: str = "auto",
 ) -> ProblemSet:
     """Apply :func:`attnrl.data.fitting.fit_problems` and add a note with the number of problems left out.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -15,10 +14,8 @@ from attnrl.tasks.base import MAX_REPEATED_DRAWS, ProblemDrawer
 from attnrl.tokenization import encode_prompt
 from attnrl.types import Problem
 
-ChatTemplate = Literal["auto", "never"]
 
-
-def as_chat(problem: Problem, tokenizer: PreTrainedTokenizerBase, chat_template: ChatTemplate = "auto") -> Problem:
+def as_chat(problem: Problem, tokenizer: PreTrainedTokenizerBase, chat_template: str = "auto") -> Problem:
     """Return ``problem`` with a text prompt wrapped as one user message, if the tokenizer has a chat template.
 
     Chat messages stay unchanged; with ``never``, text stays unchanged too.
@@ -45,7 +42,7 @@ def fit_problems(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_prompt_tokens: int,
-    chat_template: ChatTemplate = "auto",
+    chat_template: str = "auto",
 ) -> list[Problem]:
     """Return the problems wrapped by :func:`as_chat`, without prompts of more than ``max_prompt_tokens`` tokens.
 
@@ -63,7 +60,7 @@ class FittedTask:
     task: ProblemDrawer
     tokenizer: PreTrainedTokenizerBase
     max_prompt_tokens: int
-    chat_template: ChatTemplate = "auto"
+    chat_template: str = "auto"
 
     @property
     def name(self) -> str:

@@ -1,4 +1,4 @@
-"""The problems of a run and the grader of the problems, for every engine."""
+"""The problems of a run and the rewards of responses, for every engine."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from attnrl.data.datasets import (
 )
 from attnrl.data.fitting import FittedTask
 from attnrl.data.stream import ProblemSource, ProceduralProblems, ShuffledProblems
-from attnrl.grading.base import ClosableGrader
 from attnrl.grading.registry import build_grader
+from attnrl.grading.rewards import RewardManager
 from attnrl.tasks.base import ProblemDrawer, Task, draw_distinct
 from attnrl.tasks.dependencies import unknown_dependencies
 from attnrl.tasks.registry import find_task
@@ -34,14 +34,14 @@ EVALUATION_SEED = 20_250_930  # every run of a task has the same held-out proble
 
 @dataclass(frozen=True)
 class RunData:
-    """The problems of a run and the grader of the problems.
+    """The problems of a run and the rewards of responses.
 
     Attributes:
         source: training problems.
         training_problems: number of training problems; None for a procedural task, which has no end.
         held_out: evaluation problems.
-        grader: the grader named by the configuration, the task's own grader, or ``math`` for data files. A context
-            manager: processes start at the first grading and end on exit.
+        rewards: the rewards, with the grader named by the configuration, the task's own grader, or ``math`` for data
+            files. A context manager: processes start at the first grading and end on exit.
         task: the procedural task; None for data files.
         notes: warnings about data files, e.g. rows left out.
         fingerprints: SHA-256 of the problems from data files, by setting.
@@ -50,7 +50,7 @@ class RunData:
     source: ProblemSource
     training_problems: int | None
     held_out: tuple[Problem, ...]
-    grader: ClosableGrader
+    rewards: RewardManager
     task: Task | None = None
     notes: tuple[str, ...] = ()
     fingerprints: Mapping[str, str] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class RunData:
 
 
 def load_run_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> RunData:
-    """Load or draw the problems of a run, fitted to the tokenizer, and build the grader.
+    """Load or draw the problems of a run, fitted to the tokenizer, and build the rewards.
 
     Raises:
         UserError: unknown task or grader, invalid data file, or no problem is left.
@@ -76,20 +76,21 @@ def load_run_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Ru
         grader = task.grader(flexible=config.flexible_answers)
     else:
         grader = build_grader(config.grader or "math", flexible=config.flexible_answers)
+    rewards = RewardManager(grader)
     held_out = config.eval.problems if config.eval.every else 0
     if task is None:
-        return _load_data(config, tokenizer, held_out, grader)
+        return _load_data(config, tokenizer, held_out, rewards)
     drawer: ProblemDrawer = task
     if task.fits_prompts:
         drawer = FittedTask(task, tokenizer, config.sampling.max_prompt_tokens, config.data.chat_template)
     evaluation = draw_distinct(drawer, held_out, random.Random(EVALUATION_SEED))
     source = ProceduralProblems(drawer, config.seed, frozenset(problem.id for problem in evaluation))
     source.at(0)  # raises now if every problem of a small task is held out
-    return RunData(source, None, tuple(evaluation), grader, task)
+    return RunData(source, None, tuple(evaluation), rewards, task)
 
 
 def _load_data(
-    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, held_out: int, grader: ClosableGrader
+    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, held_out: int, rewards: RewardManager
 ) -> RunData:
     data = config.data
     assert data.train is not None  # TrainConfig checks it
@@ -109,13 +110,13 @@ def _load_data(
         if len(chosen) > held_out:
             chosen = tuple(random.Random(EVALUATION_SEED).sample(chosen, held_out))
     sets = [one for one in (training, evaluation) if one is not None]
-    sets = [note_unusable(one, grader.unusable_golds(one.problems)) for one in sets]
+    sets = [note_unusable(one, rewards.unusable_golds(one.problems)) for one in sets]
     notes = tuple(note for one in sets for note in one.notes)
     prints = {"data.train": fingerprint(training.problems)}
     if evaluation is not None:
         prints["data.eval"] = fingerprint(evaluation.problems)
     source = ShuffledProblems(training.problems, config.seed)
-    return RunData(source, len(training.problems), chosen, grader, notes=notes, fingerprints=prints)
+    return RunData(source, len(training.problems), chosen, rewards, notes=notes, fingerprints=prints)
 
 
 def fingerprint(problems: Sequence[Problem]) -> str:

@@ -21,15 +21,14 @@ from attnrl.evals.batching import MAX_BATCH, chunk_size, missing_chunks, rows_th
 from attnrl.evals.candidates import Candidate, SuitePlan, open_candidate, sample_seed
 from attnrl.evals.directory import EvalDirectory
 from attnrl.evals.record import Outcomes, OutcomesByPlan, add_result, finished_outcomes, initial_record, outcome_of
-from attnrl.evals.settings import EvalSettings, open_grader
+from attnrl.evals.settings import EvalSettings, open_rewards
 from attnrl.evals.suites import Suite
 from attnrl.evals.summary import Summary, summarize_outcomes
 from attnrl.evals.tables import EvalProgress, Report
-from attnrl.grading.base import ClosableGrader
+from attnrl.grading.rewards import RewardManager
 from attnrl.inference.sampler import build_sampler
 from attnrl.local.loading import choose_device
 from attnrl.rl.evaluation import respond
-from attnrl.types import Grader
 from attnrl.utils.console import print_line
 
 
@@ -92,8 +91,8 @@ class EvaluationRun:
             KeyboardInterrupt: interrupted; all finished chunks are written.
         """
         report = Report([candidate.name for candidate in self.candidates], [(s.name, s.title) for s in self.suites])
-        with open_grader(self.settings) as grader:
-            for note in self._notes(grader):
+        with open_rewards(self.settings) as rewards:
+            for note in self._notes(rewards):
                 print_line(self.console, note)
             loaded = self._load_first_needed()
             try:
@@ -102,7 +101,7 @@ class EvaluationRun:
                 self._write_record()
                 with EvalProgress(self.console, self.total, self._finished()) as progress:
                     for candidate in self.candidates:
-                        self._evaluate(candidate, loaded.pop(candidate.name, None), grader, progress, report)
+                        self._evaluate(candidate, loaded.pop(candidate.name, None), rewards, progress, report)
                         _free_memory(self.device)
                 self.record["averages"] = report.averages()
                 self.record["complete"] = True
@@ -125,11 +124,11 @@ class EvaluationRun:
         if self.directory is not None:
             self.directory.write_results(self.record)
 
-    def _notes(self, grader: ClosableGrader) -> Iterator[str]:
+    def _notes(self, rewards: RewardManager) -> Iterator[str]:
         """Yield remarks on the suites, on problems without usable answer, and on the limits of the models."""
         for suite in self.suites:
             yield from suite.notes
-            for gold in grader.unusable_golds(suite.problems):
+            for gold in rewards.unusable_golds(suite.problems):
                 place = suite.places.get(gold.id, f"problem {gold.id}")
                 yield f"{suite.name}, {place}: its true answer {gold.answers[0][:60]!r} {gold.reason}."
         for candidate in self.candidates:
@@ -162,7 +161,7 @@ class EvaluationRun:
         self,
         candidate: Candidate,
         model: PreTrainedModel | None,
-        grader: Grader,
+        rewards: RewardManager,
         progress: EvalProgress,
         report: Report,
     ) -> None:
@@ -172,14 +171,19 @@ class EvaluationRun:
             if len(self._outcomes_of(candidate, plan)) < len(plan.sample_requests):
                 if model is None:
                     model = candidate.load(self.device, self.settings.dtype)
-                self._sample(candidate, plan, model, grader, progress)
+                self._sample(candidate, plan, model, rewards, progress)
             summary = self._summarize(candidate, plan)
             report.add(candidate.name, plan.suite.name, summary)
             add_result(self.record, candidate.name, plan, summary)
             self._write_record()
 
     def _sample(
-        self, candidate: Candidate, plan: SuitePlan, model: PreTrainedModel, grader: Grader, progress: EvalProgress
+        self,
+        candidate: Candidate,
+        plan: SuitePlan,
+        model: PreTrainedModel,
+        rewards: RewardManager,
+        progress: EvalProgress,
     ) -> None:
         """Sample and grade the missing responses of one plan, and append the samples chunk by chunk."""
         outcomes = self._outcomes_of(candidate, plan)
@@ -194,7 +198,7 @@ class EvaluationRun:
         )
         size = self.chunk or chunk_size(model, plan.sample_requests, batch)
         for missing in missing_chunks(plan.sample_requests, size, outcomes):
-            samples = respond(missing, sampler=sampler, grader=grader, tokenizer=candidate.tokenizer)
+            samples = respond(missing, sampler=sampler, rewards=rewards, tokenizer=candidate.tokenizer)
             key = {"model": candidate.name, "benchmark": plan.suite.name}
             rows = [{**key, **sample.as_dict()} for sample in samples]
             if self.directory is not None:

@@ -9,6 +9,7 @@ from attnrl.config.base import PROMPT_SUFFIX
 from attnrl.errors import UserError
 from attnrl.grading.base import ClosableGrader
 from attnrl.grading.registry import build_grader
+from attnrl.grading.rewards import RewardManager
 from attnrl.tasks.registry import find_task
 
 TASK_GRADER = "task"
@@ -83,8 +84,12 @@ def evaluation_settings(
     )
 
 
-def open_grader(settings: EvalSettings) -> ClosableGrader:
-    """Return the grader named by ``settings``, a context manager."""
+def open_rewards(settings: EvalSettings) -> RewardManager:
+    """Return the rewards of responses, with the grader named by ``settings``: a context manager."""
+    return RewardManager(_grader(settings))
+
+
+def _grader(settings: EvalSettings) -> ClosableGrader:
     if settings.grader == TASK_GRADER and settings.task is not None:
         return find_task(settings.task).grader(flexible=settings.flexible_answers)
     return build_grader(settings.grader, flexible=settings.flexible_answers)

@@ -9,9 +9,10 @@ from statistics import fmean
 
 from transformers import PreTrainedTokenizerBase
 
+from attnrl.grading.rewards import RewardManager
 from attnrl.rl.metrics import CORRECT, verdict_ratios
 from attnrl.tokenization import decode, encode_prompt
-from attnrl.types import Grader, Problem, Request, Sampler, Verdict
+from attnrl.types import Problem, Request, Response, Sampler, Verdict
 from attnrl.utils.statistics import standard_error
 
 
@@ -113,24 +114,26 @@ def evaluate(
     problems: Sequence[Problem],
     *,
     sampler: Sampler,
-    grader: Grader,
+    rewards: RewardManager,
     tokenizer: PreTrainedTokenizerBase,
     samples: int,
     max_new_tokens: int,
     max_prompt_tokens: int,
     seed: int,
+    step: int = 0,
 ) -> Evaluation:
     """Sample ``samples`` responses per problem in one batch and grade the responses.
 
     Args:
         problems: the problems.
         sampler: samples all responses in one batch.
-        grader: grades the responses.
+        rewards: grades the responses.
         tokenizer: renders prompts and decodes responses.
         samples: responses per problem.
         max_new_tokens: token budget of a response.
         max_prompt_tokens: longest allowed prompt in tokens.
         seed: seeds the generator of the responses' seeds.
+        step: the training step of the evaluated model; 0 before training.
 
     Raises:
         UserError: a prompt has more than ``max_prompt_tokens`` tokens.
@@ -142,7 +145,7 @@ def evaluate(
         for problem in problems
         for k in range(samples)
     ]
-    evaluated = respond(sample_requests, sampler=sampler, grader=grader, tokenizer=tokenizer)
+    evaluated = respond(sample_requests, sampler=sampler, rewards=rewards, tokenizer=tokenizer, step=step)
     return Evaluation(tuple(evaluated), samples)
 
 
@@ -150,13 +153,20 @@ def respond(
     sample_requests: Sequence[SampleRequest],
     *,
     sampler: Sampler,
-    grader: Grader,
+    rewards: RewardManager,
     tokenizer: PreTrainedTokenizerBase,
+    step: int = 0,
 ) -> list[EvaluatedSample]:
     """Sample all requests in one batch, grade the responses, and return the samples in the order of the requests."""
     completions = sampler.generate([sampled.request for sampled in sample_requests])
     responses = [decode(tokenizer, completion.tokens) for completion in completions]
-    grades = grader.grade([sampled.problem for sampled in sample_requests], responses)
+    grades = rewards.grade(
+        [
+            Response(sampled.problem, text, completion.tokens, completion.finish_reason)
+            for sampled, text, completion in zip(sample_requests, responses, completions, strict=True)
+        ],
+        step=step,
+    )
     return [
         EvaluatedSample(
             problem=sampled.problem.id,
@@ -164,7 +174,7 @@ def respond(
             prompt=decode(tokenizer, sampled.request.prompt),
             response=response,
             answers=sampled.problem.answers,
-            reward=grade.reward,
+            reward=grade.reward or 0.0,
             verdict=grade.verdict,
             tokens=len(completion.tokens),
             finish_reason=completion.finish_reason,

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from attnrl.config.schema import TrainConfig
 from attnrl.data.stream import ProblemSource
+from attnrl.grading.rewards import RewardManager
 from attnrl.method.advantage import influence_weights
 from attnrl.method.ranking import mask_influence
 from attnrl.method.steps import Steps
@@ -22,7 +23,7 @@ from attnrl.rl.clock import PhaseClock
 from attnrl.rl.grading_thread import OverlappedGrading
 from attnrl.rl.rollout import BranchPlan, Group, PartialGroup, RolloutTree, Sample, SampledTokens, Trunk
 from attnrl.tokenization import decode, encode_prompt, response_steps
-from attnrl.types import Completion, Grade, Grader, Policy, Problem, Request, Sampler, Score
+from attnrl.types import Completion, Grade, Policy, Problem, Request, Response, Sampler, Score
 
 NOTHING = SampledTokens((), (), (), ())
 
@@ -94,11 +95,12 @@ class Generation:
 
     config: TrainConfig
     sampler: Sampler
-    grader: Grader
+    rewards: RewardManager
     policy: Policy
     tokenizer: PreTrainedTokenizerBase
     source: ProblemSource
     clock: PhaseClock
+    step: int
 
     def run(
         self,
@@ -189,12 +191,13 @@ class Generation:
         """Sample all responses and grade finished responses meanwhile; return completions, and grades by index."""
         budget = self.config.sampling.max_new_tokens
         requests = [continuation.request(budget, seeds.getrandbits(62)) for continuation in continuations]
-        with OverlappedGrading(self.grader) as grading:
+        with OverlappedGrading(self.rewards, self.step) as grading:
 
             def grade(index: int, completion: Completion) -> None:
                 continuation = continuations[index]
-                response = decode(self.tokenizer, continuation.kept + continuation.sampled(completion))
-                grading.submit(index, continuation.problem, response)
+                tokens = continuation.kept + continuation.sampled(completion)
+                text = decode(self.tokenizer, tokens)
+                grading.submit(index, Response(continuation.problem, text, tokens, completion.finish_reason))
 
             def stop_or_raise(unfinished: Collection[int]) -> bool:
                 grading.check()  # a grader that has failed need not wait for the longest response
@@ -260,7 +263,7 @@ class Generation:
             weights = influence_weights(score.influence, steps, credit.top_share, credit.rest_weight)
         sample = Sample(
             **vars(tokens),
-            reward=grade.reward,
+            reward=grade.reward or 0.0,
             verdict=grade.verdict,
             finish_reason=completion.finish_reason,
             advantage_weights=weights,

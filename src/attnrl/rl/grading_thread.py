@@ -6,7 +6,8 @@ import threading
 import time
 from types import TracebackType
 
-from attnrl.types import Grade, Grader, Problem
+from attnrl.grading.rewards import RewardManager
+from attnrl.types import Grade, Response
 
 
 class OverlappedGrading:
@@ -21,21 +22,27 @@ class OverlappedGrading:
         spans: start and end of each call of the grader in the thread, from ``time.perf_counter()``.
     """
 
-    def __init__(self, grader: Grader) -> None:
-        """Create the thread, if the grader overlaps; entering the ``with`` block starts the thread."""
+    def __init__(self, rewards: RewardManager, step: int) -> None:
+        """Create the thread, if the rewards overlap; entering the ``with`` block starts the thread.
+
+        Args:
+            rewards: computes the grades.
+            step: the training step of the responses.
+        """
         self.spans: list[tuple[float, float]] = []
-        self._grader = grader
+        self._rewards = rewards
+        self._step = step
         self._submitted = 0
-        self._waiting: dict[int, tuple[Problem, str]] = {}
+        self._waiting: dict[int, Response] = {}
         self._grades: dict[int, Grade] = {}
         self._error: BaseException | None = None
         self._ended = False
         self._changed = threading.Condition()
         # A daemon thread: an interrupted run ends even if the grader never returns.
-        self._thread = threading.Thread(target=self._work, name="grading", daemon=True) if grader.overlaps else None
+        self._thread = threading.Thread(target=self._work, name="grading", daemon=True) if rewards.overlaps else None
 
     def __enter__(self) -> OverlappedGrading:
-        """Start the thread, if the grader overlaps."""
+        """Start the thread, if the rewards overlap."""
         if self._thread is not None:
             self._thread.start()
         return self
@@ -51,7 +58,7 @@ class OverlappedGrading:
         if self._thread is not None:
             self._thread.join()
 
-    def submit(self, index: int, problem: Problem, response: str) -> None:
+    def submit(self, index: int, response: Response) -> None:
         """Queue a response for grading; ``index``, unique, is the key of the response's grade in :meth:`results`.
 
         Raises:
@@ -60,7 +67,7 @@ class OverlappedGrading:
         self.check()
         with self._changed:
             self._submitted += 1
-            self._waiting[index] = (problem, response)
+            self._waiting[index] = response
             self._changed.notify_all()
 
     def check(self) -> None:
@@ -108,6 +115,5 @@ class OverlappedGrading:
             if error is not None:
                 return
 
-    def _grade(self, batch: dict[int, tuple[Problem, str]]) -> dict[int, Grade]:
-        problems, responses = [problem for problem, _ in batch.values()], [response for _, response in batch.values()]
-        return dict(zip(batch, self._grader.grade(problems, responses), strict=True))
+    def _grade(self, batch: dict[int, Response]) -> dict[int, Grade]:
+        return dict(zip(batch, self._rewards.grade(list(batch.values()), step=self._step), strict=True))

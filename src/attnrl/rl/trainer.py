@@ -31,6 +31,7 @@ from transformers import PreTrainedTokenizerBase
 
 from attnrl.config.schema import TrainConfig
 from attnrl.data.stream import ProblemSource
+from attnrl.grading.rewards import RewardManager
 from attnrl.method.adaptive import RunningMean, choose_trunks, expansion_count, keep_problem
 from attnrl.method.branching import RolloutSignals, branch_points
 from attnrl.rl.clock import PhaseClock, Span
@@ -40,7 +41,7 @@ from attnrl.rl.rollout import BranchPlan, Group, RolloutTree
 from attnrl.rl.state import NextBatch, TrainerState, initial_state
 from attnrl.tasks.dependencies import step_dependents
 from attnrl.tokenization import step_texts
-from attnrl.types import Grader, Policy, Sampler
+from attnrl.types import Policy, Sampler
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Trainer:
         config: TrainConfig,
         *,
         sampler: Sampler,
-        grader: Grader,
+        rewards: RewardManager,
         policy: Policy,
         tokenizer: PreTrainedTokenizerBase,
         source: ProblemSource,
@@ -76,7 +77,7 @@ class Trainer:
         """Start from ``state``, or from the beginning; ``on_phase`` is called with the name of each phase."""
         self.config = config
         self.sampler = sampler
-        self.grader = grader
+        self.rewards = rewards
         self.policy = policy
         self.tokenizer = tokenizer
         self.source = source
@@ -187,7 +188,7 @@ class Trainer:
     ) -> tuple[list[RolloutTree], tuple[Group, ...], TrainerState]:
         """Run one generation; return the rollout trees of ``plans``, the groups of ``batch``, and the new state."""
         generation = Generation(
-            self.config, self.sampler, self.grader, self.policy, self.tokenizer, self.source, self.clock
+            self.config, self.sampler, self.rewards, self.policy, self.tokenizer, self.source, self.clock, state.step
         )
         seeds = self._rng(state.step, f"sample/{'mixed' if plans else 'initial'}")
         done = generation.run(plans, batch.carried, batch.positions, seeds)

@@ -8,8 +8,9 @@ from transformers import PreTrainedTokenizerBase
 
 from attnrl.config.schema import TrainConfig
 from attnrl.data.run_data import EVALUATION_SEED
+from attnrl.grading.rewards import RewardManager
 from attnrl.rl.evaluation import Evaluation, evaluate
-from attnrl.types import Grader, Problem, Sampler
+from attnrl.types import Problem, Sampler
 
 
 def is_evaluation_due(config: TrainConfig, held_out: Sequence[Problem], step: int, sampled_tokens: int) -> bool:
@@ -22,17 +23,19 @@ def evaluate_held_out(
     held_out: Sequence[Problem],
     *,
     sampler: Sampler,
-    grader: Grader,
+    rewards: RewardManager,
     tokenizer: PreTrainedTokenizerBase,
+    step: int,
 ) -> Evaluation:
-    """Sample ``eval.samples`` responses to each held-out problem and grade the responses; the seed is fixed."""
+    """Sample ``eval.samples`` responses per held-out problem after ``step`` and grade them; the seed is fixed."""
     return evaluate(
         held_out,
         sampler=sampler,
-        grader=grader,
+        rewards=rewards,
         tokenizer=tokenizer,
         samples=config.eval.samples,
         max_new_tokens=config.sampling.max_new_tokens,
         max_prompt_tokens=config.sampling.max_prompt_tokens,
         seed=EVALUATION_SEED,
+        step=step,
     )

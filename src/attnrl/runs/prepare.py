@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attnrl.config.schema import TrainConfig
 from attnrl.data.run_data import RunData, load_run_data
+from attnrl.grading.rewards import RewardManager
 from attnrl.inference.registry import SamplerBackend, find_sampler
 from attnrl.local.checkpoint import Checkpoint, find_checkpoint, list_checkpoints
 from attnrl.local.loading import (
@@ -31,7 +32,6 @@ from attnrl.runs.compatibility import (
 from attnrl.runs.directory import RunDirectory
 from attnrl.runs.trackers import require_trackers
 from attnrl.tokenization import encode_prompt
-from attnrl.types import Grader
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class PreparedRun:
         model: the model, with the checkpoint's weights when resuming.
         sampler: opens the samplers.
         data: training problems, held-out problems and fingerprints of the data files.
-        grader: grader of the responses.
-        resources: closes the grader.
+        rewards: rewards of the responses.
+        resources: closes the rewards.
         layers_without_fci: kind of each layer without softmax attention (FCI skips these layers), by layer index;
             empty if the method does not need FCI.
         checkpoints: checkpoints in the output directory, oldest first.
@@ -63,7 +63,7 @@ class PreparedRun:
     model: PreTrainedModel
     sampler: SamplerBackend
     data: RunData
-    grader: Grader
+    rewards: RewardManager
     resources: ExitStack
     layers_without_fci: dict[int, str]
     checkpoints: Sequence[Checkpoint]
@@ -92,7 +92,7 @@ def prepare(config: TrainConfig) -> PreparedRun:
     tokenizer = load_tokenizer(directory, trust_remote_code=config.trust_remote_code)
     with ExitStack() as resources:
         data = load_run_data(config, tokenizer)
-        grader = resources.enter_context(data.grader)
+        rewards = resources.enter_context(data.rewards)
         if checkpoint is not None and not config.data.allow_changed:
             require_same_data(data, checkpoint)
         if config.method.branching.reads("dependents"):
@@ -118,7 +118,7 @@ def prepare(config: TrainConfig) -> PreparedRun:
             model=model,
             sampler=sampler,
             data=data,
-            grader=grader,
+            rewards=rewards,
             layers_without_fci=require_influence(model) if config.method.needs_influence else {},
             checkpoints=checkpoints,
             notes=(*resume_point.skipped, *missing_record_warnings(run, checkpoint), *data.notes),

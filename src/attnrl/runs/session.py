@@ -102,7 +102,7 @@ class TrainingSession:
         self.trainer = Trainer(
             self.config,
             sampler=self._watched_sampler(sampling.temperature, sampling.top_p),
-            grader=prepared.grader,
+            rewards=prepared.rewards,
             policy=self.policy,
             tokenizer=prepared.tokenizer,
             source=prepared.data.source,
@@ -234,8 +234,9 @@ class TrainingSession:
             self.config,
             self.prepared.data.held_out,
             sampler=self.evaluation_sampler,
-            grader=self.prepared.grader,
+            rewards=self.prepared.rewards,
             tokenizer=self.prepared.tokenizer,
+            step=self.trainer.state.step,
         )
 
     def _show(self, row: Metrics) -> None:

@@ -154,7 +154,7 @@ def prepare(config: TrainConfig) -> Any:
         require_same_settings(config, run)
     directory = model_directory(config.model)
     tokenizer = load_tokenizer(directory, trust_remote_code=config.trust_remote_code)
-    load_run_data(config, tokenizer).grader.close()
+    load_run_data(config, tokenizer).rewards.close()
     return compose(config, str(directory))
 
 

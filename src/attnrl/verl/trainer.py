@@ -84,11 +84,11 @@ class AttnRLTrainer(PPOTrainer):  # type: ignore[misc]
         self.agent_loop_manager = agent_loop_manager
         self.recorder.open(self.state.step if self.state is not None else None)
         self.evaluation_sampler = self._watched_sampler(self.recipe.eval.temperature, self.recipe.eval.top_p)
-        with self.data.grader as self.grader:
+        with self.data.rewards as self.rewards:
             self.loop = Trainer(
                 self.recipe,
                 sampler=self._watched_sampler(self.recipe.sampling.temperature, self.recipe.sampling.top_p),
-                grader=self.grader,
+                rewards=self.rewards,
                 policy=VerlPolicy(
                     self.actor_rollout_wg, self.ref_policy_wg if self.use_reference_policy else None, self.recipe
                 ),
@@ -129,8 +129,9 @@ class AttnRLTrainer(PPOTrainer):  # type: ignore[misc]
             self.recipe,
             self.data.held_out,
             sampler=self.evaluation_sampler,
-            grader=self.grader,
+            rewards=self.rewards,
             tokenizer=self.tokenizer,
+            step=step,
         )
         return self.recorder.record_evaluation(step, evaluation)
 

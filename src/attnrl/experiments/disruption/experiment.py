@@ -16,12 +16,13 @@ from attnrl.experiments.disruption.choice import choose_steps, hideable_steps
 from attnrl.experiments.disruption.hidden_steps import HiddenRequest, continue_hidden
 from attnrl.experiments.disruption.settings import DisruptSettings
 from attnrl.experiments.disruption.summary import HiddenStep
+from attnrl.grading.rewards import RewardManager
 from attnrl.inference.sampler import build_sampler
 from attnrl.local.policy import LocalPolicy
 from attnrl.method.steps import Steps
 from attnrl.rl.evaluation import SampleRequest
 from attnrl.tokenization import decode, end_of_sequence_ids, response_steps
-from attnrl.types import Completion, Grader
+from attnrl.types import Completion, Grade, Problem, Response
 
 #: Settings of branching that make the policy compute each attention signal.
 ATTENTION_SIGNALS: dict[str, dict[str, str]] = {
@@ -64,7 +65,7 @@ class DisruptionExperiment:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        grader: Grader,
+        rewards: RewardManager,
         settings: DisruptSettings,
         batch: int,
         progress: Progress,
@@ -72,7 +73,7 @@ class DisruptionExperiment:
         """``batch`` is the number of rows decoded at the same time."""
         self.model = model
         self.tokenizer = tokenizer
-        self.grader = grader
+        self.rewards = rewards
         self.settings = settings
         self.batch = batch
         self.progress = progress
@@ -94,17 +95,29 @@ class DisruptionExperiment:
             response_steps(self.tokenizer, completion.tokens, ended=completion.finish_reason == "stop")
             for completion in completions
         ]
-        grades = self.grader.grade(
+        grades = self._grade(
             [sampled.problem for sampled in requests],
-            [decode(self.tokenizer, completion.tokens) for completion in completions],
+            [completion.tokens for completion in completions],
+            completions,
         )
         all_signals = self._signals(requests, completions, all_steps)
         return [
-            ScoredResponse(sampled, completion.tokens, steps, grade.answer, grade.reward, signals)
+            ScoredResponse(sampled, completion.tokens, steps, grade.answer, grade.reward or 0.0, signals)
             for sampled, completion, steps, grade, signals in zip(
                 requests, completions, all_steps, grades, all_signals, strict=True
             )
         ]
+
+    def _grade(
+        self, problems: Sequence[Problem], responses: Sequence[tuple[int, ...]], completions: Sequence[Completion]
+    ) -> list[Grade]:
+        return self.rewards.grade(
+            [
+                Response(problem, decode(self.tokenizer, tokens), tokens, completion.finish_reason)
+                for problem, tokens, completion in zip(problems, responses, completions, strict=True)
+            ],
+            step=0,
+        )
 
     def _signals(
         self, requests: Sequence[SampleRequest], completions: Sequence[Completion], all_steps: Sequence[Steps]
@@ -158,14 +171,15 @@ class DisruptionExperiment:
         )
         n = self.settings.continuations
         owners = [response for response, _, _ in cuts for _ in range(2 * n)]
-        grades = self.grader.grade(
+        grades = self._grade(
             [response.sampled.problem for response in owners],
             [
-                decode(self.tokenizer, (*request.prompt[len(response.sampled.request.prompt) :], *completion.tokens))
+                (*request.prompt[len(response.sampled.request.prompt) :], *completion.tokens)
                 for response, request, completion in zip(owners, requests, completions, strict=True)
             ],
+            completions,
         )
-        rewards = [grade.reward for grade in grades]
+        rewards = [grade.reward or 0.0 for grade in grades]
         agrees = [
             grade.answer is not None and grade.answer == response.answer
             for grade, response in zip(grades, owners, strict=True)

@@ -25,7 +25,7 @@ from attnrl.data.fitting import as_chat
 from attnrl.errors import UserError
 from attnrl.evals.batching import MAX_BATCH, rows_that_fit
 from attnrl.evals.candidates import NO_LIMIT, require_positions, sample_seed
-from attnrl.evals.settings import EvalSettings, open_grader
+from attnrl.evals.settings import EvalSettings, open_rewards
 from attnrl.evals.suites import Suite
 from attnrl.experiments.disruption.choice import hideable_steps
 from attnrl.experiments.disruption.experiment import DisruptionExperiment, ScoredResponse
@@ -74,7 +74,7 @@ def run_disruption(
     where = choose_device(device)
     directory = model_directory(model_name)
     tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
-    with open_grader(settings.evaluation) as grader:
+    with open_rewards(settings.evaluation) as rewards:
         dtype = settings.evaluation.dtype
         model = load_model(directory, device=where, dtype=dtype, trust_remote_code=trust_remote_code)
         require_influence(model)
@@ -84,7 +84,7 @@ def run_disruption(
         check_hiding(model)
         try:
             with progress_bars(console) as progress:
-                experiment = DisruptionExperiment(model, tokenizer, grader, settings, batch, progress)
+                experiment = DisruptionExperiment(model, tokenizer, rewards, settings, batch, progress)
                 responses = experiment.sample_responses(requests)
                 usable = [r for r in responses if len(hideable_steps(r.steps, settings.lag)) >= 2 * settings.bins]
                 if not usable:

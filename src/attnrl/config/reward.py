@@ -1,0 +1,52 @@
+"""Settings of the reward: the group ``reward``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from attnrl.config.base import Strict
+
+
+class RewardConfig(Strict):
+    """The reward of a response, beside the verdict of ``grader`` (docs/grading.md)."""
+
+    functions: tuple[str, ...] = Field(
+        (),
+        description="reward functions, each module:object; the reward is the weighted sum, and grader gives the "
+        "verdict only; empty: the grader's reward",
+    )
+    weights: tuple[float, ...] = Field((), description="weight of each reward function; empty: 1 each")
+    correct_from: float = Field(
+        1.0, description="smallest reward of a correct response, for a grader or reward function without verdicts"
+    )
+    truncated: Literal["as_is", "zero", "mask"] = Field(
+        "as_is",
+        description="responses cut off at max_new_tokens. as_is: rewarded like any other; zero: reward 0; mask: in the "
+        "values and baselines, but not trained on (overlong filtering)",
+    )
+    overlong_buffer: NonNegativeInt = Field(
+        0,
+        description="soft overlong penalty (DAPO eq. 13): tokens before max_new_tokens over which the penalty grows; "
+        "0: no penalty",
+    )
+    overlong_penalty: NonNegativeFloat = Field(
+        1.0, description="soft overlong penalty of a response of max_new_tokens tokens"
+    )
+    while_thinking: bool = Field(
+        False, description="accept an answer inside of a <think> that never ends; false: such a box is no answer"
+    )
+    timeout: PositiveFloat | None = Field(
+        60.0, description="time limit of one call of a reward function, in seconds; null: no limit"
+    )
+    concurrency: PositiveInt = Field(16, description="calls of async reward functions that run at the same time")
+    max_not_judged: float = Field(
+        0.1, ge=0, le=1, description="share of responses without a reward in a step, above which the run warns at once"
+    )
+
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> RewardConfig:
+        if self.weights and len(self.weights) != len(self.functions):
+            raise ValueError(f"weights: {len(self.weights)} weights for {len(self.functions)} functions")
+        return self
