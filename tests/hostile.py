@@ -331,7 +331,7 @@ def check_data(value: tuple[str, bytes]) -> None:
         texts = (
             [problem.prompt] if isinstance(problem.prompt, str) else [message["content"] for message in problem.prompt]
         )
-        for text in (*texts, *problem.answers, problem.source, problem.id, data.places[problem.id]):
+        for text in (*texts, *problem.answers, problem.source, problem.id, problem.place):
             text.encode()
         assert any(text.strip() for text in texts) and problem.answers and all(a.strip() for a in problem.answers)
         json.dumps(problem.info, allow_nan=False)

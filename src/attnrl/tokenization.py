@@ -85,7 +85,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem, max_toke
     if isinstance(problem.prompt, str):
         text = problem.prompt
     elif tokenizer.chat_template is None:
-        raise UserError(f"problem {problem.id}: chat messages, but the model's tokenizer has no chat template")
+        raise UserError(f"{problem.where}: chat messages, but the model's tokenizer has no chat template")
     else:
         text = cast(
             str,
@@ -96,9 +96,9 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem, max_toke
     # A chat template writes the special tokens itself.
     ids = tokenizer(text, add_special_tokens=isinstance(problem.prompt, str))["input_ids"]
     if not ids:
-        raise UserError(f"problem {problem.id}: the prompt has no tokens")
+        raise UserError(f"{problem.where}: the prompt has no tokens")
     if len(ids) > max_tokens:
-        raise UserError(f"problem {problem.id}: its prompt has {len(ids)} tokens, max_prompt_tokens is {max_tokens}")
+        raise UserError(f"{problem.where}: its prompt has {len(ids)} tokens, max_prompt_tokens is {max_tokens}")
     return tuple(ids)
 
 

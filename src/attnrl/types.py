@@ -25,6 +25,7 @@ class Problem:
         answers: the accepted answers, compared with the content of the response's ``\\boxed{}``.
         source: origin of the problem (a task name or a row's ``data_source``).
         info: further data of the task, for analysis (for ledgers: the true dependency graph).
+        place: file and row of the problem, for messages; empty for a task.
     """
 
     id: str
@@ -32,6 +33,12 @@ class Problem:
     answers: tuple[str, ...]
     source: str = ""
     info: Mapping[str, Any] = field(default_factory=dict)
+    place: str = field(default="", compare=False)
+
+    @property
+    def where(self) -> str:
+        """Return the file and row of the problem, or ``problem ID`` for a problem without a file."""
+        return self.place or f"problem {self.id}"
 
 
 #: ``stop``: an end-of-sequence token was sampled; ``length``: the budget ran out; ``unfinished``: the call ended first.

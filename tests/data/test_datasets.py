@@ -64,7 +64,7 @@ def test_several_sources_are_one_set(write: Write) -> None:
     assert data.name == f"data {paths[0]} and 2 more"
     assert [problem.source for problem in data.problems] == ["x", "y", "x"]
     assert len({problem.id for problem in data.problems}) == 3
-    assert [data.places[problem.id] for problem in data.problems] == [f"data file {path}, line 1" for path in paths]
+    assert [problem.place for problem in data.problems] == [f"data file {path}, line 1" for path in paths]
 
 
 def test_a_faulty_row_is_named(write: Write) -> None:
@@ -138,9 +138,10 @@ def test_ids_depend_neither_on_the_suffix_nor_on_the_file_kind(write: Write, tmp
 
 def make(*rows: tuple[str, str]) -> ProblemSet:
     drawn = tuple(
-        Problem(id=f"p{n}", prompt=prompt, answers=tuple(answer.split("|"))) for n, (prompt, answer) in enumerate(rows)
+        Problem(id=f"p{n}", prompt=prompt, answers=tuple(answer.split("|")), place=f"data file a/t, row {n}")
+        for n, (prompt, answer) in enumerate(rows)
     )
-    return ProblemSet("data t", drawn, {problem.id: f"data file a/t, row {n}" for n, problem in enumerate(drawn)})
+    return ProblemSet("data t", drawn)
 
 
 def ids(data: ProblemSet) -> str:
@@ -167,7 +168,7 @@ def test_another_system_prompt_is_another_problem() -> None:
         messages = ({"role": "system", "content": system}, {"role": "user", "content": "Find x"})
         return Problem(id=system, prompt=messages, answers=("1",))
 
-    data = ProblemSet("t", (chat("A"), chat("B"), chat("A")), {})
+    data = ProblemSet("t", (chat("A"), chat("B"), chat("A")))
     assert ids(leave_out_duplicates(data)) == "A B"
 
 

@@ -38,13 +38,11 @@ class ProblemSet:
     Attributes:
         name: name of the sources, for messages.
         problems: the problems, in the order of the rows.
-        places: file and row of each problem, by problem id.
         notes: remarks of one line each: problems left out, conflicts, unusable true answers.
     """
 
     name: str
     problems: tuple[Problem, ...]
-    places: Mapping[str, str]
     notes: tuple[str, ...] = ()
 
 
@@ -68,14 +66,8 @@ def load_problem_set(source: str | Path | Sequence[str], *, prompt_suffix: str =
     """
     sources = [source] if isinstance(source, (str, Path)) else list(source)
     name = f"data {sources[0]}" + (f" and {len(sources) - 1} more" if len(sources) > 1 else "")
-    rows: list[Row] = []
-    problems: list[Problem] = []
-    for one in sources:
-        for row in read_source(one):
-            rows.append(row)
-            problems.append(_to_problem(row, source_name(one)))
+    problems = [_to_problem(row, source_name(one)) for one in sources for row in read_source(one)]
     problems = [replace(p, id=new) for p, new in zip(problems, problem_ids(problems), strict=True)]
-    places = {problem.id: row.where for problem, row in zip(problems, rows, strict=True)}
     gradable = [
         replace(problem, prompt=with_suffix(problem.prompt, prompt_suffix)) for problem in problems if problem.answers
     ]
@@ -83,9 +75,9 @@ def load_problem_set(source: str | Path | Sequence[str], *, prompt_suffix: str =
         raise UserError(f"{name}: the true answer of every row is empty")
     notes = []
     if unanswered := [problem for problem in problems if not problem.answers]:
-        first = _some([_row(places[problem.id]) for problem in unanswered])
+        first = _some([_row(problem.place) for problem in unanswered])
         notes.append(f"{name}: left out {_count(len(unanswered), 'row')} without a true answer ({first})")
-    return ProblemSet(name, tuple(gradable), places, tuple(notes))
+    return ProblemSet(name, tuple(gradable), tuple(notes))
 
 
 def _to_problem(row: Row, default_source: str) -> Problem:
@@ -98,6 +90,7 @@ def _to_problem(row: Row, default_source: str) -> Problem:
             answers=read_answers(row.fields, row.where),
             source=read_source_name(row.fields, default_source, row.where),
             info=other_columns(row.fields),
+            place=row.where,
         )
     except RecursionError:
         raise UserError(f"{row.where}: nested too deep") from None
@@ -152,7 +145,7 @@ def note_conflicts(data: ProblemSet, suffix: str = "") -> ProblemSet:
     conflicts = find_conflicts(data.problems, suffix)
     if not conflicts:
         return data
-    rows = _some([" and ".join(_row(data.places[problem.id]) for problem in group) for group in conflicts])
+    rows = _some([" and ".join(_row(problem.place) for problem in group) for group in conflicts])
     note = f"{data.name}: {_count(len(conflicts), 'problem')} with conflicting answers ({rows})"
     return replace(data, notes=(*data.notes, note))
 
@@ -181,7 +174,7 @@ def note_unusable(data: ProblemSet, unusable: Sequence[UnusableGold]) -> Problem
     """Add a note on the rows without a usable true answer."""
     if not unusable:
         return data
-    found = [f"{_row(data.places[gold.id])}: {gold.answers[0][:60]!r} {gold.reason}" for gold in unusable]
+    found = [f"{_row(data.problems[gold.row].place)}: {gold.answers[0][:60]!r} {gold.reason}" for gold in unusable]
     rows = _some(found, named=20)
     note = f"{data.name}: {_count(len(unusable), 'unusable true answer')} ({rows})"
     return replace(data, notes=(*data.notes, note))

@@ -34,7 +34,7 @@ def is_short_enough(problem: Problem, tokenizer: PreTrainedTokenizerBase, max_pr
     try:
         return len(encode_prompt(tokenizer, problem, 2**62)) <= max_prompt_tokens
     except TemplateError as error:
-        raise UserError(f"problem {problem.id}: the chat template refuses its messages ({error})") from None
+        raise UserError(f"{problem.where}: the chat template refuses its messages ({error})") from None
 
 
 def fit_problems(

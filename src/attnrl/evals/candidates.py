@@ -128,7 +128,7 @@ def require_positions(model: PreTrainedModel, problem: Problem, prompt: Sequence
     limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if limit is not None and len(prompt) + max_new_tokens > limit:
         raise UserError(
-            f"--max-new-tokens {max_new_tokens}: problem {problem.id} has a prompt of {len(prompt)} tokens, "
+            f"--max-new-tokens {max_new_tokens}: {problem.where} has a prompt of {len(prompt)} tokens, "
             f"and the model has {limit} positions"
         )
 

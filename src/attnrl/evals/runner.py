@@ -129,8 +129,8 @@ class EvaluationRun:
         for suite in self.suites:
             yield from suite.notes
             for gold in rewards.unusable_golds(suite.problems):
-                place = suite.places.get(gold.id, f"problem {gold.id}")
-                yield f"{suite.name}, {place}: its true answer {gold.answers[0][:60]!r} {gold.reason}."
+                where = suite.problems[gold.row].where
+                yield f"{suite.name}, {where}: its true answer {gold.answers[0][:60]!r} {gold.reason}."
         for candidate in self.candidates:
             for plan in candidate.plans:
                 name = f"{candidate.name}, {plan.suite.name}"

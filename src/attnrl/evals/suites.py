@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from attnrl.data.benchmarks import KNOWN, MAX_NEW_TOKENS, deviations, find_benchmarks
@@ -30,7 +30,6 @@ class Suite:
         samples: responses per problem.
         max_new_tokens: token budget of a response, if the model has enough positions.
         notes: remarks of the reader of the file: rows left out, unexpected number of problems.
-        places: file and row of each problem, by problem id.
     """
 
     name: str
@@ -40,7 +39,6 @@ class Suite:
     samples: int
     max_new_tokens: int
     notes: tuple[str, ...] = ()
-    places: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_suites(
@@ -89,7 +87,6 @@ def load_suites(
             replace(
                 suite,
                 problems=problem_set.problems[:limit],
-                places=problem_set.places,
                 samples=samples or suite.samples,
                 max_new_tokens=max_new_tokens or suite.max_new_tokens,
                 notes=(*problem_set.notes, *_unexpected_size(suite.name, len(problem_set.problems))),
