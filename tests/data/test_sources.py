@@ -1,5 +1,6 @@
 """Rows from files and data sets, and the messages for faulty rows."""
 
+import gzip
 import json
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from attnrl.data.sources import read_file, read_source, source_name
+from attnrl.data.files import read_file
+from attnrl.data.sources import read_source, source_name
 from attnrl.errors import UserError
 
 ROWS = [{"prompt": "1+1?", "answer": "2"}, {"prompt": "2+2?", "answer": "4"}]
@@ -24,14 +26,21 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 
 def write(path: Path, rows: list[Any]) -> Path:
-    if path.suffix == ".parquet":
+    """Write rows in the format of the ending; ``.gz`` compresses."""
+    path.parent.mkdir(exist_ok=True)
+    kind = path.name.lower().removesuffix(".gz").rpartition(".")[2]
+    if kind == "parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    elif path.suffix == ".csv":
-        path.write_text("prompt,answer\n" + "".join(f"{row['prompt']},{row['answer']}\n" for row in rows))
-    elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        return path
+    if kind in {"csv", "tsv"}:
+        separator = "," if kind == "csv" else "\t"
+        lines = [separator.join(rows[0]), *(separator.join(row.values()) for row in rows)]
+    elif kind in {"jsonl", "ndjson"}:
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     else:
-        path.write_text(json.dumps(rows), encoding="utf-8")
+        lines = [json.dumps(rows)]
+    content = "".join(f"{line}\n" for line in lines).encode()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
     return path
 
 
@@ -55,12 +64,71 @@ def fields(source: Path | str) -> list[Any]:
         ("json", ["row 0", "row 1"]),
         ("jsonl", ["line 1", "line 2"]),
         ("csv", ["line 2", "line 3"]),
+        ("tsv", ["line 2", "line 3"]),
+        ("ndjson", ["line 1", "line 2"]),
+        ("JSONL", ["line 1", "line 2"]),
+        ("jsonl.gz", ["line 1", "line 2"]),
+        ("ndjson.gz", ["line 1", "line 2"]),
+        ("json.gz", ["row 0", "row 1"]),
+        ("csv.gz", ["line 2", "line 3"]),
+        ("tsv.gz", ["line 2", "line 3"]),
     ],
 )
 def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, kind: str, places: list[str]) -> None:
     path = write(tmp_path / f"x.{kind}", ROWS)
     assert fields(path) == fields(str(path)) == ROWS
     assert [row.where for row in read_file(path)] == [f"data file {path}, {place}" for place in places]
+    assert source_name(path) == "x"
+
+
+def test_a_json_file_may_hold_lines_or_an_object_around_the_rows(tmp_path: Path) -> None:
+    lines, around = tmp_path / "lines.json", tmp_path / "around.json"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    around.write_text(json.dumps({"version": 1, "tags": ["a"], "rows": ROWS}))
+    assert fields(lines) == fields(around) == ROWS
+    assert [row.where for row in read_file(lines)] == [f"data file {lines}, line {number}" for number in (1, 2)]
+    assert [row.where for row in read_file(around)] == [f"data file {around}, rows, row {number}" for number in (0, 1)]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv.gz"])
+def test_a_folder_of_files_is_read_in_order_and_each_row_names_its_file(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "shards"
+    second, first = write(folder / f"b.{kind}", ROWS[1:]), write(folder / f"a.{kind}", ROWS[:1])
+    (folder / "README.md").write_text("# Sums\n")
+    (folder / ".cache").mkdir()
+    write(folder / ".cache" / "c.jsonl", ROWS)
+    rows = read_source(folder)
+    assert [row.fields for row in rows] == ROWS
+    assert [row.where.rpartition(", ")[0] for row in rows] == [f"data file {first}", f"data file {second}"]
+
+
+def test_the_splits_and_kinds_of_a_folder_are_never_mixed(tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    for number in range(2):
+        write(folder / f"train-0000{number}-of-00002.parquet", [ROWS[number]])
+    assert fields(folder) == fields(f"{folder}[train]") == ROWS
+    (folder / "test").mkdir()
+    write(folder / "test" / "0.parquet", ROWS[1:])
+    assert fields(f"{folder}[test]") == ROWS[1:]
+    assert "(train, test): choose one" in complaint(folder) or "(test, train): choose one" in complaint(folder)
+    mixed = tmp_path / "mixed"
+    write(mixed / "a.csv", ROWS)
+    write(mixed / "b.jsonl", ROWS)
+    assert ".csv, .jsonl" in complaint(mixed)
+
+
+def test_a_misspelt_file_or_split_is_corrected(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", ROWS)
+    write(tmp_path / "test.jsonl", ROWS)
+    assert complaint(tmp_path / "trian.jsonl").endswith("; did you mean train.jsonl?")
+    with pytest.raises(UserError, match=r"no split trian .*; did you mean train\?"):
+        read_source(f"{tmp_path}[trian]")
+
+
+def test_a_path_may_begin_with_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "x.jsonl", ROWS)
+    assert fields("~/x.jsonl") == ROWS
 
 
 def test_text_may_hold_any_character(tmp_path: Path) -> None:
@@ -113,7 +181,11 @@ def test_csv_fields_may_hold_commas_quotes_and_line_ends(tmp_path: Path) -> None
         ("x.csv", b'prompt,answer\na,1\n"b,2\nc,3\n', ", line 3: not CSV"),
         ("x.csv", b'prompt,answer\n"a" b,1\n', ", line 2: not CSV"),
         ("x.csv", b"\xff\xfe", ": not UTF-8 text"),
-        ("x.txt", b"prompt", ": expected .parquet, .jsonl, .json or .csv"),
+        ("x.jsonl.gz", b"no gzip", ": not readable as gzip"),
+        ("x.jsonl.gz", gzip.compress(b"{}" * 500)[:-9], ": not readable as gzip"),
+        ("x.jsonl.gz", gzip.compress(b"\xff"), ": not UTF-8 text"),
+        ("x.parquet.gz", gzip.compress(b"PAR1"), ": expected .parquet"),
+        ("x.txt", b"prompt", ": expected .parquet, .jsonl"),
     ],
 )
 def test_a_faulty_file_is_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:
@@ -125,7 +197,7 @@ def test_a_faulty_file_is_named(tmp_path: Path, name: str, content: bytes, said:
 def test_what_is_not_there(tmp_path: Path) -> None:
     assert complaint(tmp_path / "nothing.parquet").endswith("nothing.parquet: no such file")
     (tmp_path / "folder.jsonl").mkdir()
-    assert complaint(tmp_path / "folder.jsonl").endswith("folder.jsonl: no such file")
+    assert complaint(tmp_path / "folder.jsonl").endswith("folder.jsonl: an empty folder")
     assert "no such file or folder" in complaint(tmp_path / "nowhere")
     assert "no such file or folder" in complaint("a/b/c[train]")
 
@@ -187,7 +259,8 @@ def test_a_folder_of_data_files(tmp_path: Path, cache: None) -> None:
     write(folder / "test.jsonl", ROWS[1:])
     assert fields(f"{folder}[test]") == ROWS[1:]
     assert "choose one" in complaint(folder)
-    assert "cannot be loaded" in complaint(f"{folder}[dev]")
+    with pytest.raises(UserError, match=r"sums: no split dev \(known: test, train\)"):
+        read_source(f"{folder}[dev]")
     assert source_name(folder) == source_name(f"{folder}[test]") == "sums"
 
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from attnrl.data.files import READERS, file_kind, stem
 from attnrl.errors import UserError
+from attnrl.utils.near import did_you_mean
 
 DATA_DIR_VARIABLE = "ATTNRL_DATA"
-SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 TEMPERATURE = 0.6
 TOP_P = 1.0  # the paper gives no top-p for evaluation
 MAX_NEW_TOKENS = 32_768
@@ -94,7 +95,7 @@ def _find(entry: str, data_dir: Path | None) -> Benchmark:
         if not name or not source:
             raise UserError(f"--benchmark {entry!r}: expected NAME=PATH or NAME=HUB_ID")
         path = Path(source).expanduser()
-        local = path.exists() or path.suffix in SUFFIXES
+        local = path.exists() or file_kind(path) is not None
         return Benchmark(name, path if local else source)
     if data_dir is not None:
         place, said = data_dir, f"--data-dir {data_dir}"
@@ -104,13 +105,13 @@ def _find(entry: str, data_dir: Path | None) -> Benchmark:
     else:
         raise UserError(
             f"benchmark {name!r}: give the data file with --data-dir DIR, {DATA_DIR_VARIABLE}=DIR, "
-            f"{name}=PATH or {name}=HUB_ID (known: {', '.join(KNOWN)})"
+            f"{name}=PATH or {name}=HUB_ID (known: {', '.join(KNOWN)}){did_you_mean(name, KNOWN)}"
         )
     if not place.is_dir():
         raise UserError(f"{said}: no such directory")
-    files = sorted(path for path in place.iterdir() if path.suffix in SUFFIXES and path.is_file())
-    exact = [path for path in files if path.stem.lower() == name]
-    matches = exact or [path for path in files if _is_called(path.stem.lower(), name)]
+    files = sorted(path for path in place.iterdir() if file_kind(path) and path.is_file())
+    exact = [path for path in files if stem(path).lower() == name]
+    matches = exact or [path for path in files if _is_called(stem(path).lower(), name)]
     if len(matches) == 1:
         return Benchmark(name, matches[0])
     if matches:
@@ -118,8 +119,9 @@ def _find(entry: str, data_dir: Path | None) -> Benchmark:
             f"benchmark {name!r}: several files in {said} match: {', '.join(path.name for path in matches)}; "
             f"choose one with {name}=PATH"
         )
+    suggestion = "" if name in KNOWN else did_you_mean(name, [*KNOWN, *map(stem, files)])
     raise UserError(
-        f"benchmark {name!r}: no file {name}*{{{','.join(SUFFIXES)}}} in {said} "
+        f"benchmark {name!r}: no file {name}*{{{','.join(READERS)}}} in {said}{suggestion} "
         f"(data files: {', '.join(path.name for path in files) or 'none'}; known benchmarks: {', '.join(KNOWN)}; "
         f"or give {name}=PATH or {name}=HUB_ID)"
     )

@@ -14,6 +14,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from attnrl.config.base import PROMPT_SUFFIX
+from attnrl.data.files import Row
 from attnrl.data.fitting import fit_problems
 from attnrl.data.overlap import answers_key, find_overlap, question_key
 from attnrl.data.rows import (
@@ -23,7 +24,7 @@ from attnrl.data.rows import (
     read_source_name,
     with_suffix,
 )
-from attnrl.data.sources import Row, read_source, source_name
+from attnrl.data.sources import read_source, source_name
 from attnrl.errors import UserError
 from attnrl.grading.golds import UnusableGold
 from attnrl.types import Problem
