@@ -82,9 +82,7 @@ def grow(config: TrainConfig, steps: int) -> Recorder:
     tokenizer = load_tokenizer(directory)
     model = load_model(directory, device=torch.device("cpu"), dtype=config.dtype)
     limits = config.sampling
-    sampler = build_sampler(
-        model, tokenizer, temperature=limits.temperature, top_p=limits.top_p, max_batch=limits.max_batch
-    )
+    sampler = build_sampler(model, tokenizer, limits.params, max_batch=limits.max_batch)
     recorder = Recorder(build_policy(config, model, None))
     data = load_run_data(config, tokenizer)
     with data.rewards as rewards:

@@ -34,27 +34,25 @@ from attnrl.method.influence import forward_context_influence, step_attention
 from attnrl.method.loss import kl_k3, policy_loss, truncated_importance
 from attnrl.method.measures import REDUCTIONS
 from attnrl.method.steps import Steps
-from attnrl.types import Completion, Request, Score, TrainingRow
+from attnrl.types import Completion, Request, SamplingParams, Score, TrainingRow
 
 
 class PlainSampler:
-    """:class:`attnrl.types.Sampler` by ``model.generate``."""
+    """:class:`attnrl.types.Sampler` by ``model.generate``, without stop strings."""
 
     def __init__(
         self,
         model: PreTrainedModel,
+        params: SamplingParams = SamplingParams(),
         *,
         eos_token_ids: Collection[int],
         pad_token_id: int,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
         max_batch: int = 256,
     ) -> None:
         self.model = model
         self.eos_token_ids = frozenset(eos_token_ids)
         self.pad_token_id = pad_token_id
-        self.temperature = temperature
-        self.top_p = top_p
+        self.params = params
         self.max_batch = max_batch
 
     def generate(
@@ -90,8 +88,10 @@ class PlainSampler:
         for row, request in enumerate(requests):
             ids_BT[row, width - len(request.prompt) :] = torch.tensor(request.prompt)
             valid_BT[row, width - len(request.prompt) :] = 1
-        # top_k=0 because the default of 50 is another distribution.
-        draws = dict(do_sample=True, temperature=self.temperature, top_k=0, top_p=self.top_p)
+        params = self.params
+        # top_k=0 is given too: the default of 50 is another distribution.
+        draws = dict(do_sample=True, temperature=params.temperature, top_k=params.top_k, top_p=params.top_p)
+        draws["min_p"] = params.min_p or None
         config = GenerationConfig(
             max_new_tokens=max(request.max_new_tokens for request in requests),
             eos_token_id=sorted(self.eos_token_ids) or None,
@@ -99,7 +99,7 @@ class PlainSampler:
             use_cache=True,
             return_dict_in_generate=True,
             output_logits=True,
-            **(draws if self.temperature > 0 else {"do_sample": False}),
+            **(draws if params.temperature > 0 else {"do_sample": False}),
         )
         torch.manual_seed(requests[0].seed)
         self.model.eval()
@@ -109,7 +109,7 @@ class PlainSampler:
             generation_config=config,
         )
         tokens_BJ = output.sequences[:, width:]
-        logits_BJV = torch.stack(output.logits, dim=1).float() / (self.temperature or 1.0)
+        logits_BJV = torch.stack(output.logits, dim=1).float() / (params.temperature or 1.0)
         logprobs_BJ = logits_BJV.log_softmax(-1).gather(2, tokens_BJ[:, :, None]).squeeze(2)
         rows = zip(requests, tokens_BJ.tolist(), logprobs_BJ.tolist(), strict=True)
         return [self._cut(request, tokens, logprobs) for request, tokens, logprobs in rows]

@@ -38,7 +38,7 @@ from attnrl.config.engines import VllmConfig
 from attnrl.inference.sampler import LocalSampler
 from attnrl.inference.vllm_engine import VllmEngine, open_engine
 from attnrl.inference.vllm_sampler import VllmSampler
-from attnrl.types import Request, Sampler
+from attnrl.types import Request, Sampler, SamplingParams
 
 VOCABULARY = 64
 PAD = 0
@@ -158,8 +158,8 @@ def vllm_engine(args: argparse.Namespace, model: Any) -> Iterator[VllmEngine | N
 def same_greedily(model: Any, engine: VllmEngine, prompts: Sequence[tuple[int, ...]], tokens: int, pad: int) -> bool:
     """Whether ``model.generate``, :class:`LocalSampler` and :class:`VllmSampler` choose the same tokens."""
     requests = [Request(prompt, tokens, 0) for prompt in prompts]
-    local = LocalSampler(model, eos_token_ids=[], pad_token_id=pad, temperature=0.0).generate(requests)
-    vllm = VllmSampler(engine, eos_token_ids=[], temperature=0.0).generate(requests)
+    local = LocalSampler(model, SamplingParams(0.0), eos_token_ids=[], pad_token_id=pad).generate(requests)
+    vllm = VllmSampler(engine, SamplingParams(0.0), eos_token_ids=[]).generate(requests)
     rows = generate_rows(model, prompts, tokens, None, pad, greedy=True).tolist()
     return all(list(one.tokens) == list(other.tokens) == row for one, other, row in zip(local, vllm, rows, strict=True))
 

@@ -102,13 +102,21 @@ class Bench:
         reference = None
         if config.loss.kl > 0:
             reference = load_model(self.directory, device=self.device, dtype=config.dtype).requires_grad_(False)
-        limits = {"temperature": sampling.temperature, "top_p": sampling.top_p, "max_batch": sampling.max_batch}
         if name == "attnrl":
-            return Side(build_sampler(model, self.tokenizer, **limits), build_policy(config, model, reference))
+            return Side(
+                build_sampler(model, self.tokenizer, sampling.params, max_batch=sampling.max_batch),
+                build_policy(config, model, reference),
+            )
         pad = self.tokenizer.pad_token_id
         eos = end_of_sequence_ids(model.generation_config, self.tokenizer)
         return Side(
-            PlainSampler(model, eos_token_ids=eos, pad_token_id=eos[0] if pad is None else pad, **limits),
+            PlainSampler(
+                model,
+                sampling.params,
+                eos_token_ids=eos,
+                pad_token_id=eos[0] if pad is None else pad,
+                max_batch=sampling.max_batch,
+            ),
             PlainPolicy(
                 model,
                 reference,

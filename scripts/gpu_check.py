@@ -21,6 +21,8 @@ import sys
 import time
 import traceback
 
+from attnrl.types import SamplingParams
+
 PARTS = {  # in order of worth; seconds each may take
     "env": 25,
     "triton": 60,
@@ -627,7 +629,7 @@ def parity():
                 )
             say(**{f"{name}_against_cpu": worst})
         if name in ("cpu", "tree"):
-            sampler = build_sampler(model, tokenizer, temperature=1.0, top_p=1.0, max_batch=32)
+            sampler = build_sampler(model, tokenizer, SamplingParams(), max_batch=32)
             results["drawn_" + name] = [
                 c.tokens for c in sampler.generate([Request(tuple(p), 60, i) for i, (p, _) in enumerate(pairs)])
             ]

@@ -36,12 +36,12 @@ from attnrl.report.html import write_report
 from attnrl.runs.display import Display
 from attnrl.runs.prepare import prepare
 from attnrl.runs.session import train
-from attnrl.types import Problem
+from attnrl.types import Problem, SamplingParams
 
 CPU = torch.device("cpu")
 SUMS = Suite("sums", "Sums", "nowhere", tuple(Problem(f"s:{n}", f"A={n}; B+1?", (str(n + 1),)) for n in range(2)), 1, 8)
 SETTINGS = EvalSettings(
-    temperature=1.0, top_p=1.0, seed=0, dtype="float32", task=None, grader="rules", flexible_answers=False,
+    sampling=SamplingParams(), seed=0, dtype="float32", task=None, grader="rules", flexible_answers=False,
     prompt_suffix="", max_prompt_tokens=None,
 )  # fmt: skip
 WEIGHTS = ("pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.pt", "consolidated.00.pth", "weights.ckpt")

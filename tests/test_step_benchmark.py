@@ -20,7 +20,7 @@ from attnrl.config.schema import LossConfig, OptimizerConfig
 from attnrl.inference.sampler import LocalSampler
 from attnrl.local.policy import LocalPolicy
 from attnrl.method.steps import Steps
-from attnrl.types import Completion, Request, TrainingRow
+from attnrl.types import Completion, Request, SamplingParams, TrainingRow
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 VOCABULARY = 61
@@ -120,7 +120,7 @@ def test_greedy_samplers_agree(plain: ModuleType) -> None:
     model = helpers.tiny_model(vocab_size=VOCABULARY)
     rng = random.Random(2)
     requests = [Request(tokens(rng, rng.randint(1, 25)), rng.randint(1, 30), seed) for seed in range(20)]
-    settings: dict[str, Any] = dict(eos_token_ids=[EOS, 7, 11], pad_token_id=0, temperature=0.0, max_batch=8)
+    settings: dict[str, Any] = dict(eos_token_ids=[EOS, 7, 11], pad_token_id=0, max_batch=8, params=SamplingParams(0.0))
     finished: dict[int, Completion] = {}
     sampler = plain.PlainSampler(model, **settings)
     theirs = sampler.generate(requests, on_completion=finished.__setitem__)
@@ -134,7 +134,7 @@ def test_greedy_samplers_agree(plain: ModuleType) -> None:
 
 def test_plain_samples_have_the_policys_logprobs_and_may_end_early(plain: ModuleType) -> None:
     model = helpers.tiny_model(vocab_size=VOCABULARY)
-    sampler = plain.PlainSampler(model, eos_token_ids=[EOS], pad_token_id=0, temperature=0.9, max_batch=4)
+    sampler = plain.PlainSampler(model, SamplingParams(0.9), eos_token_ids=[EOS], pad_token_id=0, max_batch=4)
     rng = random.Random(3)
     requests = [Request(tokens(rng, 5 + seed), 12 - seed, seed) for seed in range(9)]
     completions = sampler.generate(requests)

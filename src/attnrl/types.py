@@ -6,6 +6,7 @@ protocols. Token ids are plain ints and log-probabilities are in nats, so a reco
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -41,12 +42,54 @@ class Problem:
         return self.place or f"problem {self.id}"
 
 
-#: ``stop``: an end-of-sequence token was sampled; ``length``: the budget ran out; ``unfinished``: the call ended first.
+#: ``stop``: an end-of-sequence token or a stop string was sampled; ``length``: the budget ran out; ``unfinished``: the
+#: call ended first.
 FinishReason = Literal["stop", "length", "unfinished"]
 #: Result of grading. ``no_answer``: the response has no answer; ``timeout`` and ``error``: the comparison took too long
 #: or failed because of the answer; ``bad_gold``: the problem has no valid true answer; ``not_judged``: the grader gave
 #: no verdict, because of a fault outside of the response.
 Verdict = Literal["correct", "wrong", "no_answer", "timeout", "error", "bad_gold", "not_judged"]
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """The distribution of sampled tokens, and the texts that end a response.
+
+    The filters run in vLLM's order: temperature, min-p, top-k, then top-p on the mass that is left.
+
+    Attributes:
+        temperature: divides the logits, at least 0; 0 is greedy decoding.
+        top_p: nucleus sampling: smallest set of most probable tokens with at least this mass, in (0, 1]; 1: off.
+        top_k: number of most probable tokens kept, at least 0; 0: off.
+        min_p: smallest probability kept, as a share of the most probable token's probability, in [0, 1]; 0: off.
+        stop: stop strings. A response ends with the token that completes a stop string in the response's text, special
+            tokens included. The whole token stays in the response, also text of the token after the stop string.
+
+    Raises:
+        ValueError: a value is out of range, or a stop string is empty; the message names the setting.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, ok, wanted in (
+            ("temperature", 0.0 <= self.temperature < math.inf, "a number >= 0"),
+            ("top_p", 0.0 < self.top_p <= 1.0, "a number in (0, 1]"),
+            ("top_k", self.top_k >= 0, "a number >= 0"),
+            ("min_p", 0.0 <= self.min_p <= 1.0, "a number in [0, 1]"),
+            ("stop", all(self.stop) and not any("\ufffd" in text for text in self.stop), "texts, no empty text"),
+        ):
+            if not ok:
+                raise ValueError(f"{name} {getattr(self, name)!r}: expected {wanted}")
+
+    @property
+    def truncates(self) -> bool:
+        """Return True if min-p, top-k or top-p removes tokens."""
+        return bool(self.min_p or self.top_k or self.top_p < 1.0)
 
 
 @dataclass(frozen=True)
@@ -57,11 +100,14 @@ class Request:
         prompt: token ids to continue (for a branch: the prompt and the kept part of the trunk).
         max_new_tokens: remaining token budget of this request, at least 1.
         seed: seed of the request's random draws, independent of the rest of the batch.
+        response_tokens: number of last tokens of ``prompt`` that belong to the response: kept or sampled before. A stop
+            string may begin in these tokens, never in the tokens before.
     """
 
     prompt: tuple[int, ...]
     max_new_tokens: int
     seed: int
+    response_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,15 +115,23 @@ class Completion:
     """The sampled continuation of one :class:`Request`.
 
     Attributes:
-        tokens: sampled token ids, the end-of-sequence token included when ``finish_reason`` is ``stop``.
-        logprobs: log-probability of each token at the sampling temperature, before top-p and top-k, computed by the
-            sampler; same length as ``tokens``.
+        tokens: sampled token ids, with the end-of-sequence token or the token that completes a stop string when
+            ``finish_reason`` is ``stop``.
+        logprobs: log-probability of each token at the sampling temperature, before min-p, top-k and top-p, computed by
+            the sampler; same length as ``tokens``.
         finish_reason: the reason for the end of the sample.
+        by_stop_string: True if a stop string ended the response, so that the last token is text.
     """
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
+    by_stop_string: bool = False
+
+    @property
+    def ends_with_eos(self) -> bool:
+        """Return True if the last token is an end-of-sequence token."""
+        return self.finish_reason == "stop" and not self.by_stop_string
 
 
 @dataclass(frozen=True)

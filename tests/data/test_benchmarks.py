@@ -9,6 +9,7 @@ from attnrl.config.base import PROMPT_SUFFIX
 from attnrl.data.benchmarks import KNOWN, Benchmark, deviations, find_benchmarks
 from attnrl.errors import UserError
 from attnrl.evals.suites import load_suites
+from attnrl.types import SamplingParams
 
 
 @pytest.fixture
@@ -74,9 +75,9 @@ def test_where_it_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_deviations_from_the_papers_protocol() -> None:
-    paper = {"problems": 30, "samples": 32, "max_new_tokens": 32_768, "temperature": 0.6, "top_p": 1.0}
+    paper = {"problems": 30, "samples": 32, "max_new_tokens": 32_768, "sampling": SamplingParams(0.6)}
     assert deviations("aime24", **paper) == []  # type: ignore[arg-type]
-    found = deviations("aime24", problems=5, samples=2, max_new_tokens=256, temperature=1.0, top_p=0.9)
+    found = deviations("aime24", problems=5, samples=2, max_new_tokens=256, sampling=SamplingParams(1.0, 0.9))
     assert found == [
         "5 problems of AIME24 instead of 30",
         "2 samples of AIME24 instead of 32",
@@ -84,7 +85,7 @@ def test_deviations_from_the_papers_protocol() -> None:
         "temperature 1 instead of 0.6",
         "top-p 0.9 instead of 1",
     ]
-    assert deviations("mine", problems=5, samples=2, max_new_tokens=256, temperature=1.0, top_p=0.9) == []
+    assert deviations("mine", problems=5, samples=2, max_new_tokens=256, sampling=SamplingParams(1.0, 0.9)) == []
 
 
 def shared_data() -> Path:

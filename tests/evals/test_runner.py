@@ -26,11 +26,10 @@ from attnrl.evals.runner import EvaluationRun
 from attnrl.evals.settings import EvalSettings
 from attnrl.evals.suites import Suite, load_suites
 from attnrl.evals.tables import Report
-from attnrl.types import Completion, Problem, Request
+from attnrl.types import Completion, Problem, Request, SamplingParams
 
 SETTINGS = EvalSettings(
-    temperature=1.0,
-    top_p=1.0,
+    sampling=SamplingParams(),
     seed=0,
     dtype="float32",
     task=None,
@@ -57,8 +56,8 @@ class FakeEngine:
         self.stop, self.after = stop, after
         self.settings: list[dict[str, Any]] = []
 
-    def build(self, model: Any, tokenizer: Any, **settings: Any) -> "FakeEngine":
-        self.settings.append(settings)
+    def build(self, model: Any, tokenizer: Any, params: SamplingParams, **settings: Any) -> "FakeEngine":
+        self.settings.append({"params": params, **settings})
         return self
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
@@ -188,8 +187,11 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(use: Any, model: st
 
 
 OTHER_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
-    "temperature": ({"temperature": 0.5}, "temperature 1.0 -> 0.5"),
-    "top-p": ({"top_p": 0.9}, "top_p 1.0 -> 0.9"),
+    "temperature": ({"sampling": SamplingParams(0.5)}, "temperature 1.0 -> 0.5"),
+    "top-p": ({"sampling": SamplingParams(top_p=0.9)}, "top_p 1.0 -> 0.9"),
+    "top-k": ({"sampling": SamplingParams(top_k=5)}, "top_k 0 -> 5"),
+    "min-p": ({"sampling": SamplingParams(min_p=0.1)}, "min_p 0.0 -> 0.1"),
+    "stop": ({"sampling": SamplingParams(stop=("B",))}, "stop [] -> ['B']"),
     "seed": ({"seed": 1}, "seed 0 -> 1"),
     "dtype": ({"dtype": "bfloat16"}, "dtype 'float32' -> 'bfloat16'"),
     "grader": ({"grader": "math"}, "grader 'rules' -> 'math'"),

@@ -18,11 +18,10 @@ from attnrl.experiments.disruption import experiment as disruption
 from attnrl.experiments.disruption.hidden_steps import HiddenRequest
 from attnrl.experiments.disruption.runner import run_disruption
 from attnrl.experiments.disruption.settings import DisruptSettings
-from attnrl.types import Problem
+from attnrl.types import Problem, SamplingParams
 
 EVALUATION = EvalSettings(
-    temperature=1.0,
-    top_p=1.0,
+    sampling=SamplingParams(),
     seed=0,
     dtype="float32",
     task=None,
@@ -85,9 +84,9 @@ def test_hidden_and_seen_continuations_have_the_same_cut_and_seeds(
     asked: list[HiddenRequest] = []
     continue_hidden = disruption.continue_hidden
 
-    def spy(model: Any, requests: list[HiddenRequest], **settings: Any) -> Any:
+    def spy(model: Any, requests: list[HiddenRequest], params: SamplingParams, **settings: Any) -> Any:
         asked.extend(requests)
-        return continue_hidden(model, requests, **settings)
+        return continue_hidden(model, requests, params, **settings)
 
     monkeypatch.setattr(disruption, "continue_hidden", spy)
     run(tiny_checkpoint, DisruptSettings(EVALUATION, lag, 1, 0.5, 1, 2, hide_from))

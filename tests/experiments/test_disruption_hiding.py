@@ -12,7 +12,7 @@ from attnrl.errors import UserError
 from attnrl.experiments.disruption import hidden_steps
 from attnrl.experiments.disruption.hidden_steps import HiddenRequest, HiddenRows, check_hiding, continue_hidden
 from attnrl.inference.sampler import LocalSampler
-from attnrl.types import Completion, Request
+from attnrl.types import Completion, Request, SamplingParams
 
 SHAPE = dict(
     vocab_size=61,
@@ -44,9 +44,10 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
 
 
-def decode(model: PreTrainedModel, requests: list[HiddenRequest], **settings: Any) -> list[Completion]:
-    settings = {"temperature": 0.0, "eos_token_ids": (), "pad_token_id": 0, **settings}
-    return continue_hidden(model, requests, **settings)
+def decode(
+    model: PreTrainedModel, requests: list[HiddenRequest], params: SamplingParams = SamplingParams(0.0), **settings: Any
+) -> list[Completion]:
+    return continue_hidden(model, requests, params, **{"eos_token_ids": (), "pad_token_id": 0, **settings})
 
 
 def full_logits(model: PreTrainedModel, ids: tuple[int, ...], hidden: tuple[int, int], unseen_from: int) -> Tensor:
@@ -88,11 +89,11 @@ def test_logits_and_greedy_tokens_are_those_of_a_full_forward_with_the_mask(
 
 def test_with_nothing_hidden_it_draws_what_the_ordinary_sampler_draws(model: PreTrainedModel) -> None:
     for temperature in (0.0, 1.0):
-        sampler = LocalSampler(model, eos_token_ids=[1], pad_token_id=0, temperature=temperature)
+        sampler = LocalSampler(model, SamplingParams(temperature), eos_token_ids=[1], pad_token_id=0)
         asked = [Request(prompt, NEW, seed) for seed, prompt in enumerate([PROMPT, OTHER, PROMPT])]
         mine = [HiddenRequest(r.prompt, (0, 0), len(r.prompt) - 1, NEW, r.seed) for r in asked]
         theirs = sampler.generate(asked)
-        found = decode(model, mine, temperature=temperature, eos_token_ids=[1])
+        found = decode(model, mine, SamplingParams(temperature), eos_token_ids=[1])
         assert [(c.tokens, c.finish_reason) for c in found] == [(c.tokens, c.finish_reason) for c in theirs]
 
 
@@ -103,14 +104,14 @@ def test_a_row_does_not_depend_on_what_is_beside_it(model: PreTrainedModel, monk
         HiddenRequest(OTHER[:2], (0, 0), 1, NEW, 9),
         HiddenRequest(PROMPT, (5, 9), 23, NEW, 7),
     ]
-    together = decode(model, requests, temperature=1.0)
-    alone = [decode(model, [request], temperature=1.0)[0] for request in requests]
+    together = decode(model, requests, SamplingParams())
+    alone = [decode(model, [request], SamplingParams())[0] for request in requests]
     assert [c.tokens for c in together] == [c.tokens for c in alone]
     for one, other in zip(together, alone, strict=True):
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
-    in_twos = decode(model, requests, temperature=1.0, max_batch=2)
+    in_twos = decode(model, requests, SamplingParams(), max_batch=2)
     monkeypatch.setattr(hidden_steps, "PREFILL_TOKENS", 30)  # each prefix goes through the model by itself
-    prefilled_alone = decode(model, requests, temperature=1.0)
+    prefilled_alone = decode(model, requests, SamplingParams())
     assert [c.tokens for c in in_twos] == [c.tokens for c in prefilled_alone] == [c.tokens for c in together]
 
 
@@ -136,9 +137,9 @@ def test_kept_tokens_that_have_seen_the_span_still_tell_of_it(model: PreTrainedM
 def test_the_seed_decides_the_draws() -> None:
     model = helpers.tiny_model()
     requests = [HiddenRequest(PROMPT, (5, 9), 12, NEW, seed) for seed in (1, 1, 2)]
-    one, same, other = decode(model, requests, temperature=1.0)
+    one, same, other = decode(model, requests, SamplingParams())
     assert one.tokens == same.tokens != other.tokens
-    assert decode(model, requests, temperature=1.0)[0] == one
+    assert decode(model, requests, SamplingParams())[0] == one
 
 
 def test_a_completion_ends_with_the_end_of_the_sequence_or_its_budget() -> None:

@@ -23,7 +23,7 @@ from attnrl.inference.base import UnsupportedModelError
 from attnrl.inference.prefixes import GROUP_ROWS, shared_prefixes
 from attnrl.inference.sampler import LocalSampler
 from attnrl.inference.token_sampling import sample_token, uniforms
-from attnrl.types import Completion, Request
+from attnrl.types import Completion, Request, SamplingParams
 
 EOS = 5
 SHAPE: dict[str, Any] = {
@@ -94,8 +94,10 @@ def rollouts(seed: int = 0, problems: int = 4, each: int = 6) -> list[Request]:
     return requests
 
 
-def sample(model: Any, requests: list[Request], **settings: Any) -> list[Completion]:
-    return LocalSampler(model, eos_token_ids=[EOS], pad_token_id=0, **settings).generate(requests)
+def sample(
+    model: Any, requests: list[Request], params: SamplingParams = SamplingParams(), **settings: Any
+) -> list[Completion]:
+    return LocalSampler(model, params, eos_token_ids=[EOS], pad_token_id=0, **settings).generate(requests)
 
 
 def forward_logprobs(model: Any, request: Request, tokens: tuple[int, ...], temperature: float = 1.0) -> Any:
@@ -108,7 +110,7 @@ def forward_logprobs(model: Any, request: Request, tokens: tuple[int, ...], temp
 def test_greedy_equals_generate_and_logprobs_equal_a_forward(factory: Callable[[], Any]) -> None:
     model = build(factory)
     requests = rollouts()
-    for request, completion in zip(requests, sample(model, requests, temperature=0.0), strict=True):
+    for request, completion in zip(requests, sample(model, requests, SamplingParams(0.0)), strict=True):
         expected = model.generate(
             torch.tensor([request.prompt]),
             max_new_tokens=request.max_new_tokens,
@@ -174,20 +176,23 @@ def test_a_budget_that_fills_the_models_positions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "expected"),
+    ("params", "expected"),
     [
-        ({}, lambda p: p),
-        ({"top_p": 0.6}, lambda p: nucleus(p, 0.6)),
-        ({"top_k": 5}, lambda p: torch.where(p >= p.sort(descending=True).values[4], p, 0.0)),
-        ({"temperature": 0.5}, lambda p: p**2 / (p**2).sum()),
+        (SamplingParams(), lambda p: p),
+        (SamplingParams(top_p=0.6), lambda p: nucleus(p, 0.6)),
+        (SamplingParams(top_k=5), lambda p: top(p, 5)),
+        (SamplingParams(min_p=0.3), lambda p: likely(p, 0.3)),
+        (SamplingParams(top_p=0.6, top_k=8, min_p=0.1), lambda p: nucleus(top(likely(p, 0.1), 8), 0.6)),
+        (SamplingParams(0.5), lambda p: p**2 / (p**2).sum()),
+        (SamplingParams(0.5, min_p=0.3), lambda p: likely(p**2, 0.3)),
     ],
 )
-def test_frequencies_follow_the_distribution(settings: dict[str, Any], expected: Callable[[Any], Any]) -> None:
+def test_frequencies_follow_the_distribution(params: SamplingParams, expected: Callable[[Any], Any]) -> None:
     model = build(qwen2, scale=2.0)
     count = 20_000
     prompt = (7, 8, 9)
     requests = [Request(prompt, 1, seed) for seed in range(count)]
-    completions = LocalSampler(model, eos_token_ids=[], pad_token_id=0, max_batch=count, **settings).generate(requests)
+    completions = LocalSampler(model, params, eos_token_ids=[], pad_token_id=0, max_batch=count).generate(requests)
     with torch.no_grad():
         probs = model(torch.tensor([prompt])).logits[0, -1].softmax(-1)
     target = expected(probs)
@@ -198,14 +203,23 @@ def test_frequencies_follow_the_distribution(settings: dict[str, Any], expected:
     chi2 = ((observed - target * count)[likely] ** 2 / (target * count)[likely]).sum()
     freedom = int(likely.sum()) - 1
     assert chi2 < freedom + 4 * (2 * freedom) ** 0.5 + 4
-    temperature = settings.get("temperature", 1.0)  # log-probabilities: at the temperature, before truncation
+    # log-probabilities: at the temperature, before truncation
     for request, completion in list(zip(requests, completions, strict=True))[:3]:
-        wanted = forward_logprobs(model, request, completion.tokens, temperature)
+        wanted = forward_logprobs(model, request, completion.tokens, params.temperature)
         torch.testing.assert_close(torch.tensor(completion.logprobs), wanted, atol=1e-5, rtol=0)
+
+
+def top(probs: Any, top_k: int) -> Any:
+    return torch.where(probs >= probs.sort(descending=True).values[top_k - 1], probs, 0.0)
+
+
+def likely(probs: Any, min_p: float) -> Any:
+    return torch.where(probs >= min_p * probs.max(), probs, 0.0)
 
 
 def nucleus(probs: Any, top_p: float) -> Any:
     order = probs.argsort(descending=True)
+    top_p = top_p * probs.sum()
     size = int((probs[order].cumsum(0) < top_p).sum()) + 1
     kept = torch.zeros_like(probs)
     kept[order[:size]] = probs[order[:size]]
@@ -215,7 +229,7 @@ def nucleus(probs: Any, top_p: float) -> Any:
 def test_draw_never_chooses_an_impossible_token() -> None:
     logits = torch.tensor([[float("-inf"), 0.0, float("-inf"), 0.0, float("-inf")]]).repeat(3, 1)
     uniform = torch.tensor([2.0**-24, 0.5, 1 - 2.0**-24])
-    assert sample_token(logits, uniform, 1.0, 1.0, 0)[0].tolist() == [1, 3, 3]
+    assert sample_token(logits, uniform, SamplingParams())[0].tolist() == [1, 3, 3]
 
 
 def test_uniforms_are_uniform_and_independent() -> None:
@@ -268,7 +282,7 @@ def test_no_requests(model: Any) -> None:
     assert sample(model, []) == []
 
 
-@pytest.mark.parametrize("setting", ["temperature", "top_p", "top_k", "max_batch", "prefill_tokens"])
+@pytest.mark.parametrize("setting", ["max_batch", "prefill_tokens"])
 def test_settings_are_checked(model: Any, setting: str) -> None:
     with pytest.raises(ValueError, match=setting):
         sample(model, [], **{setting: -1})

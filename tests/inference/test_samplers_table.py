@@ -28,10 +28,10 @@ def open_noted(config, model, tokenizer, directory, on_progress=None):
     log = Path("opened.txt")
     log.write_text(f"{directory.name}\\n")
 
-    def build(temperature, top_p):
+    def build(params):
         with log.open("a") as file:
-            file.write(f"{temperature:g} {top_p:g}\\n")
-        return build_sampler(model, tokenizer, temperature=temperature, top_p=top_p, max_batch=3)
+            file.write(f"{params.temperature:g} {params.top_p:g}\\n")
+        return build_sampler(model, tokenizer, params, max_batch=3)
 
     yield build
     with log.open("a") as file:

@@ -32,7 +32,7 @@ from attnrl.runs.display import Display
 from attnrl.runs.prepare import prepare
 from attnrl.runs.session import train
 from attnrl.tokenization import decode, encode_prompt
-from attnrl.types import Request, TrainingRow
+from attnrl.types import Request, SamplingParams, TrainingRow
 
 LEDGER = model_directory("ledger")
 TEMPERATURE = 0.9
@@ -78,7 +78,7 @@ def ledger_batch() -> Batch:
     tokenizer = load_tokenizer(LEDGER)
     model = load_model(LEDGER, device=torch.device("cpu"), dtype="float32")
     problems = [problem for problem in held_out_problems("ledger", 4) for _ in range(4)]
-    sampler = build_sampler(model, tokenizer, temperature=TEMPERATURE, top_p=1.0, max_batch=16)
+    sampler = build_sampler(model, tokenizer, SamplingParams(TEMPERATURE), max_batch=16)
     prompts = [tuple(encode_prompt(tokenizer, problem, 128)) for problem in problems]
     drawn = sampler.generate([Request(prompt, 256, seed) for seed, prompt in enumerate(prompts)])
     grades = RulesGrader(False).grade(problems, [decode(tokenizer, one.tokens) for one in drawn])

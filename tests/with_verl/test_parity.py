@@ -29,6 +29,7 @@ import transfer_queue
 from omegaconf import OmegaConf
 from verl.trainer.ppo.v1 import get_trainer_cls
 
+from attnrl.types import SamplingParams
 from attnrl.verl.policy import VerlPolicy
 
 #: Workers, and whether rows go end to end. Mini-batches of one, so that the only optimizer step is that of the loss.
@@ -112,7 +113,7 @@ def steps(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
     trained = model()
     tokenizer = load_tokenizer(directory, trust_remote_code=False)
-    samples = Recorded(build_sampler(trained, tokenizer, temperature=1.0, top_p=1.0, max_batch=64))
+    samples = Recorded(build_sampler(trained, tokenizer, SamplingParams(), max_batch=64))
     local = one_step(config, samples, build_policy(config, trained, model()))
 
     composed = compose(config, str(directory))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from attnrl.types import Request
+from attnrl.types import Request, SamplingParams
 from attnrl.verl.launch import installed_version
 
 if installed_version() is None:
@@ -79,7 +79,9 @@ def requests(count: int) -> list[Request]:
 
 def test_completions_come_in_the_order_of_the_requests(cluster):
     told: list[int] = []
-    done = VerlSampler(cluster, [END], 1.0, 1.0).generate(requests(5), on_completion=lambda i, c: told.append(i))
+    done = VerlSampler(cluster, SamplingParams(), [END], str).generate(
+        requests(5), on_completion=lambda i, c: told.append(i)
+    )
     assert [completion.tokens for completion in done] == [(0, 0), (1, 1, 9), (2,) * 4, (3, 3, 3, 3, 9), (4,) * 6]
     assert [completion.finish_reason for completion in done] == ["length", "stop", "length", "stop", "length"]
     assert done[1].logprobs == (-0.5, -0.5, -4.5)
@@ -87,14 +89,14 @@ def test_completions_come_in_the_order_of_the_requests(cluster):
 
 
 def test_engines_wake_with_the_weights_and_sleep_afterwards(cluster):
-    VerlSampler(cluster, [END], 1.0, 1.0).generate(requests(2))
+    VerlSampler(cluster, SamplingParams(), [END], str).generate(requests(2))
     assert cluster.calls == ["update_weights", "sleep_replicas"]
     assert not cluster.tags  # nothing is left in the queue
 
 
 def test_a_request_that_fails_fails_the_generation_and_leaves_nothing_behind(cluster):
     cluster.fails = True
-    watched = WatchedSampler(VerlSampler(cluster, [END], 1.0, 1.0), None)
+    watched = WatchedSampler(VerlSampler(cluster, SamplingParams(), [END], str), None)
     with pytest.raises(SamplerError, match=r"\b1\b.*\b3\b"):
         watched.generate(requests(3))
     assert cluster.calls == ["update_weights", "abort_replicas", "resume_generation_replicas", "sleep_replicas"]
@@ -104,5 +106,5 @@ def test_a_request_that_fails_fails_the_generation_and_leaves_nothing_behind(clu
 
 
 def test_nothing_to_sample_wakes_nobody(cluster):
-    assert VerlSampler(cluster, [END], 1.0, 1.0).generate([]) == []
+    assert VerlSampler(cluster, SamplingParams(), [END], str).generate([]) == []
     assert not cluster.calls

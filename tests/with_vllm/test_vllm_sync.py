@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from attnrl.inference.vllm_engine import VllmEngine
 from attnrl.inference.vllm_sampler import VllmSampler
+from attnrl.types import SamplingParams
 
 AGREED = 1e-4  # nats, fp32
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {
@@ -30,7 +31,7 @@ def test_a_sync_takes_all_weights_over(
 ) -> None:
     model = MODELS[name]()
     with opened(model) as engine:
-        sampler = VllmSampler(engine, eos_token_ids=[EOS], temperature=0.7, top_p=0.8)
+        sampler = VllmSampler(engine, SamplingParams(0.7, 0.8), eos_token_ids=[EOS])
 
         def gap(seed: int) -> float:
             asked = requests(6, seed=seed)

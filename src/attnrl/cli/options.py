@@ -49,6 +49,17 @@ class ResponseOptions:
         str | None, typer.Option(help="A file of problems (parquet, jsonl, json, csv), or HUB_ID of a data set.")
     ] = None
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Nucleus sampling: probability mass kept.")] = 1.0
+    top_k: Annotated[int, typer.Option(min=0, help="Number of most probable tokens kept; 0: off.")] = 0
+    min_p: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=1.0, help="Smallest probability kept, as a share of the most probable token's; 0: off."
+        ),
+    ] = 0.0
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="A text that ends a response; the text stays in the response. May be given more than once."),
+    ] = None
     max_prompt_tokens: Annotated[
         int | None,
         typer.Option(min=1, help="Longer prompts count as not solved. \\[default: the model's positions]"),
@@ -81,6 +92,9 @@ class ResponseOptions:
         return evaluation_settings(
             temperature=temperature,
             top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            stop=self.stop or (),
             seed=self.seed,
             dtype=self.dtype,
             task=self.task,

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from attnrl.config.base import Strict
+from attnrl.types import SamplingParams
+
+StopString = Annotated[str, Field(min_length=1)]
 
 
 class SamplingConfig(Strict):
@@ -16,7 +21,7 @@ class SamplingConfig(Strict):
     min_p: float = Field(
         0.0, ge=0, le=1, description="smallest probability kept, as a share of the most probable token's; 0: off"
     )
-    stop: tuple[str, ...] = Field(
+    stop: tuple[StopString, ...] = Field(
         (), description="texts that end a response, also in held-out evaluation; the text stays in the response"
     )
     max_new_tokens: PositiveInt = Field(8192, description="longest response, in tokens")
@@ -42,6 +47,11 @@ class SamplingConfig(Strict):
     )
     retries: NonNegativeInt = Field(1, description="retries of a training step after a sampler error or stall")
 
+    @property
+    def params(self) -> SamplingParams:
+        """Return the sampling parameters of training responses."""
+        return SamplingParams(self.temperature, self.top_p, self.top_k, self.min_p, self.stop)
+
 
 class EvalConfig(Strict):
     """Held-out evaluation during training: how often, and with how many samples."""
@@ -55,3 +65,7 @@ class EvalConfig(Strict):
     min_p: float = Field(
         0.0, ge=0, le=1, description="smallest probability kept, as a share of the most probable token's; 0: off"
     )
+
+    def params(self, stop: tuple[str, ...]) -> SamplingParams:
+        """Return the sampling parameters of held-out evaluation, with the stop strings of training."""
+        return SamplingParams(self.temperature, self.top_p, self.top_k, self.min_p, stop)

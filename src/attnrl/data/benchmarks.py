@@ -9,6 +9,7 @@ from pathlib import Path
 
 from attnrl.data.files import READERS, file_kind, stem
 from attnrl.errors import UserError
+from attnrl.types import SamplingParams
 from attnrl.utils.near import did_you_mean
 
 DATA_DIR_VARIABLE = "ATTNRL_DATA"
@@ -133,9 +134,7 @@ def _is_called(stem: str, name: str) -> bool:
     return rest != stem and not rest[:1].isalnum()
 
 
-def deviations(
-    name: str, *, problems: int, samples: int, max_new_tokens: int, temperature: float, top_p: float
-) -> list[str]:
+def deviations(name: str, *, problems: int, samples: int, max_new_tokens: int, sampling: SamplingParams) -> list[str]:
     """Return the differences from the paper's protocol; empty for a benchmark absent from the paper."""
     if name not in KNOWN:
         return []
@@ -147,8 +146,14 @@ def deviations(
         found.append(f"{samples} samples of {known.title} instead of {known.samples}")
     if max_new_tokens != MAX_NEW_TOKENS:
         found.append(f"{max_new_tokens:,} tokens instead of {MAX_NEW_TOKENS:,}")
-    if temperature != TEMPERATURE:
-        found.append(f"temperature {temperature:g} instead of {TEMPERATURE:g}")
-    if top_p != TOP_P:
-        found.append(f"top-p {top_p:g} instead of {TOP_P:g}")
+    if sampling.temperature != TEMPERATURE:
+        found.append(f"temperature {sampling.temperature:g} instead of {TEMPERATURE:g}")
+    if sampling.top_p != TOP_P:
+        found.append(f"top-p {sampling.top_p:g} instead of {TOP_P:g}")
+    if sampling.top_k:
+        found.append(f"top-k {sampling.top_k}")
+    if sampling.min_p:
+        found.append(f"min-p {sampling.min_p:g}")
+    if sampling.stop:
+        found.append(f"stop strings {', '.join(map(repr, sampling.stop))}")
     return found

@@ -46,7 +46,7 @@ def initial_record(
     """
     record: dict[str, Any] = {
         "complete": False,
-        "settings": asdict(settings),
+        "settings": _plain_settings(settings),
         "models": {
             c.name: {"directory": str(c.directory.absolute()), "fingerprint": c.fingerprint, "positions": c.positions}
             for c in candidates
@@ -68,6 +68,13 @@ def initial_record(
         "benchmarks": previous["benchmarks"] | record["benchmarks"],
         "results": [row for row in previous["results"] if (row["model"], row["benchmark"]) not in evaluated],
     }
+
+
+def _plain_settings(settings: EvalSettings) -> dict[str, Any]:
+    """Return the settings without groups, as JSON reads them back."""
+    plain = asdict(settings)
+    sampling = plain.pop("sampling")
+    return {**sampling, "stop": list(settings.sampling.stop), **plain}
 
 
 def _require_same_evaluation(previous: dict[str, Any], record: dict[str, Any]) -> None:

@@ -191,8 +191,7 @@ class EvaluationRun:
         sampler = build_sampler(
             model,
             candidate.tokenizer,
-            temperature=self.settings.temperature,
-            top_p=self.settings.top_p,
+            self.settings.sampling,
             max_batch=batch,
             on_progress=progress.sampled,
         )

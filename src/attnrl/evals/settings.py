@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from attnrl.config.base import PROMPT_SUFFIX
@@ -11,6 +11,7 @@ from attnrl.grading.base import ClosableGrader
 from attnrl.grading.registry import build_grader
 from attnrl.grading.rewards import RewardManager
 from attnrl.tasks.registry import find_task
+from attnrl.types import SamplingParams
 
 TASK_GRADER = "task"
 
@@ -20,8 +21,7 @@ class EvalSettings:
     """Everything that decides the samples and grades, besides the models and the suites.
 
     Attributes:
-        temperature: sampling temperature; 0 is greedy decoding.
-        top_p: nucleus sampling threshold, in (0, 1].
+        sampling: distribution of the tokens, and stop strings.
         seed: seed of the evaluation; decides the seed of every response.
         dtype: ``float32`` or ``bfloat16``, the data type of the weights.
         task: name of the task, or None for benchmarks and data files.
@@ -32,8 +32,7 @@ class EvalSettings:
             limit besides the model's positions.
     """
 
-    temperature: float
-    top_p: float
+    sampling: SamplingParams
     seed: int
     dtype: str
     task: str | None
@@ -47,6 +46,9 @@ def evaluation_settings(
     *,
     temperature: float,
     top_p: float,
+    top_k: int,
+    min_p: float,
+    stop: Sequence[str],
     seed: int,
     dtype: str,
     task: str | None,
@@ -65,15 +67,15 @@ def evaluation_settings(
     """
     if dtype not in {"float32", "bfloat16"}:
         raise UserError(f"--dtype {dtype}: expected float32 or bfloat16")
-    if not math.isfinite(temperature):
-        raise UserError(f"--temperature {temperature}: expected a finite number")
-    if top_p <= 0:
-        raise UserError(f"--top-p {top_p}: expected more than 0")
+    try:
+        sampling = SamplingParams(temperature, top_p, top_k, min_p, tuple(stop))
+    except ValueError as error:
+        name, _, rest = str(error).partition(" ")
+        raise UserError(f"--{name.replace('_', '-')} {rest}") from None
     if prompt_suffix is None:
         prompt_suffix = PROMPT_SUFFIX if task is None else ""
     return EvalSettings(
-        temperature=temperature,
-        top_p=top_p,
+        sampling=sampling,
         seed=seed,
         dtype=dtype,
         task=task,

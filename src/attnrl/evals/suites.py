@@ -110,8 +110,7 @@ def protocol_deviations(suites: Sequence[Suite], settings: EvalSettings) -> list
             problems=len(suite.problems),
             samples=suite.samples,
             max_new_tokens=suite.max_new_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
+            sampling=settings.sampling,
         )
     ]
     return list(dict.fromkeys(found))

@@ -37,7 +37,7 @@ from attnrl.method.ranking import eligible_steps, mask_influence
 from attnrl.method.steps import Steps
 from attnrl.tasks.dependencies import require_dependencies, step_dependents
 from attnrl.tokenization import encode_prompt, response_steps, step_texts
-from attnrl.types import Problem, Request
+from attnrl.types import Problem, Request, SamplingParams
 from attnrl.utils.console import progress_bars
 from attnrl.utils.files import require_writable
 
@@ -171,14 +171,13 @@ def sample_responses(
     sampler = build_sampler(
         model,
         tokenizer,
-        temperature=1.0,
-        top_p=1.0,
+        SamplingParams(),
         max_batch=256,
         on_progress=lambda tokens, done: progress.update(bar, completed=done),
     )
     analysed = []
     for (problem, prompt), completion in zip(prompts, sampler.generate(requests), strict=True):
-        steps = response_steps(tokenizer, completion.tokens, ended=completion.finish_reason == "stop")
+        steps = response_steps(tokenizer, completion.tokens, ended=completion.ends_with_eos)
         if len(steps) >= 3:
             texts = step_texts(tokenizer, completion.tokens, steps)
             analysed.append(_analyse(model, problem, prompt, completion.tokens, steps, texts))

@@ -6,7 +6,6 @@ A sampler implements :class:`attnrl.types.Sampler`. The samplers of a run are ma
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,13 +14,13 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attnrl.config.schema import TrainConfig
-from attnrl.types import Request, Sampler
+from attnrl.types import Request, Sampler, SamplingParams
 
 ProgressHook = Callable[[int, int], None]
 """Called with the number of tokens sampled and of requests finished so far in the current ``generate``."""
 
-SamplerFactory = Callable[[float, float], Sampler]
-"""Called with a temperature and a top-p; returns a sampler. All samplers of one factory share the policy's weights."""
+SamplerFactory = Callable[[SamplingParams], Sampler]
+"""Called with the sampling parameters; returns a sampler. All samplers of one factory share the policy's weights."""
 
 Opener = Callable[
     [TrainConfig, PreTrainedModel, PreTrainedTokenizerBase, Path, ProgressHook | None],
@@ -63,12 +62,6 @@ def check_range(name: str, value: float, ok: bool, wanted: str) -> None:
     """Raise ValueError with the setting's name unless ``ok``."""
     if not ok:
         raise ValueError(f"{name} must be {wanted}, got {value}")
-
-
-def check_distribution(temperature: float, top_p: float) -> None:
-    """Raise ValueError unless the temperature is finite and at least 0 and top-p is in (0, 1]."""
-    check_range("temperature", temperature, temperature >= 0.0 and math.isfinite(temperature), ">= 0")
-    check_range("top_p", top_p, 0.0 < top_p <= 1.0, "in (0, 1]")
 
 
 def check_requests(requests: Sequence[Request], max_positions: int | None) -> None:

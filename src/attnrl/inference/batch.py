@@ -24,9 +24,10 @@ from attnrl.inference.decode_attention import DECODE_ATTENTION
 from attnrl.inference.kv_cache import DecodeCache, KeysValues, cache_argument
 from attnrl.inference.prefixes import carriers, shared_prefixes, worth_grouping
 from attnrl.inference.token_sampling import sample_token, uniforms, wrapped
-from attnrl.types import Request
+from attnrl.types import Request, SamplingParams
 
 SEGMENT_STEPS = 64  # decoding steps of a segment, at most
+STOP_SEGMENT_STEPS = 8  # the same with stop strings, which are searched between segments
 _SYNC_EVERY = 8  # decoding steps between two synchronisations with an accelerator
 _SEGMENT_COST = 0.25  # cost of starting a segment, in decoding steps
 
@@ -37,12 +38,15 @@ class DecodeSettings:
 
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
-    temperature: float
-    top_p: float
-    top_k: int
+    params: SamplingParams
     max_batch: int
     prefill_tokens: int
     share_attention: bool
+
+    @property
+    def segment_steps(self) -> int:
+        """Return the decoding steps of a segment, at most."""
+        return STOP_SEGMENT_STEPS if self.params.stop else SEGMENT_STEPS
 
 
 class LiveBatch:
@@ -144,7 +148,7 @@ class LiveBatch:
         return logits_BV
 
     def decode_segment(self, sampled: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Decode all slots for up to :data:`SEGMENT_STEPS` steps; tokens of a row past its end are not used.
+        """Decode all slots for up to ``segment_steps`` steps; tokens of a row past its end are not used.
 
         The segment ends early when the finished rows have cost as much as a new segment costs.
 
@@ -167,7 +171,7 @@ class LiveBatch:
         seeds_B = self._tensor([wrapped(self.requests[r].seed) for r in self.slots])
         position_B = self._tensor([len(self.requests[r].prompt) - 1 for r in self.slots]) + done_B
         left_B = budget_B - done_B
-        steps = min(SEGMENT_STEPS, int(left_B.max()))
+        steps = min(settings.segment_steps, int(left_B.max()))
         if self.max_positions is not None:
             steps = min(steps, self.max_positions - int(position_B.max()))
         uniform_JB = uniforms(seeds_B, done_B[:, None] + torch.arange(steps, device=self.device)).T.contiguous()
@@ -188,9 +192,7 @@ class LiveBatch:
                     f"{type(self.model).__name__} does not pass its cached keys to the attention function unchanged: "
                     "pass share_attention=False"
                 )
-            self._token_B, logprob_B = sample_token(
-                logits_BV, uniform_JB[step], settings.temperature, settings.top_p, settings.top_k
-            )
+            self._token_B, logprob_B = sample_token(logits_BV, uniform_JB[step], settings.params)
             tokens.append(self._token_B)
             logprobs.append(logprob_B)
             position_B += 1

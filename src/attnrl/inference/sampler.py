@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -34,14 +35,14 @@ from attnrl.inference.base import (
     SamplerFactory,
     SamplerStats,
     UnsupportedModelError,
-    check_distribution,
     check_range,
     check_requests,
 )
 from attnrl.inference.batch import DecodeSettings, LiveBatch, cached_layers, max_positions
 from attnrl.inference.decode_attention import decoding
-from attnrl.tokenization import end_of_sequence_ids
-from attnrl.types import Completion, FinishReason, Request
+from attnrl.inference.stop_strings import StopStrings
+from attnrl.tokenization import decode, end_of_sequence_ids
+from attnrl.types import Completion, FinishReason, Request, SamplingParams
 
 
 class LocalSampler:
@@ -50,12 +51,11 @@ class LocalSampler:
     def __init__(
         self,
         model: PreTrainedModel,
+        params: SamplingParams = SamplingParams(),
         *,
         eos_token_ids: Collection[int],
         pad_token_id: int,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
+        decode: Callable[[Sequence[int]], str] | None = None,
         max_batch: int = 256,
         prefill_tokens: int = 8192,
         share_attention: bool = True,
@@ -65,11 +65,10 @@ class LocalSampler:
 
         Args:
             model: a causal LM; device and dtype stay unchanged.
+            params: distribution and stop strings.
             eos_token_ids: each of these tokens ends a completion; may be empty.
             pad_token_id: fills prefill batches; no row attends to the padding.
-            temperature: at least 0; 0 is greedy decoding.
-            top_p: in (0, 1].
-            top_k: at least 0; 0 turns top-k off.
+            decode: returns the text of token ids; needed with stop strings only.
             max_batch: rows decoded at the same time; further requests wait for a free slot.
             prefill_tokens: tokens of one prefill batch, padding included; a longer prompt is a batch of its own.
             share_attention: read the keys and values of a shared prefix once per group of rows, where possible (CPU,
@@ -81,8 +80,6 @@ class LocalSampler:
                 kind of cache.
             ValueError: a setting is out of range; the message names the setting.
         """
-        check_distribution(temperature, top_p)
-        check_range("top_k", top_k, top_k >= 0, ">= 0")
         check_range("max_batch", max_batch, max_batch >= 1, ">= 1")
         check_range("prefill_tokens", prefill_tokens, prefill_tokens >= 1, ">= 1")
         cached_layers(model)
@@ -90,13 +87,12 @@ class LocalSampler:
         self.settings = DecodeSettings(
             eos_token_ids=tuple(eos_token_ids),
             pad_token_id=pad_token_id,
-            temperature=float(temperature),
-            top_p=float(top_p),
-            top_k=top_k,
+            params=params,
             max_batch=max_batch,
             prefill_tokens=prefill_tokens,
             share_attention=share_attention,
         )
+        self.stop_strings = StopStrings(params.stop, decode)
         self.on_progress = on_progress
         self.stats = SamplerStats()
 
@@ -138,6 +134,7 @@ class _Generation:
     ) -> None:
         self.settings = sampler.settings
         self.stats = sampler.stats
+        self.stop_strings = sampler.stop_strings
         self.on_progress = sampler.on_progress
         self.on_completion = on_completion
         self.requests = requests
@@ -147,6 +144,8 @@ class _Generation:
         self.tokens: list[list[int]] = [[] for _ in requests]
         self.logprobs: list[list[float]] = [[] for _ in requests]
         self.stopped = [False] * len(requests)
+        self.by_stop_string = [False] * len(requests)
+        self.kept = [self.stop_strings.kept(request.prompt, request.response_tokens) for request in requests]
         self.unfinished = set(range(len(requests)))
 
     def run(self, should_stop: Callable[[Collection[int]], bool] | None) -> list[Completion]:
@@ -175,6 +174,9 @@ class _Generation:
             end = next((i for i in range(count) if tokens[i] in eos), None) if eos else None
             if end is not None:
                 count, self.stopped[r] = end + 1, True
+            cut = self.stop_strings.end(self.kept[r], self.tokens[r], tokens[:count])
+            if cut is not None and tokens[cut - 1] not in eos:
+                count, self.stopped[r], self.by_stop_string[r] = cut, True, True
             if not all(map(math.isfinite, logprobs[:count])):
                 raise FloatingPointError(f"request {r}: the model's logits are not finite")
             self.tokens[r] += tokens[:count]
@@ -192,16 +194,18 @@ class _Generation:
     def _completion(self, r: int) -> Completion:
         ended: FinishReason = "stop" if self.stopped[r] else "length"
         return Completion(
-            tuple(self.tokens[r]), tuple(self.logprobs[r]), "unfinished" if r in self.unfinished else ended
+            tuple(self.tokens[r]),
+            tuple(self.logprobs[r]),
+            "unfinished" if r in self.unfinished else ended,
+            self.by_stop_string[r],
         )
 
 
 def build_sampler(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+    params: SamplingParams,
     *,
-    temperature: float,
-    top_p: float,
     max_batch: int,
     on_progress: ProgressHook | None = None,
 ) -> LocalSampler:
@@ -213,10 +217,10 @@ def build_sampler(
     check_cache(model)
     return LocalSampler(
         model,
+        params,
         eos_token_ids=end_of_sequence_ids(model.generation_config, tokenizer),
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        temperature=temperature,
-        top_p=top_p,
+        decode=partial(decode, tokenizer),
         max_batch=max_batch,
         on_progress=on_progress,
     )
@@ -243,11 +247,6 @@ def open_local(
     on_progress: ProgressHook | None = None,
 ) -> Iterator[SamplerFactory]:
     """Open the samplers of ``sampler=transformers``: an :data:`attnrl.inference.base.Opener`."""
-    yield lambda temperature, top_p: build_sampler(
-        model,
-        tokenizer,
-        temperature=temperature,
-        top_p=top_p,
-        max_batch=config.sampling.max_batch,
-        on_progress=on_progress,
+    yield lambda params: build_sampler(
+        model, tokenizer, params, max_batch=config.sampling.max_batch, on_progress=on_progress
     )

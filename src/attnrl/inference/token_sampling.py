@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attnrl.types import SamplingParams
+
 
 def uniforms(seeds_B: Tensor, counters_BJ: Tensor) -> Tensor:
     """Return uniform draws in (0, 1); equal seeds and counters give equal draws on every device.
@@ -42,22 +44,19 @@ def _shift(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def sample_token(
-    logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float, top_k: int
-) -> tuple[Tensor, Tensor]:
+def sample_token(logits_BV: Tensor, uniform_B: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
     """Sample one token per row by inverting the cumulative distribution at ``uniform_B``.
 
     Args:
         logits_BV: raw logits, any float dtype.
         uniform_B: draws in (0, 1).
-        temperature: divides the logits; 0 is greedy decoding.
-        top_p: nucleus sampling: keep the smallest set of most probable tokens with at least this mass; 1 keeps all.
-        top_k: keep the ``top_k`` most probable tokens; 0 keeps all.
+        params: temperature and filters; stop strings are not read.
 
     Returns:
         ``(token_B, logprob_B)``; the log-probs (float32, nats) are of the full softmax of ``logits / temperature``
-        (temperature 1 for greedy decoding), before top-p and top-k.
+        (temperature 1 for greedy decoding), before min-p, top-k and top-p.
     """
+    temperature = params.temperature
     logits_BV = logits_BV.float()
     if temperature not in (0.0, 1.0):
         logits_BV = logits_BV / temperature
@@ -66,8 +65,10 @@ def sample_token(
         logprob_B, token_B = logprobs_BV.max(-1)
         return token_B, logprob_B
     probs_BV = logprobs_BV.exp()
-    if top_p < 1.0 or top_k:
-        probs_BV = _truncated(probs_BV, top_p, top_k)
+    if params.min_p:
+        probs_BV = probs_BV.masked_fill(probs_BV < params.min_p * probs_BV.amax(-1, keepdim=True), 0.0)
+    if params.top_p < 1.0 or params.top_k:
+        probs_BV = _most_probable(probs_BV, params.top_p, params.top_k)
     cdf_BV = probs_BV.cumsum(-1)
     # u < 1 keeps u * total below the total in float32 too, so a token of probability 0 is never chosen.
     token_B1 = torch.searchsorted(cdf_BV, uniform_B[:, None] * cdf_BV[:, -1:], right=True)
@@ -75,8 +76,9 @@ def sample_token(
     return token_B1[:, 0], logprobs_BV.gather(1, token_B1)[:, 0]
 
 
-def _truncated(probs_BV: Tensor, top_p: float, top_k: int) -> Tensor:
-    sorted_BV, order_BV = probs_BV.sort(-1, descending=True)
+def _most_probable(probs_BV: Tensor, top_p: float, top_k: int) -> Tensor:
+    """Return the probabilities with 0 for tokens outside of top-k, then top-p; of equal tokens lower ids are kept."""
+    sorted_BV, order_BV = probs_BV.sort(dim=-1, descending=True, stable=True)
     if top_k:
         sorted_BV[:, top_k:] = 0.0
     if top_p < 1.0:

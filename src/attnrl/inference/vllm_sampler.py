@@ -1,6 +1,7 @@
 """Sampling with a vLLM engine in this process (:mod:`attnrl.inference.vllm_engine`).
 
-A run has one engine, and one :class:`VllmSampler` for each temperature and top-p.
+A run has one engine, and one :class:`VllmSampler` for each :class:`attnrl.types.SamplingParams`. The engine has no
+tokenizer: stop strings are found here, as in the local sampler, and a request is aborted after a stop string.
 """
 
 from __future__ import annotations
@@ -8,17 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attnrl.config.schema import TrainConfig
-from attnrl.inference.base import ProgressHook, SamplerFactory, SamplerStats, check_distribution, check_requests
+from attnrl.inference.base import ProgressHook, SamplerFactory, SamplerStats, check_requests
+from attnrl.inference.stop_strings import StopStrings
 from attnrl.inference.vllm_engine import VllmEngine, open_engine
 from attnrl.inference.vllm_worker import set_temperature
-from attnrl.tokenization import end_of_sequence_ids
-from attnrl.types import Completion, FinishReason, Request
+from attnrl.tokenization import decode, end_of_sequence_ids
+from attnrl.types import Completion, FinishReason, Request, SamplingParams
 
 
 class VllmSampler:
@@ -31,29 +34,28 @@ class VllmSampler:
     def __init__(
         self,
         engine: VllmEngine,
+        params: SamplingParams = SamplingParams(),
         *,
         eos_token_ids: Collection[int],
-        temperature: float = 1.0,
-        top_p: float = 1.0,
+        decode: Callable[[Sequence[int]], str] | None = None,
         on_progress: ProgressHook | None = None,
     ) -> None:
         """Check the settings.
 
         Args:
             engine: may be shared with other samplers.
+            params: distribution and stop strings.
             eos_token_ids: each of these tokens ends a completion; may be empty.
-            temperature: at least 0; 0 is greedy decoding.
-            top_p: in (0, 1].
+            decode: returns the text of token ids; needed with stop strings only.
             on_progress: called between steps of the engine.
 
         Raises:
             ValueError: a setting is out of range; the message names the setting.
         """
-        check_distribution(temperature, top_p)
         self.engine = engine
+        self.params = params
         self.eos_token_ids = tuple(eos_token_ids)
-        self.temperature = float(temperature)
-        self.top_p = float(top_p)
+        self.stop_strings = StopStrings(params.stop, decode)
         self.on_progress = on_progress
         self.stats = SamplerStats()
 
@@ -78,7 +80,7 @@ class VllmSampler:
         if not requests:
             return []
         with self.engine.awake() as llm:
-            llm.collective_rpc(set_temperature, args=(self.temperature,))
+            llm.collective_rpc(set_temperature, args=(self.params.temperature,))
             return _Generation(self, llm, requests, on_completion).run(should_stop)
 
     def sync(self) -> None:
@@ -102,6 +104,8 @@ class _Generation:
         self.on_completion = on_completion
         self.tokens: list[list[int]] = [[] for _ in requests]
         self.logprobs: list[list[float]] = [[] for _ in requests]
+        self.by_stop_string = [False] * len(requests)
+        self.kept = [sampler.stop_strings.kept(request.prompt, request.response_tokens) for request in requests]
         self.unfinished = set(range(len(requests)))
 
     def run(self, should_stop: Callable[[Collection[int]], bool] | None) -> list[Completion]:
@@ -128,9 +132,12 @@ class _Generation:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        params = self.sampler.params
         return SamplingParams(
-            temperature=0.0 if self.sampler.temperature == 0.0 else 1.0,  # set_temperature scales the logits
-            top_p=self.sampler.top_p,
+            temperature=0.0 if params.temperature == 0.0 else 1.0,  # set_temperature scales the logits
+            top_p=params.top_p,
+            top_k=params.top_k,
+            min_p=params.min_p,
             max_tokens=request.max_new_tokens,
             seed=request.seed % 2**63,  # vLLM reads -1 as no seed
             logprobs=0,  # of the sampled token only
@@ -142,7 +149,7 @@ class _Generation:
         )
 
     def _collect(self, output: Any) -> None:
-        """Append the new tokens of one request."""
+        """Append the new tokens of one request; abort the request if the tokens complete a stop string."""
         r = int(output.request_id)
         new = output.outputs[0]
         if not self.tokens[r]:
@@ -150,21 +157,32 @@ class _Generation:
             self.sampler.stats.prefilled_tokens += len(self.requests[r].prompt) - cached
         if not all(map(math.isfinite, new.logprobs.logprobs)):
             raise FloatingPointError(f"request {r}: the model's logits are not finite")
-        self.tokens[r] += new.token_ids
-        self.logprobs[r] += new.logprobs.logprobs
-        self.sampler.stats.completion_tokens += len(new.token_ids)
+        cut = self.sampler.stop_strings.end(self.kept[r], self.tokens[r], new.token_ids)
+        count = len(new.token_ids) if cut is None else cut
+        self.tokens[r] += new.token_ids[:count]
+        self.logprobs[r] += new.logprobs.logprobs[:count]
+        self.by_stop_string[r] = cut is not None and new.token_ids[cut - 1] not in self.sampler.eos_token_ids
+        self.sampler.stats.completion_tokens += count
         self.sampler.stats.decoded_tokens += len(new.token_ids)
-        if output.finished:
-            if new.finish_reason not in {"stop", "length"}:
-                raise RuntimeError(f"request {r}: vLLM ended the request early ({new.finish_reason})")
+        if output.finished and new.finish_reason not in {"stop", "length"}:
+            raise RuntimeError(f"request {r}: vLLM ended the request early ({new.finish_reason})")
+        if not output.finished and cut is not None:
+            self.llm.abort_request([str(r)])
+        if output.finished or cut is not None:
             self.unfinished.remove(r)
             if self.on_completion is not None:
                 self.on_completion(r, self._completion(r))
 
     def _completion(self, r: int) -> Completion:
         tokens = self.tokens[r]
-        ended: FinishReason = "stop" if tokens and tokens[-1] in self.sampler.eos_token_ids else "length"
-        return Completion(tuple(tokens), tuple(self.logprobs[r]), "unfinished" if r in self.unfinished else ended)
+        stopped = self.by_stop_string[r] or (bool(tokens) and tokens[-1] in self.sampler.eos_token_ids)
+        ended: FinishReason = "stop" if stopped else "length"
+        return Completion(
+            tuple(tokens),
+            tuple(self.logprobs[r]),
+            "unfinished" if r in self.unfinished else ended,
+            self.by_stop_string[r],
+        )
 
 
 @contextmanager
@@ -189,10 +207,10 @@ def open_vllm(
         settings=config.vllm,
         trust_remote_code=config.trust_remote_code,
     ) as engine:
-        yield lambda temperature, top_p: VllmSampler(
+        yield lambda params: VllmSampler(
             engine,
+            params,
             eos_token_ids=end_of_sequence_ids(model.generation_config, tokenizer),
-            temperature=temperature,
-            top_p=top_p,
+            decode=partial(decode, tokenizer),
             on_progress=on_progress,
         )

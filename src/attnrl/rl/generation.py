@@ -65,7 +65,7 @@ class Continuation:
     def request(self, max_new_tokens: int, seed: int) -> Request:
         """Return the request for the rest of the response; ``max_new_tokens`` is the budget of the whole response."""
         so_far = self.kept + self.begun.tokens
-        return Request(self.prompt + so_far, max_new_tokens - len(so_far), seed)
+        return Request(self.prompt + so_far, max_new_tokens - len(so_far), seed, len(so_far))
 
     def sampled(self, completion: Completion) -> tuple[int, ...]:
         """Return all sampled tokens: those of the generation before and those of ``completion``."""
@@ -218,7 +218,7 @@ class Generation:
             index: response_steps(
                 self.tokenizer,
                 continuations[index].sampled(completions[index]),
-                ended=completions[index].finish_reason == "stop",
+                ended=completions[index].ends_with_eos,
                 split=self.config.method.steps.split,
             )
             for index in sorted(grades)

@@ -38,6 +38,7 @@ from attnrl.runs.prepare import PreparedRun
 from attnrl.runs.recording import Metrics, RunRecorder
 from attnrl.runs.trackers import open_trackers
 from attnrl.runs.watchdog import SamplerError, WatchedSampler, retry_on_sampler_error
+from attnrl.types import SamplingParams
 
 #: Phases that update the policy and the sampler's weights: a step in one of these phases is finished, never dropped.
 UNINTERRUPTIBLE_PHASES = {"train", "sync"}
@@ -81,7 +82,7 @@ class TrainingSession:
         Args:
             prepared: components of the run.
             display: shows the progress.
-            build_sampler: builds a sampler with a temperature and a top-p.
+            build_sampler: builds a sampler with sampling parameters.
         """
         self.prepared, self.config, self.display = prepared, prepared.config, display
         self.build_sampler = build_sampler
@@ -98,10 +99,10 @@ class TrainingSession:
         self.policy = build_policy(self.config, prepared.model, reference)
         state = self._load(prepared.checkpoint) if prepared.checkpoint else None
         sampling = self.config.sampling
-        self.evaluation_sampler = self._watched_sampler(self.config.eval.temperature, self.config.eval.top_p)
+        self.evaluation_sampler = self._watched_sampler(self.config.eval.params(sampling.stop))
         self.trainer = Trainer(
             self.config,
-            sampler=self._watched_sampler(sampling.temperature, sampling.top_p),
+            sampler=self._watched_sampler(sampling.params),
             rewards=prepared.rewards,
             policy=self.policy,
             tokenizer=prepared.tokenizer,
@@ -248,8 +249,8 @@ class TrainingSession:
     def _labelled_say(self, label: str) -> Callable[[str], None]:
         return lambda line: self.display.say(f"{label}: {line}")
 
-    def _watched_sampler(self, temperature: float, top_p: float) -> WatchedSampler:
-        return WatchedSampler(self.build_sampler(temperature, top_p), self.config.sampling.stall_seconds)
+    def _watched_sampler(self, params: SamplingParams) -> WatchedSampler:
+        return WatchedSampler(self.build_sampler(params), self.config.sampling.stall_seconds)
 
     def _is_checkpoint_due(self) -> bool:
         """Return True every ``checkpoint.every`` steps, and if the accuracy is among the ``keep_best`` highest."""

@@ -6,6 +6,8 @@ by the trunk tokens before a branch point.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
 
@@ -14,6 +16,29 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetr
 from attnrl.verl.settings import NAME
 
 SEEDED = ("vllm", "transformers")  # rollout engines with a seed per request
+
+
+def engine_parameters(engine: str, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sampling parameters of a request under the names of the rollout engine.
+
+    Only vLLM and the transformers rollout search stop strings while sampling; the sampler cuts the responses of the
+    remaining engines (:class:`attnrl.verl.sampler.VerlSampler`).
+    """
+    params = json.loads(request["sampling"])
+    parameters = {
+        "temperature": params["temperature"],
+        "top_p": params["top_p"],
+        "top_k": params["top_k"] or -1,  # the engines' value for no limit
+        "min_p": params["min_p"],
+        "max_new_tokens" if engine == "sglang" else "max_tokens": request["max_new_tokens"],
+    }
+    if engine in SEEDED:
+        parameters["seed"] = request["seed"]
+    if engine == "transformers":
+        parameters |= {"sampling": request["sampling"], "response_tokens": request["response_tokens"]}
+    elif engine == "vllm" and params["stop"]:
+        parameters |= {"stop": params["stop"], "include_stop_str_in_output": True, "skip_special_tokens": False}
+    return parameters
 
 
 @register(NAME)
@@ -30,17 +55,10 @@ class ContinuationLoop(AgentLoopBase):  # type: ignore[misc]
 
         Args:
             sampling_params: verl's sampling parameters; the request's parameters take precedence.
-            request: ``prompt_ids``, ``max_new_tokens``, ``seed``, ``temperature``, ``top_p``.
+            request: ``prompt_ids``, ``max_new_tokens``, ``seed``, ``response_tokens`` and ``sampling``
+                (:class:`attnrl.types.SamplingParams` as JSON).
         """
-        parameters = {
-            **sampling_params,
-            "temperature": request["temperature"],
-            "top_p": request["top_p"],
-        }
-        name = self.rollout_config.name
-        parameters["max_new_tokens" if name == "sglang" else "max_tokens"] = request["max_new_tokens"]
-        if name in SEEDED:
-            parameters["seed"] = request["seed"]
+        parameters = {**sampling_params, **engine_parameters(self.rollout_config.name, request)}
         output = await self.server_manager.generate(
             request_id=uuid4().hex, prompt_ids=list(request["prompt_ids"]), sampling_params=parameters
         )

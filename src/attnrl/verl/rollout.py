@@ -7,6 +7,7 @@ engine's sampler. On GPUs use vLLM or SGLang.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 
 from attnrl.inference.sampler import build_sampler
 from attnrl.local.loading import load_model
-from attnrl.types import Completion, Request
+from attnrl.types import Completion, Request, SamplingParams
 
 NAME = "transformers"
 BATCHING_SECONDS = 0.05  # a batch is complete after this time without a new request
@@ -43,7 +44,7 @@ class Server:
         self.tokenizer = model_config.tokenizer
         self.max_batch = max_batch
         self.version: int | None = None
-        self.waiting: list[tuple[Request, float, float, asyncio.Future[Completion]]] = []
+        self.waiting: list[tuple[Request, SamplingParams, asyncio.Future[Completion]]] = []
         self.decoding: asyncio.Task[None] | None = None
 
     async def generate(
@@ -54,9 +55,16 @@ class Server:
         Raises:
             Exception: raised by the sampler.
         """
-        request = Request(tuple(prompt_ids), sampling_params["max_tokens"], sampling_params["seed"])
+        request = Request(
+            tuple(prompt_ids),
+            sampling_params["max_tokens"],
+            sampling_params["seed"],
+            sampling_params["response_tokens"],
+        )
+        values = json.loads(sampling_params["sampling"])
+        params = SamplingParams(**{**values, "stop": tuple(values["stop"])})
         future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
-        self.waiting.append((request, sampling_params["temperature"], sampling_params["top_p"], future))
+        self.waiting.append((request, params, future))
         if self.decoding is None or self.decoding.done():
             self.decoding = asyncio.create_task(self._decode())
         done = await future
@@ -73,12 +81,10 @@ class Server:
             while received < len(self.waiting):
                 received = len(self.waiting)
                 await asyncio.sleep(BATCHING_SECONDS)
-            temperature, top_p = self.waiting[0][1:3]
-            batch = [entry for entry in self.waiting if entry[1:3] == (temperature, top_p)]
-            self.waiting = [entry for entry in self.waiting if entry[1:3] != (temperature, top_p)]
-            sampler = build_sampler(
-                self.model, self.tokenizer, temperature=temperature, top_p=top_p, max_batch=self.max_batch
-            )
+            params = self.waiting[0][1]
+            batch = [entry for entry in self.waiting if entry[1] == params]
+            self.waiting = [entry for entry in self.waiting if entry[1] != params]
+            sampler = build_sampler(self.model, self.tokenizer, params, max_batch=self.max_batch)
             try:
                 completions = await asyncio.to_thread(sampler.generate, [request for request, *_ in batch])
             except Exception as error:

@@ -5,15 +5,18 @@ Requests and completions pass through verl's TransferQueue, which reports each c
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict
 from typing import Any
 from uuid import uuid4
 
 import transfer_queue
 from verl.utils import tensordict_utils
 
-from attnrl.types import Completion, Request
+from attnrl.inference.stop_strings import StopStrings
+from attnrl.types import Completion, Request, SamplingParams
 from attnrl.verl.settings import NAME
 
 PARTITION = "train"  # verl's agent loops write to this partition only (validation uses another)
@@ -27,12 +30,21 @@ class VerlSampler:
     with the policy's current weights for each generation and sleep afterwards.
     """
 
-    def __init__(self, trainer: Any, eos_token_ids: Collection[int], temperature: float, top_p: float) -> None:
-        """Use the rollout engines of ``trainer``, a :class:`verl.trainer.ppo.v1.PPOTrainer`."""
+    def __init__(
+        self,
+        trainer: Any,
+        params: SamplingParams,
+        eos_token_ids: Collection[int],
+        decode: Callable[[Sequence[int]], str],
+    ) -> None:
+        """Use the rollout engines of ``trainer``, a :class:`verl.trainer.ppo.v1.PPOTrainer`.
+
+        ``decode`` returns the text of token ids, special tokens included.
+        """
         self.trainer = trainer
+        self.params = params
         self.eos_token_ids = frozenset(eos_token_ids)
-        self.temperature = temperature
-        self.top_p = top_p
+        self.stop_strings = StopStrings(params.stop, decode)
 
     def generate(
         self,
@@ -85,8 +97,8 @@ class VerlSampler:
                 "prompt_ids": [list(request.prompt) for request in requests],
                 "max_new_tokens": [request.max_new_tokens for request in requests],
                 "seed": [request.seed for request in requests],
-                "temperature": [self.temperature] * len(requests),
-                "top_p": [self.top_p] * len(requests),
+                "response_tokens": [request.response_tokens for request in requests],
+                "sampling": [json.dumps(asdict(self.params))] * len(requests),
                 "agent_name": [NAME] * len(requests),
                 "__rollout_n__": [1] * len(requests),
             }
@@ -96,11 +108,12 @@ class VerlSampler:
         tags = [{"is_prompt": True, "status": "pending", "global_steps": step} for _ in requests]
         transfer_queue.kv_batch_put(keys=list(names), partition_id=PARTITION, tags=tags)
         self.trainer.agent_loop_manager.generate_sequences(batch)
-        return self._collect(names, on_completion, should_stop)
+        return self._collect(names, requests, on_completion, should_stop)
 
     def _collect(
         self,
         names: Sequence[str],
+        requests: Sequence[Request],
         on_completion: Callable[[int, Completion], None] | None,
         should_stop: Callable[[Collection[int]], bool] | None,
     ) -> list[Completion]:
@@ -121,7 +134,7 @@ class VerlSampler:
                 rows = zip(finished, data["responses"].unbind(), data["rollout_log_probs"].unbind(), strict=True)
                 for name, tokens, logprobs in rows:
                     index = unfinished.pop(name)
-                    completions[index] = self._completion(tokens.tolist(), logprobs.tolist())
+                    completions[index] = self._completion(requests[index], tokens.tolist(), logprobs.tolist())
                     if on_completion is not None:
                         on_completion(index, completions[index])
                 if should_stop is not None:
@@ -130,6 +143,10 @@ class VerlSampler:
                 time.sleep(POLL_SECONDS)
         return [completions[index] for index in range(len(names))]
 
-    def _completion(self, tokens: Sequence[int], logprobs: Sequence[float]) -> Completion:
-        ended = bool(tokens) and tokens[-1] in self.eos_token_ids
-        return Completion(tuple(tokens), tuple(logprobs), "stop" if ended else "length")
+    def _completion(self, request: Request, tokens: Sequence[int], logprobs: Sequence[float]) -> Completion:
+        """Return the completion, cut after the token that completes a stop string: not every engine stops there."""
+        end = self.stop_strings.end(self.stop_strings.kept(request.prompt, request.response_tokens), (), tokens)
+        tokens, logprobs = tokens[:end], logprobs[:end]
+        by_eos = bool(tokens) and tokens[-1] in self.eos_token_ids
+        stopped = by_eos or end is not None
+        return Completion(tuple(tokens), tuple(logprobs), "stop" if stopped else "length", stopped and not by_eos)

@@ -33,6 +33,7 @@ VERL_NAMES = {
     "sampling.max_new_tokens": "data.max_response_length",
     "sampling.temperature": f"{ROLLOUT}.temperature",
     "sampling.top_p": f"{ROLLOUT}.top_p",
+    "sampling.top_k": f"{ROLLOUT}.top_k",
     "sampling.max_batch": f"{ROLLOUT}.max_num_seqs",
     "loss.clip_low": f"{ACTOR}.clip_ratio_low",
     "loss.clip_high": f"{ACTOR}.clip_ratio_high",
@@ -48,6 +49,7 @@ VERL_NAMES = {
     "eval.samples": f"{ROLLOUT}.val_kwargs.n",
     "eval.temperature": f"{ROLLOUT}.val_kwargs.temperature",
     "eval.top_p": f"{ROLLOUT}.val_kwargs.top_p",
+    "eval.top_k": f"{ROLLOUT}.val_kwargs.top_k",
     "checkpoint.every": "trainer.save_freq",
     "checkpoint.keep_last": "trainer.max_actor_ckpt_to_keep",
     "log.project": "trainer.project_name",
@@ -108,6 +110,9 @@ def to_verl(config: TrainConfig, *, cpu: bool) -> dict[str, Any]:
     # verl's default is the model's number of positions. SGLang reserves one position.
     longest = config.sampling.max_prompt_tokens + config.sampling.max_new_tokens
     settings[f"{ROLLOUT}.max_model_len"] = longest + (config.verl.rollout == "sglang")
+    if config.verl.rollout == "vllm" and config.sampling.params.truncates:
+        settings[f"{ROLLOUT}.logprobs_mode"] = "raw_logprobs"
+        _check_logprobs(config, "raw_logprobs")
     if is_own_cluster(config.verl.nodes):
         settings["ray_kwargs.ray_init.address"] = "local"  # never join another Ray cluster on this machine
     if cpu or config.dtype == "float32":
@@ -174,11 +179,31 @@ def from_verl(settings: Mapping[str, Any]) -> TrainConfig:
     actor = _get(settings, ACTOR)
     _put(merged, "loss.kl", actor["kl_loss_coef"] if actor["use_kl_loss"] else 0.0)
     _put(merged, "loss.dual_clip", actor["clip_ratio_c"] if actor["clip_ratio_c"] < NO_DUAL_CLIP else None)
-    # verl disables evaluation, checkpoints and warm-up by -1.
-    for name in ("eval.every", "checkpoint.every", "optimizer.warmup_steps"):
+    # verl disables evaluation, checkpoints, warm-up and top-k by -1.
+    for name in ("eval.every", "checkpoint.every", "optimizer.warmup_steps", "sampling.top_k", "eval.top_k"):
         _put(merged, name, max(0, _get(merged, name)))
     merged |= {"engine": "verl", "output_dir": str(_get(settings, "trainer.default_local_dir"))}
-    return validate_config(TrainConfig, _over(merged, own), source="attnrl")
+    config = validate_config(TrainConfig, _over(merged, own), source="attnrl")
+    _check_logprobs(config, _get(settings, f"{ROLLOUT}.logprobs_mode"))
+    return config
+
+
+def _check_logprobs(config: TrainConfig, mode: str) -> None:
+    """Check that vLLM returns log-probs before truncation: ``raw_logprobs``, which are also before the temperature.
+
+    Raises:
+        UserError: naming the setting and the way out.
+    """
+    if config.verl.rollout != "vllm" or not config.sampling.params.truncates:
+        return
+    if config.sampling.temperature != 1.0:
+        raise UserError(
+            f"sampling.temperature={config.sampling.temperature:g} with top_p, top_k or min_p: vLLM in verl has no "
+            "log-probs after temperature and before truncation; use temperature 1, no truncation, or "
+            "verl.rollout=sglang"
+        )
+    if mode != "raw_logprobs":
+        raise UserError(f"{ROLLOUT}.logprobs_mode={mode}: with top_p, top_k or min_p AttnRL needs raw_logprobs")
 
 
 def check_requirements(settings: Mapping[str, Any]) -> None:

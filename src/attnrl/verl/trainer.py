@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from attnrl.runs.compatibility import resumed_state
 from attnrl.runs.evaluation import evaluate_held_out, is_evaluation_due
 from attnrl.runs.recording import Metrics, RunRecorder
 from attnrl.runs.watchdog import WatchedSampler, retry_on_sampler_error
-from attnrl.tokenization import end_of_sequence_ids
+from attnrl.tokenization import decode, end_of_sequence_ids
+from attnrl.types import SamplingParams
 from attnrl.utils.files import write_atomic
 from attnrl.verl.policy import VerlPolicy
 from attnrl.verl.sampler import PARTITION, VerlSampler
@@ -83,11 +85,11 @@ class AttnRLTrainer(PPOTrainer):  # type: ignore[misc]
             return
         self.agent_loop_manager = agent_loop_manager
         self.recorder.open(self.state.step if self.state is not None else None)
-        self.evaluation_sampler = self._watched_sampler(self.recipe.eval.temperature, self.recipe.eval.top_p)
+        self.evaluation_sampler = self._watched_sampler(self.recipe.eval.params(self.recipe.sampling.stop))
         with self.data.rewards as self.rewards:
             self.loop = Trainer(
                 self.recipe,
-                sampler=self._watched_sampler(self.recipe.sampling.temperature, self.recipe.sampling.top_p),
+                sampler=self._watched_sampler(self.recipe.sampling.params),
                 rewards=self.rewards,
                 policy=VerlPolicy(
                     self.actor_rollout_wg, self.ref_policy_wg if self.use_reference_policy else None, self.recipe
@@ -135,12 +137,13 @@ class AttnRLTrainer(PPOTrainer):  # type: ignore[misc]
         )
         return self.recorder.record_evaluation(step, evaluation)
 
-    def _watched_sampler(self, temperature: float, top_p: float) -> WatchedSampler:
+    def _watched_sampler(self, params: SamplingParams) -> WatchedSampler:
         try:
             generation = GenerationConfig.from_pretrained(self.config.actor_rollout_ref.model.path)
         except OSError:
             generation = None
-        sampler = VerlSampler(self, end_of_sequence_ids(generation, self.tokenizer), temperature, top_p)
+        eos_token_ids = end_of_sequence_ids(generation, self.tokenizer)
+        sampler = VerlSampler(self, params, eos_token_ids, partial(decode, self.tokenizer))
         return WatchedSampler(sampler, self.recipe.sampling.stall_seconds)
 
     def _save_checkpoint(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 
 from rich.progress import Progress
@@ -85,14 +86,13 @@ class DisruptionExperiment:
         sampler = build_sampler(
             self.model,
             self.tokenizer,
-            temperature=self.settings.evaluation.temperature,
-            top_p=self.settings.evaluation.top_p,
+            self.settings.evaluation.sampling,
             max_batch=self.batch,
             on_progress=lambda tokens, done: self.progress.update(bar, completed=done),
         )
         completions = sampler.generate([sampled.request for sampled in requests])
         all_steps = [
-            response_steps(self.tokenizer, completion.tokens, ended=completion.finish_reason == "stop")
+            response_steps(self.tokenizer, completion.tokens, ended=completion.ends_with_eos)
             for completion in completions
         ]
         grades = self._grade(
@@ -130,7 +130,7 @@ class DisruptionExperiment:
             loss=LossConfig(),
             optimizer=OptimizerConfig(packing="none"),  # works with any architecture
             branching=branching,
-            temperature=self.settings.evaluation.temperature or 1.0,
+            temperature=self.settings.evaluation.sampling.temperature or 1.0,
         )
         bar = self.progress.add_task("influence", total=len(ATTENTION_SIGNALS) * len(requests))
         all_signals: list[dict[str, tuple[float, ...]]] = [{} for _ in requests]
@@ -162,10 +162,10 @@ class DisruptionExperiment:
         completions = continue_hidden(
             self.model,
             requests,
+            self.settings.evaluation.sampling,
             eos_token_ids=end_of_sequence_ids(self.model.generation_config, self.tokenizer),
             pad_token_id=self.tokenizer.pad_token_id or 0,
-            temperature=self.settings.evaluation.temperature,
-            top_p=self.settings.evaluation.top_p,
+            decode=partial(decode, self.tokenizer),
             max_batch=self.batch,
             on_progress=lambda tokens, done: self.progress.update(bar, completed=done),
         )
@@ -237,4 +237,5 @@ class DisruptionExperiment:
                 unseen_from=end if from_end else len(kept) - 1,
                 max_new_tokens=response.sampled.request.max_new_tokens - cut,
                 seed=sample_seed(self.seed, "continuation", response.name, number),
+                response_tokens=cut,
             )

@@ -22,8 +22,9 @@ from transformers.cache_utils import DynamicCache
 from attnrl.errors import UserError
 from attnrl.inference.decode_attention import decoding
 from attnrl.inference.kv_cache import cache_argument
+from attnrl.inference.stop_strings import StopStrings
 from attnrl.inference.token_sampling import sample_token, uniforms, wrapped
-from attnrl.types import Completion
+from attnrl.types import Completion, FinishReason, SamplingParams
 
 PREFILL_TOKENS = 8192  # largest number of tokens per prefill forward, padding included; a longer prefix runs alone
 
@@ -40,6 +41,7 @@ class HiddenRequest:
             The last token of the prompt and all sampled tokens never attend to the span.
         max_new_tokens: token budget, at least 1.
         seed: seed of all random draws, as in :class:`attnrl.types.Request`.
+        response_tokens: number of last tokens of ``prompt`` that belong to the response.
 
     Raises:
         ValueError: an invalid prompt, span or budget.
@@ -50,6 +52,7 @@ class HiddenRequest:
     unseen_from: int
     max_new_tokens: int
     seed: int
+    response_tokens: int = 0
 
     def __post_init__(self) -> None:
         start, end = self.hidden
@@ -139,11 +142,11 @@ class HiddenRows:
 def continue_hidden(
     model: PreTrainedModel,
     requests: Sequence[HiddenRequest],
+    params: SamplingParams,
     *,
     eos_token_ids: Collection[int],
     pad_token_id: int,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
+    decode: Callable[[Sequence[int]], str] | None = None,
     max_batch: int = 256,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Completion]:
@@ -152,20 +155,20 @@ def continue_hidden(
     Args:
         model: a model accepted by :func:`check_hiding`.
         requests: the requests.
+        params: distribution and stop strings.
         eos_token_ids: token ids that end a completion.
         pad_token_id: padding token of the batch.
-        temperature: sampling temperature; 0 is greedy decoding.
-        top_p: nucleus sampling threshold, in (0, 1].
+        decode: returns the text of token ids; needed with stop strings only.
         max_batch: number of rows decoded at the same time.
         on_progress: called after each batch with the number of sampled tokens and of finished completions.
     """
     completions: dict[int, Completion] = {}
+    stop_strings = StopStrings(params.stop, decode)
     tokens = 0
     for batch in _batches(requests, max_batch):
         with decoding(model):
-            done = _decode(
-                model, [requests[place] for place in batch], set(eos_token_ids), pad_token_id, temperature, top_p
-            )
+            rows = [requests[place] for place in batch]
+            done = _decode(model, rows, params, set(eos_token_ids), pad_token_id, stop_strings)
         completions |= dict(zip(batch, done, strict=True))
         tokens += sum(len(completion.tokens) for completion in done)
         if on_progress is not None:
@@ -186,10 +189,10 @@ _DROP = 4  # finished rows are dropped when a quarter has finished: dropping cop
 def _decode(
     model: PreTrainedModel,
     requests: Sequence[HiddenRequest],
+    params: SamplingParams,
     eos: set[int],
     pad: int,
-    temperature: float,
-    top_p: float,
+    stop_strings: StopStrings,
 ) -> list[Completion]:
     device = model.device
     # The rest of each prompt is fed token by token, so rows may be at different places of their prompts.
@@ -202,30 +205,34 @@ def _decode(
     tokens: list[list[int]] = [[] for _ in requests]
     logprobs: list[list[float]] = [[] for _ in requests]
     following = [rest[0] for rest in given]
-    finished: set[int] = set()
+    kept = [stop_strings.kept(request.prompt, request.response_tokens) for request in requests]
+    finished: dict[int, FinishReason] = {}
     time = 0
     while len(finished) < len(requests):
         logits_BV = rows.step(torch.tensor([following[r] for r in live], device=device))
         counter_B1 = torch.tensor([[len(tokens[r])] for r in live], device=device)
         uniform_B = uniforms(seed_B[live], counter_B1)[:, 0]
-        token_B, logprob_B = sample_token(logits_BV, uniform_B, temperature, top_p, 0)
+        token_B, logprob_B = sample_token(logits_BV, uniform_B, params)
         time += 1
         for r, token, logprob in zip(live, token_B.tolist(), logprob_B.tolist(), strict=True):
             if time < len(given[r]):
                 following[r] = given[r][time]
             elif r not in finished:
+                stopped = token in eos or stop_strings.end(kept[r], tokens[r], [token]) is not None
                 tokens[r].append(token)
                 logprobs[r].append(logprob)
                 following[r] = token
-                if token in eos or len(tokens[r]) == requests[r].max_new_tokens:
-                    finished.add(r)
+                if stopped or len(tokens[r]) == requests[r].max_new_tokens:
+                    finished[r] = "stop" if stopped else "length"
         left = [slot for slot, r in enumerate(live) if r not in finished]
         if left and _DROP * (len(live) - len(left)) >= len(live):
             rows.keep(torch.tensor(left, device=device))
             live = [live[slot] for slot in left]
     return [
-        Completion(tuple(row), tuple(row_logprobs), "stop" if row[-1] in eos else "length")
-        for row, row_logprobs in zip(tokens, logprobs, strict=True)
+        Completion(
+            tuple(tokens[r]), tuple(logprobs[r]), finished[r], finished[r] == "stop" and tokens[r][-1] not in eos
+        )
+        for r in range(len(requests))
     ]
 
 
