@@ -43,7 +43,8 @@ from attnrl.config.load import load_config
 from attnrl.config.schema import TrainConfig
 from attnrl.data.run_data import load_run_data
 from attnrl.inference.sampler import build_sampler
-from attnrl.local.loading import build_policy, load_model, load_tokenizer, model_directory
+from attnrl.local.loading import build_policy, load_model, load_tokenizer
+from attnrl.local.model_names import find_model
 from attnrl.local.packing import pack_rows, pack_trees
 from attnrl.local.policy import LocalPolicy
 from attnrl.method.steps import Steps
@@ -78,7 +79,7 @@ class Recorder:
 def grow(config: TrainConfig, steps: int) -> Recorder:
     """Train for ``steps`` steps and return what the policy was given in the last one."""
     torch.manual_seed(config.seed)
-    directory = model_directory(config.model)
+    directory = find_model(config.model).directory
     tokenizer = load_tokenizer(directory)
     model = load_model(directory, device=torch.device("cpu"), dtype=config.dtype)
     limits = config.sampling
@@ -101,7 +102,7 @@ def grow(config: TrainConfig, steps: int) -> Recorder:
 
 def measured_model(config: TrainConfig, args: argparse.Namespace) -> PreTrainedModel:
     """The recipe's model, or a random Llama with its vocabulary."""
-    model = load_model(model_directory(config.model), device=torch.device("cpu"), dtype=config.dtype)
+    model = load_model(find_model(config.model).directory, device=torch.device("cpu"), dtype=config.dtype)
     if args.hidden is None:
         return model
     torch.manual_seed(0)

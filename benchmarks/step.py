@@ -39,7 +39,8 @@ from attnrl.config.load import load_config
 from attnrl.config.schema import TrainConfig
 from attnrl.data.run_data import load_run_data
 from attnrl.inference.sampler import build_sampler
-from attnrl.local.loading import build_policy, choose_device, load_model, load_tokenizer, model_directory
+from attnrl.local.loading import build_policy, choose_device, load_model, load_tokenizer
+from attnrl.local.model_names import find_model
 from attnrl.local.policy import LocalPolicy
 from attnrl.rl.rollout import RolloutTree
 from attnrl.rl.state import TrainerState
@@ -88,7 +89,7 @@ class Bench:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        self.directory = model_directory(config.model)
+        self.directory = find_model(config.model).directory
         self.device = choose_device(config.device)
         self.tokenizer = load_tokenizer(self.directory)
         data = load_run_data(config, self.tokenizer)

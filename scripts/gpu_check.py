@@ -588,12 +588,13 @@ def parity():
     from attnrl.config.method import BranchingConfig
     from attnrl.config.schema import LossConfig, OptimizerConfig
     from attnrl.inference.sampler import build_sampler
-    from attnrl.local.loading import load_model, load_tokenizer, model_directory
+    from attnrl.local.loading import load_model, load_tokenizer
+    from attnrl.local.model_names import find_model
     from attnrl.local.policy import LocalPolicy
     from attnrl.method.steps import Steps
     from attnrl.types import Request
 
-    directory = model_directory("ledger")
+    directory = find_model("ledger").directory
     tokenizer = load_tokenizer(directory)
     results = {}
     pairs = forest(60, 2, 20, 60)
@@ -639,12 +640,13 @@ def parity():
 
 def half():
     """`attnrl train` on a random model with the body of a 0.5B and the ledger's tokenizer: phases, tokens/s, MFU."""
-    from attnrl.local.loading import load_tokenizer, model_directory
+    from attnrl.local.loading import load_tokenizer
+    from attnrl.local.model_names import find_model
 
     where = os.path.join(args.out, "half_model")
     model = qwen2("0.5b", vocab=62, dtype="bfloat16")
     model.save_pretrained(where)
-    load_tokenizer(model_directory("ledger")).save_pretrained(where)
+    load_tokenizer(find_model("ledger").directory).save_pretrained(where)
     parameters = model.num_parameters()
     del model
     gc.collect()

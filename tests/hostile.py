@@ -35,7 +35,8 @@ from attnrl.errors import UserError
 from attnrl.experiments.comparison.config import Comparison, load_comparison, plan_runs
 from attnrl.grading.math import MathGrader
 from attnrl.grading.rules import RulesGrader
-from attnrl.local.loading import load_tokenizer, model_directory
+from attnrl.local.loading import load_tokenizer
+from attnrl.local.model_names import find_model
 from attnrl.method.steps import Steps, StepSettings, split_steps
 from attnrl.tokenization import decode, response_steps, step_texts
 from attnrl.types import Grade, Problem, Verdict
@@ -349,7 +350,7 @@ PIECES = st.sampled_from(
 
 @cache
 def ledger_tokenizer() -> PreTrainedTokenizerBase:
-    return load_tokenizer(model_directory("ledger"))
+    return load_tokenizer(find_model("ledger").directory)
 
 
 @cache

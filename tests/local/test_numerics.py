@@ -26,7 +26,8 @@ from attnrl.data.run_data import held_out_problems
 from attnrl.grading.rules import RulesGrader
 from attnrl.inference.sampler import build_sampler
 from attnrl.local import logprobs
-from attnrl.local.loading import load_model, load_tokenizer, model_directory
+from attnrl.local.loading import load_model, load_tokenizer
+from attnrl.local.model_names import find_model
 from attnrl.local.policy import LocalPolicy
 from attnrl.runs.display import Display
 from attnrl.runs.prepare import prepare
@@ -34,7 +35,7 @@ from attnrl.runs.session import train
 from attnrl.tokenization import decode, encode_prompt
 from attnrl.types import Request, SamplingParams, TrainingRow
 
-LEDGER = model_directory("ledger")
+LEDGER = find_model("ledger").directory
 TEMPERATURE = 0.9
 VOCABULARY = 61
 

@@ -1,7 +1,6 @@
 """Demonstrations of reasoning-gym's chain_sum, and the small model trained on them."""
 
 import random
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from attnrl.errors import UserError
 from attnrl.grading.answers import extract_boxed
-from attnrl.local.loading import model_directory
+from attnrl.local.model_names import find_model
 from attnrl.tasks.chain_sum import (
     ENDING,
     QUESTION,
@@ -131,7 +130,7 @@ def test_which_tasks_have_demonstrations() -> None:
 
 def test_the_shipped_model_solves_some_problems_always_and_some_now_and_then() -> None:
     """Ten sums, four responses each; the easy ones are those whose total never falls below zero."""
-    directory = Path(model_directory("chain_sum"))
+    directory = find_model("chain_sum").directory
     tokenizer = AutoTokenizer.from_pretrained(directory, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(directory)
     assert tokenizer.get_vocab() == build_tokenizer().get_vocab()

@@ -15,7 +15,8 @@ from attnrl.config.load import load_config
 from attnrl.config.schema import TrainConfig
 from attnrl.data.run_data import load_run_data
 from attnrl.inference.sampler import build_sampler
-from attnrl.local.loading import build_policy, load_model, load_tokenizer, model_directory
+from attnrl.local.loading import build_policy, load_model, load_tokenizer
+from attnrl.local.model_names import find_model
 from attnrl.method.advantage import ADVANTAGES
 from attnrl.rl.trainer import StepResult, Trainer
 from attnrl.types import Completion, Policy, Request, Sampler
@@ -74,7 +75,7 @@ class Recorded:
 
 def one_step(config: TrainConfig, sampler: Recorded, policy: Policy) -> tuple[StepResult, Mapping[str, float]]:
     """A step, and what a second update on its rows reports: at first the policy is the reference of the KL."""
-    tokenizer = load_tokenizer(model_directory(config.model), trust_remote_code=False)
+    tokenizer = load_tokenizer(find_model(config.model).directory, trust_remote_code=False)
     data = load_run_data(config, tokenizer)
     with data.rewards as rewards:
         trainer = Trainer(
@@ -106,7 +107,7 @@ def listening() -> set[str]:
 def steps(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The same step by the local engine and by verl's workers, see :func:`one_step`, and :func:`listening`."""
     config = recipe(tmp_path_factory.mktemp("run"), *request.param)
-    directory = model_directory(config.model)
+    directory = find_model(config.model).directory
 
     def model() -> Any:
         return load_model(directory, device=torch.device("cpu"), dtype="float32", trust_remote_code=False)

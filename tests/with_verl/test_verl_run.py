@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from attnrl.config.load import load_config
 from attnrl.config.schema import TrainConfig
-from attnrl.local.loading import model_directory
+from attnrl.local.model_names import find_model
 from attnrl.runs.display import Display
 from attnrl.runs.prepare import prepare
 from attnrl.runs.session import train
@@ -122,7 +122,7 @@ def test_the_run_directory_is_that_of_any_engine(whole):
 def test_a_local_run_goes_on_from_it(whole, tmp_path):
     attnrl, steps = [sys.executable, "-m", "attnrl"], read(whole)[-1]["step"]
     run([*attnrl, "export", str(whole), "exported"], tmp_path)
-    directories = model_directory("ledger"), tmp_path / "exported"
+    directories = find_model("ledger").directory, tmp_path / "exported"
     before, after = (load_file(directory / "model.safetensors") for directory in directories)
     assert all(not torch.equal(before[name], after[name]) for name in before)
     run([*attnrl, "eval", "exported", "--task", "ledger", "--problems", "5", "--samples", "1"], tmp_path)
@@ -151,7 +151,7 @@ def main_ppo(output: Path, problems: Path) -> subprocess.CompletedProcess[str]:
     actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
     fp32 = "{param_dtype:fp32,reduce_dtype:fp32}"
     settings = [
-        *("trainer.v1.trainer_mode=attnrl", f"actor_rollout_ref.model.path={model_directory('ledger')}"),
+        *("trainer.v1.trainer_mode=attnrl", f"actor_rollout_ref.model.path={find_model('ledger').directory}"),
         *(f"data.train_files={problems}", f"data.val_files={problems}", "data.train_batch_size=4"),
         *("data.max_prompt_length=128", "data.max_response_length=256", "trainer.total_training_steps=3"),
         *(f"{rollout}.name=transformers", f"{rollout}.tensor_model_parallel_size=1", f"{rollout}.agent.num_workers=1"),

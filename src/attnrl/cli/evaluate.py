@@ -15,7 +15,9 @@ from attnrl.data.benchmarks import DATA_DIR_VARIABLE, KNOWN, TEMPERATURE
 @with_response_options
 def evaluate(
     *,
-    models: Annotated[list[str], typer.Argument(help="Checkpoint directories, or names of shipped models.")],
+    models: Annotated[
+        list[str], typer.Argument(help="Shipped models, checkpoint or run directories, OWNER/NAME@REVISION of the Hub.")
+    ],
     benchmark: Annotated[
         list[str] | None,
         typer.Option(help=f"Names, separated by commas: {', '.join(KNOWN)}, or NAME=PATH, or NAME=HUB_ID."),

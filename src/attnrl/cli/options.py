@@ -26,7 +26,9 @@ OverridesArgument = Annotated[
         metavar="[KEY=VALUE]...",
     ),
 ]
-ModelArgument = Annotated[str, typer.Argument(help="A checkpoint directory, or the name of a shipped model.")]
+ModelArgument = Annotated[
+    str, typer.Argument(help="A shipped model, a checkpoint or run directory, or OWNER/NAME@REVISION of the Hub.")
+]
 SeedOption = Annotated[int, typer.Option(help="Seed of all random numbers.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 FlexibleAnswersOption = Annotated[

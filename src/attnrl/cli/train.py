@@ -78,7 +78,7 @@ def _train_with_verl(config: TrainConfig, dry_run: bool) -> None:
         echo(dump_config(config))
         lines = [try_to_compose(config), *plan(config)]
     else:
-        lines = [*summarize_run(run_training(config)), f"Run directory: {config.output_dir}"]
+        lines = [*summarize_run(run_training(config, echo)), f"Run directory: {config.output_dir}"]
     for line in lines:
         echo(line)
 
@@ -114,7 +114,7 @@ def sft(
             description = f"{step.stage}: loss {step.loss:.3f}, {step.tokens_per_second:,.0f} tokens/s"
             progress.update(bar, completed=step.step, description=description)
 
-        checkpoints = train_sft(config, show)
+        checkpoints = train_sft(config, show, echo)
     for checkpoint in checkpoints:
         echo(f"Wrote {checkpoint}")
 

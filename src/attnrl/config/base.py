@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -12,6 +14,11 @@ from attnrl.utils.plugins import resolve
 
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # the range of torch.manual_seed
 Threads = Annotated[int, Field(ge=0, le=1024)]
+
+#: A path; ``~`` is the home directory, because no shell expands ``~`` inside ``key=value`` or a YAML file.
+HomePath = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)))]
+#: A text that may be a path, with ``~`` as in :data:`HomePath`.
+HomeText = Annotated[str, AfterValidator(os.path.expanduser)]
 
 #: The paper's instruction, appended to every problem of a data file that does not end with the instruction already.
 PROMPT_SUFFIX = " Let's think step by step and output the final answer within \\boxed{}."

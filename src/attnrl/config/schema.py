@@ -103,7 +103,10 @@ class LogConfig(Strict):
 class TrainConfig(Strict):
     """A training run (``attnrl train``)."""
 
-    model: str = Field(description="a Hugging Face checkpoint directory, or the name of a shipped model")
+    model: str = Field(
+        description="a shipped model, a Hugging Face checkpoint directory, a run directory (its newest checkpoint), or "
+        "OWNER/NAME or OWNER/NAME@REVISION of the Hugging Face Hub (docs/models.md)"
+    )
     trust_remote_code: bool = Field(False, description="run Python code from the model's directory (auto_map)")
     output_dir: Path = Field(description="run directory; all output of the run is written there")
     task: str | None = Field(

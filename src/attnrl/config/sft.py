@@ -29,7 +29,7 @@ class SftConfig(Strict):
     output_dir: Path = Field(description="directory of the checkpoints")
     architecture: dict[str, Any] = Field({}, description="a transformers config: model_type and sizes of the model")
     start: str | None = Field(
-        None, description="model to start from (a checkpoint directory or a shipped model); null: random weights"
+        None, description="model to start from, named like the model of a training run; null: random weights"
     )
     stages: tuple[SftStage, ...] = Field(description="stages of the curriculum, in order")
     batch_size: PositiveInt = Field(64, description="demonstrations per optimizer step")

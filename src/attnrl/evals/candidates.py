@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attnrl.data.fitting import as_chat
-from attnrl.errors import UserError, one_line
+from attnrl.errors import UserError
 from attnrl.evals.settings import EvalSettings
 from attnrl.evals.suites import Suite
-from attnrl.local.loading import load_model, load_model_config, load_tokenizer, model_directory
-from attnrl.local.model_files import check_model_files
+from attnrl.local.loading import load_model, load_model_config, load_tokenizer
+from attnrl.local.model_files import check_model_files, weights_fingerprint
+from attnrl.local.model_names import find_model
 from attnrl.rl.evaluation import SampleRequest
 from attnrl.tokenization import encode_prompt
 from attnrl.types import Problem, Request
@@ -54,6 +54,7 @@ class Candidate:
         tokenizer: the model's tokenizer.
         plans: the responses to sample, one plan per suite.
         trust_remote_code: whether Python code in the checkpoint directory may run.
+        notes: remarks on the choice of the directory.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Candidate:
     tokenizer: PreTrainedTokenizerBase
     plans: tuple[SuitePlan, ...]
     trust_remote_code: bool = False
+    notes: tuple[str, ...] = ()
 
     def load(self, device: torch.device, dtype: str) -> PreTrainedModel:
         """Load the model's weights onto ``device``."""
@@ -75,7 +77,8 @@ def open_candidate(name: str, suites: Sequence[Suite], settings: EvalSettings, t
     Raises:
         UserError: the model cannot be found or read, or every prompt of a suite is too long for the model.
     """
-    directory = model_directory(name)
+    found = find_model(name, trust_remote_code=trust_remote_code)
+    directory = found.directory
     check_model_files(directory, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
     config = load_model_config(directory, trust_remote_code=trust_remote_code)
@@ -86,7 +89,7 @@ def open_candidate(name: str, suites: Sequence[Suite], settings: EvalSettings, t
         if not plan.sample_requests:
             raise UserError(f"model {name}: every prompt of {plan.suite.name} is too long for the model")
     fingerprint = weights_fingerprint(name, directory, with_code=trust_remote_code)
-    return Candidate(name, directory, fingerprint, positions, tokenizer, plans, trust_remote_code)
+    return Candidate(name, directory, fingerprint, positions, tokenizer, plans, trust_remote_code, found.notes)
 
 
 def plan_suite(
@@ -131,36 +134,3 @@ def require_positions(model: PreTrainedModel, problem: Problem, prompt: Sequence
             f"--max-new-tokens {max_new_tokens}: {problem.where} has a prompt of {len(prompt)} tokens, "
             f"and the model has {limit} positions"
         )
-
-
-_FINGERPRINT_BLOCKS, _FINGERPRINT_BLOCK = 64, 1 << 14  # blocks per weight file, bytes per block
-
-
-def weights_fingerprint(name: str, directory: Path, *, with_code: bool) -> str:
-    """Return a hash (16 hex digits) of ``config.json`` and of size, header and 64 blocks of every weight file.
-
-    Training changes all weights, so 64 blocks per file suffice to detect other weights; hashing all bytes would take
-    minutes for a large model. With ``with_code``, the ``.py`` files of the directory are hashed too.
-
-    Raises:
-        UserError: the directory has no ``.safetensors`` file, or a file cannot be read.
-    """
-    digest = hashlib.sha256((directory / "config.json").read_bytes())
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise UserError(f"model {name}: no .safetensors weights in {directory}")
-    try:
-        for path in sorted(directory.glob("*.py")) if with_code else ():
-            digest.update(f"{path.name}:".encode() + path.read_bytes())
-        for path in files:
-            with safe_open(path, framework="pt"):
-                pass  # checks the header and the file's length
-            size = path.stat().st_size
-            digest.update(f"{path.name}:{size}".encode())
-            with path.open("rb") as file:
-                for block in range(_FINGERPRINT_BLOCKS):
-                    file.seek(block * size // _FINGERPRINT_BLOCKS)
-                    digest.update(file.read(_FINGERPRINT_BLOCK))
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"model {name}: {path} cannot be read ({one_line(error)})") from None
-    return digest.hexdigest()[:16]

@@ -51,7 +51,7 @@ class EvaluationRun:
         """Open all models but their weights, and read the results in ``output``. Nothing is written.
 
         Args:
-            models: checkpoint directories or names of shipped models.
+            models: names of models, see :func:`attnrl.local.model_names.find_model`.
             suites: the suites.
             settings: sampling, prompts and grading.
             console: console for progress and notes.
@@ -132,6 +132,7 @@ class EvaluationRun:
                 where = suite.problems[gold.row].where
                 yield f"{suite.name}, {where}: its true answer {gold.answers[0][:60]!r} {gold.reason}."
         for candidate in self.candidates:
+            yield from candidate.notes
             for plan in candidate.plans:
                 name = f"{candidate.name}, {plan.suite.name}"
                 if plan.skipped:

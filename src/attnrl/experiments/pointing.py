@@ -31,14 +31,15 @@ from attnrl.experiments.disruption.choice import position_bins
 from attnrl.experiments.disruption.summary import mean_over_problems
 from attnrl.fci import CaptureSpec, capture
 from attnrl.inference.sampler import build_sampler
-from attnrl.local.loading import choose_device, load_model, load_tokenizer, model_directory, require_influence
+from attnrl.local.loading import choose_device, load_model, load_tokenizer, require_influence
+from attnrl.local.model_names import find_model
 from attnrl.method.branching import RolloutSignals, branch_points
 from attnrl.method.ranking import eligible_steps, mask_influence
 from attnrl.method.steps import Steps
 from attnrl.tasks.dependencies import require_dependencies, step_dependents
 from attnrl.tokenization import encode_prompt, response_steps, step_texts
 from attnrl.types import Problem, Request, SamplingParams
-from attnrl.utils.console import progress_bars
+from attnrl.utils.console import print_line, progress_bars
 from attnrl.utils.files import require_writable
 
 #: The compared rules, as settings of training.
@@ -242,9 +243,11 @@ def run_pointing(
         require_writable(output, f"--output {output}")
     held_out = held_out_problems(task, problems)
     require_dependencies(held_out[0])
-    directory = model_directory(model_name)
-    tokenizer = load_tokenizer(directory)
-    model = load_model(directory, device=choose_device(device), dtype="float32")
+    source = find_model(model_name)
+    for note in source.notes:
+        print_line(console, note)
+    tokenizer = load_tokenizer(source.directory)
+    model = load_model(source.directory, device=choose_device(device), dtype="float32")
     require_influence(model)
     with progress_bars(console) as progress:
         responses = sample_responses(

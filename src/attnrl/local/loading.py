@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -24,28 +23,6 @@ from attnrl.fci import FciUnsupportedError, check_attention
 from attnrl.local.logprobs import TreesUnsupportedError, check_trees
 from attnrl.local.model_files import TRUST, check_model_files
 from attnrl.local.policy import LocalPolicy
-
-SHIPPED = resources.files("attnrl") / "models"
-
-
-def shipped_models() -> list[str]:
-    """Return the names of the models shipped with the package."""
-    return sorted(entry.name for entry in SHIPPED.iterdir() if (entry / "config.json").is_file())
-
-
-def model_directory(model: str) -> Path:
-    """Return the directory of a shipped model, or ``model`` itself as a directory.
-
-    Raises:
-        UserError: ``model`` is neither a shipped model nor a checkpoint directory.
-    """
-    if model in shipped_models():
-        return Path(str(SHIPPED / model))
-    directory = Path(model)
-    if (directory / "config.json").is_file():
-        return directory
-    problem = "has no config.json" if directory.is_dir() else "no such directory"
-    raise UserError(f"model {model}: {problem} (shipped models: {', '.join(shipped_models())})")
 
 
 def choose_device(device: str) -> torch.device:

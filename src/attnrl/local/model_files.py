@@ -7,12 +7,15 @@ with separate weights, an attention implementation from a hub.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from attnrl.errors import UserError
+from safetensors import SafetensorError, safe_open
+
+from attnrl.errors import UserError, one_line
 
 PICKLED = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill"})
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -126,3 +129,36 @@ def _read_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+_FINGERPRINT_BLOCKS, _FINGERPRINT_BLOCK = 64, 1 << 14  # blocks per weight file, bytes per block
+
+
+def weights_fingerprint(name: str, directory: Path, *, with_code: bool) -> str:
+    """Return a hash (16 hex digits) of ``config.json`` and of size, header and 64 blocks of every weight file.
+
+    Training changes all weights, so 64 blocks per file suffice to detect other weights; hashing all bytes would take
+    minutes for a large model. With ``with_code``, the ``.py`` files of the directory are hashed too.
+
+    Raises:
+        UserError: the directory has no ``.safetensors`` file, or a file cannot be read.
+    """
+    digest = hashlib.sha256((directory / "config.json").read_bytes())
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"model {name}: no .safetensors weights in {directory}")
+    try:
+        for path in sorted(directory.glob("*.py")) if with_code else ():
+            digest.update(f"{path.name}:".encode() + path.read_bytes())
+        for path in files:
+            with safe_open(path, framework="pt"):
+                pass  # checks the header and the file's length
+            size = path.stat().st_size
+            digest.update(f"{path.name}:{size}".encode())
+            with path.open("rb") as file:
+                for block in range(_FINGERPRINT_BLOCKS):
+                    file.seek(block * size // _FINGERPRINT_BLOCKS)
+                    digest.update(file.read(_FINGERPRINT_BLOCK))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"model {name}: {path} cannot be read ({one_line(error)})") from None
+    return digest.hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 ========================  =======================================================================
 ``config.yaml``           the resolved configuration, with all defaults
+``model.json``            name, commit, directory and fingerprint of the starting model
 ``metrics.jsonl``         one object per training step; docs/metrics.md names the metrics
 ``timeline.jsonl``        start and end of each phase of each training step
 ``trees.jsonl``           the rollout trees of every ``log.trees_every``-th step
@@ -28,7 +29,7 @@ from attnrl.utils.files import fsync_path, require_writable, write_atomic
 from attnrl.utils.yaml import load_yaml
 
 METRICS, TIMELINE, TREES, SAMPLES = "metrics.jsonl", "timeline.jsonl", "trees.jsonl", "samples.jsonl"
-CONFIG, LOCK, FAULTS = "config.yaml", ".lock", "faults"
+CONFIG, MODEL, LOCK, FAULTS = "config.yaml", "model.json", ".lock", "faults"
 
 
 class RunDirectory:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,10 +18,10 @@ from attnrl.local.loading import (
     choose_device,
     load_model,
     load_tokenizer,
-    model_directory,
     require_influence,
     require_trees,
 )
+from attnrl.local.model_names import ModelSource
 from attnrl.runs.compatibility import (
     missing_record_warnings,
     require_positions,
@@ -30,6 +29,7 @@ from attnrl.runs.compatibility import (
     require_same_data,
 )
 from attnrl.runs.directory import RunDirectory
+from attnrl.runs.model_record import changed_weights, find_run_model
 from attnrl.runs.trackers import require_trackers
 from attnrl.tokenization import encode_prompt
 
@@ -40,7 +40,7 @@ class PreparedRun:
 
     Attributes:
         config: the resolved configuration.
-        model_directory: directory of the initial model.
+        source: directory of the starting model.
         checkpoint: checkpoint to resume from; None for a new run.
         device: device of the model.
         tokenizer: tokenizer of the model.
@@ -56,7 +56,7 @@ class PreparedRun:
     """
 
     config: TrainConfig
-    model_directory: Path
+    source: ModelSource
     checkpoint: Checkpoint | None
     device: torch.device
     tokenizer: PreTrainedTokenizerBase
@@ -78,7 +78,6 @@ def prepare(config: TrainConfig) -> PreparedRun:
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    directory = model_directory(config.model)
     device = choose_device(config.device)
     sampler = find_sampler(config.sampler)
     sampler.require_device(device)
@@ -89,7 +88,9 @@ def prepare(config: TrainConfig) -> PreparedRun:
     resume_point = find_checkpoint(config.resume, run.checkpoints)
     checkpoint = resume_point.checkpoint
     require_resumable(config, run, checkpoint)
-    tokenizer = load_tokenizer(directory, trust_remote_code=config.trust_remote_code)
+    begun_in = checkpoint.directory.absolute().parent.parent if checkpoint else None
+    source = find_run_model(config, begun_in)
+    tokenizer = load_tokenizer(source.directory, trust_remote_code=config.trust_remote_code)
     with ExitStack() as resources:
         data = load_run_data(config, tokenizer)
         rewards = resources.enter_context(data.rewards)
@@ -100,18 +101,20 @@ def prepare(config: TrainConfig) -> PreparedRun:
         for problem in data.held_out:
             encode_prompt(tokenizer, problem, config.sampling.max_prompt_tokens)
         model = load_model(
-            checkpoint.directory if checkpoint else directory,
+            checkpoint.directory if checkpoint else source.directory,
             device=device,
             dtype=config.dtype,
             trust_remote_code=config.trust_remote_code,
         )
+        changed = changed_weights(config, begun_in, source)
         require_positions(model, config.sampling.max_prompt_tokens + config.sampling.max_new_tokens)
         sampler.require_model(model)
         if config.optimizer.packing == "tree":
             require_trees(model)
+        notes = [*source.notes, *changed, *resume_point.skipped, *missing_record_warnings(run, checkpoint), *data.notes]
         return PreparedRun(
             config=config,
-            model_directory=directory,
+            source=source,
             checkpoint=checkpoint,
             device=device,
             tokenizer=tokenizer,
@@ -121,6 +124,6 @@ def prepare(config: TrainConfig) -> PreparedRun:
             rewards=rewards,
             layers_without_fci=require_influence(model) if config.method.needs_influence else {},
             checkpoints=checkpoints,
-            notes=(*resume_point.skipped, *missing_record_warnings(run, checkpoint), *data.notes),
+            notes=notes,
             resources=resources.pop_all(),
         )

@@ -34,6 +34,7 @@ from attnrl.runs.directory import METRICS, RunDirectory
 from attnrl.runs.display import Display
 from attnrl.runs.evaluation import evaluate_held_out, is_evaluation_due
 from attnrl.runs.interruption import StopRequest, stop_on_signal
+from attnrl.runs.model_record import record_model
 from attnrl.runs.prepare import PreparedRun
 from attnrl.runs.recording import Metrics, RunRecorder
 from attnrl.runs.trackers import open_trackers
@@ -52,7 +53,7 @@ def train(prepared: PreparedRun, display: Display) -> list[Metrics]:
         RunError: the run cannot continue; the message names the cause and the checkpoint to resume from.
     """
     config, checkpoint = prepared.config, prepared.checkpoint
-    directory = checkpoint.directory if checkpoint else prepared.model_directory
+    directory = checkpoint.directory if checkpoint else prepared.source.directory
     run = RunDirectory(config.output_dir)
     with prepared.resources, run.locked():
         if list_checkpoints(run.checkpoints) != prepared.checkpoints:
@@ -90,7 +91,7 @@ class TrainingSession:
         reference = None
         if self.config.loss.kl > 0:
             reference = load_model(
-                prepared.model_directory,
+                prepared.source.directory,
                 device=prepared.device,
                 dtype=self.config.dtype,
                 trust_remote_code=self.config.trust_remote_code,
@@ -112,6 +113,7 @@ class TrainingSession:
         )
         self.recorder = RunRecorder(self.config, prepared.tokenizer, display.say)
         self.recorder.open(state.step if state else None)
+        record_model(self.recorder.directory, prepared.source, resumed=state is not None)
         self.stop = StopRequest()
         self.saved_step = state.step if state else None
         self.accuracy = accuracy_of(prepared.checkpoint) if prepared.checkpoint else None

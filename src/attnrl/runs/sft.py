@@ -18,7 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from attnrl.config.sft import SftConfig, SftStage
 from attnrl.errors import UserError
-from attnrl.local.loading import load_model, load_tokenizer, model_directory
+from attnrl.local.loading import load_model, load_tokenizer
+from attnrl.local.model_names import find_model
 from attnrl.tasks.base import DemonstratedTask
 from attnrl.tasks.registry import find_demonstrated_task
 from attnrl.utils.files import require_writable
@@ -38,14 +39,19 @@ class SftProgress:
     tokens_per_second: float
 
 
-def build_model(config: SftConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def build_model(
+    config: SftConfig, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None] = lambda line: None
+) -> PreTrainedModel:
     """Load the model ``config.start``, or build a randomly initialised model of ``config.architecture``.
 
     Raises:
         UserError: the checkpoint is missing, has another vocabulary, or is not a causal language model.
     """
     if config.start is not None:
-        directory = model_directory(config.start)
+        source = find_model(config.start)
+        for note in source.notes:
+            say(note)
+        directory = source.directory
         if load_tokenizer(directory).get_vocab() != tokenizer.get_vocab():
             raise UserError(f"start {config.start}: the vocabulary differs from the task's")
         return load_model(directory, device=torch.device("cpu"), dtype="float32")
@@ -95,10 +101,15 @@ def learning_rate(stage: SftStage, step_in_stage: int) -> float:
     return start + (end - start) * step_in_stage / stage.steps
 
 
-def train_sft(config: SftConfig, on_step: Callable[[SftProgress], None] | None = None) -> list[Path]:
+def train_sft(
+    config: SftConfig,
+    on_step: Callable[[SftProgress], None] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Path]:
     """Train all stages; return the directories of the saved models.
 
-    ``config.seed`` determines the initial weights and all demonstrations.
+    ``config.seed`` determines the initial weights and all demonstrations. ``say`` is called with one line per remark on
+    the starting model.
 
     Raises:
         UserError: unknown task, invalid architecture, or ``output_dir`` not writable.
@@ -116,7 +127,7 @@ def train_sft(config: SftConfig, on_step: Callable[[SftProgress], None] | None =
             raise UserError(f"stages.{number}.task {stage.task}: vocabulary differs from {config.stages[0].task}")
         if stage.save is not None:
             require_writable(config.output_dir / stage.save, f"stages.{number}.save {config.output_dir / stage.save}")
-    model = build_model(config, tokenizer)
+    model = build_model(config, tokenizer, say)
     try:  # before the training, not after
         config.output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -16,7 +16,7 @@ def describe_run(prepared: PreparedRun) -> list[str]:
     count = "an unlimited number" if problems is None else f"{problems:,}"
     responses = config.prompts * method.leaves
     return [
-        f"model       {prepared.model_directory} ({prepared.model.config.model_type}, {parameters:,} parameters, "
+        f"model       {prepared.source} ({prepared.model.config.model_type}, {parameters:,} parameters, "
         f"{config.dtype}, {prepared.device})",
         f"problems    {count} to train on, {len(prepared.data.held_out)} held out",
         f"step        {config.prompts} problems x {method.trunks} initial responses, up to {responses:,} "

@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -18,9 +19,12 @@ from attnrl.config.schema import TrainConfig
 from attnrl.data.run_data import load_run_data
 from attnrl.errors import RunError, UserError, one_line
 from attnrl.inference.registry import find_sampler
-from attnrl.local.loading import load_tokenizer, model_directory
+from attnrl.local.loading import load_tokenizer
+from attnrl.local.model_names import ModelSource
 from attnrl.runs.compatibility import require_same_settings
 from attnrl.runs.directory import METRICS, RunDirectory
+from attnrl.runs.model_record import changed_weights, find_run_model, record_model
+from attnrl.verl.export import NEWEST
 from attnrl.verl.settings import MODEL, STATE_FILE, check_requirements, environment_of, is_own_cluster, to_verl
 
 VERSION = "0.9.1"  # the plug-in depends on internals of this release
@@ -126,8 +130,10 @@ def _validate(composed: Any) -> None:
         raise UserError(f"verl.set: verl rejects the settings ({one_line(error)})") from None
 
 
-def prepare(config: TrainConfig) -> Any:
-    """Check every setting, file and model before Ray starts; return verl's configuration.
+def prepare(config: TrainConfig, say: Callable[[str], None] = print) -> tuple[Any, ModelSource]:
+    """Check every setting, file and model before Ray starts; return verl's configuration and the starting model.
+
+    ``say`` is called with one line per remark on the starting model.
 
     Raises:
         UserError: verl is missing; or naming the invalid setting, file or model.
@@ -152,14 +158,24 @@ def prepare(config: TrainConfig) -> Any:
     run.require_writable()
     if run.holds_a_run():
         require_same_settings(config, run)
-    directory = model_directory(config.model)
-    tokenizer = load_tokenizer(directory, trust_remote_code=config.trust_remote_code)
+    begun_in = _begun_in(config, run)
+    source = find_run_model(config, begun_in)
+    for note in (*source.notes, *changed_weights(config, begun_in, source)):
+        say(note)
+    tokenizer = load_tokenizer(source.directory, trust_remote_code=config.trust_remote_code)
     load_run_data(config, tokenizer).rewards.close()
-    return compose(config, str(directory))
+    return compose(config, str(source.directory)), source
 
 
 def _needs_flash_attention(config: TrainConfig) -> bool:
     return config.dtype == "bfloat16" and not any("attn_implementation" in setting for setting in config.verl.set)
+
+
+def _begun_in(config: TrainConfig, run: RunDirectory) -> Path | None:
+    """Return the directory of the run that the checkpoint to resume from belongs to; None for a new run."""
+    if config.resume not in {"auto", "never"}:
+        return Path(config.resume).absolute().parent.parent
+    return run.root if config.resume == "auto" and (run.checkpoints / NEWEST).is_file() else None
 
 
 def _check_resume(directory: Path) -> None:
@@ -182,19 +198,20 @@ def try_to_compose(config: TrainConfig) -> str:
     return f"verl        {VERSION}, accepts the settings"
 
 
-def train(config: TrainConfig) -> list[dict[str, float]]:
-    """Train to the end of the run; return the rows of ``metrics.jsonl``.
+def train(config: TrainConfig, say: Callable[[str], None] = print) -> list[dict[str, float]]:
+    """Train to the end of the run; return the rows of ``metrics.jsonl``; ``say`` as in :func:`prepare`.
 
     Raises:
         UserError: as :func:`prepare`; or another process is training in the same directory.
         RunError: the run failed; verl's log has the cause.
     """
-    composed = prepare(config)
+    composed, source = prepare(config, say)
     from ray.exceptions import RayError, RayTaskError
     from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
 
     directory = RunDirectory(config.output_dir)
     with directory.locked():
+        record_model(directory, source, resumed=_begun_in(config, directory) is not None)
         try:
             run_ppo(composed, task_runner_class=TaskRunnerV1)
         except RayError as error:

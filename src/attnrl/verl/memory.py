@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from attnrl.config.schema import TrainConfig
 from attnrl.errors import UserError, one_line
-from attnrl.local.loading import load_model_config, model_directory, shipped_models
+from attnrl.local.loading import load_model_config
+from attnrl.local.model_names import find_model_here
 
 GIB = 2**30
 OTHER_GIB = 4.0  # assumed: CUDA contexts of two processes, NCCL buffers, CUDA graphs, allocator fragmentation
@@ -57,18 +57,18 @@ class ModelShape:
 
 
 def find_model_shape(config: TrainConfig) -> ModelShape | None:
-    """Return the shape of the model directory ``model``, else of ``verl.architecture``, else None.
+    """Return the shape of the model if the model is on this machine, else of ``verl.architecture``, else None.
 
     Raises:
         UserError: transformers cannot build a causal language model from the configuration.
     """
-    local = config.model in shipped_models() or Path(config.model).is_dir()
-    if local:
-        found = load_model_config(model_directory(config.model), trust_remote_code=config.trust_remote_code)
+    local = find_model_here(config.model)
+    if local is not None:
+        found = load_model_config(local.directory, trust_remote_code=config.trust_remote_code)
     elif not config.verl.architecture:
         return None
     try:
-        if not local:
+        if local is None:
             found = AutoConfig.for_model(**config.verl.architecture)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(found, trust_remote_code=config.trust_remote_code)

@@ -34,7 +34,8 @@ from attnrl.experiments.disruption.report import disruption_tables, draw_disrupt
 from attnrl.experiments.disruption.settings import DisruptSettings
 from attnrl.experiments.disruption.summary import HiddenStep, summarize_hidden_steps
 from attnrl.inference.sampler import check_cache
-from attnrl.local.loading import choose_device, load_model, load_tokenizer, model_directory, require_influence
+from attnrl.local.loading import choose_device, load_model, load_tokenizer, require_influence
+from attnrl.local.model_names import find_model
 from attnrl.report.pictures import pyplot_for
 from attnrl.rl.evaluation import SampleRequest
 from attnrl.tokenization import encode_prompt
@@ -57,7 +58,7 @@ def run_disruption(
     """Run the experiment, and return the contents of ``results.json``.
 
     Args:
-        model_name: a checkpoint directory, or the name of a shipped model.
+        model_name: name of the model, see :func:`attnrl.local.model_names.find_model`.
         suite: the problems and responses per problem.
         settings: the settings.
         console: console for progress and tables.
@@ -72,11 +73,13 @@ def run_disruption(
     if output is not None:
         _require_new(output)
     where = choose_device(device)
-    directory = model_directory(model_name)
-    tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
+    source = find_model(model_name, trust_remote_code=trust_remote_code)
+    for note in source.notes:
+        print_line(console, note)
+    tokenizer = load_tokenizer(source.directory, trust_remote_code=trust_remote_code)
     with open_rewards(settings.evaluation) as rewards:
         dtype = settings.evaluation.dtype
-        model = load_model(directory, device=where, dtype=dtype, trust_remote_code=trust_remote_code)
+        model = load_model(source.directory, device=where, dtype=dtype, trust_remote_code=trust_remote_code)
         require_influence(model)
         requests = _sample_requests(suite, settings.evaluation, tokenizer, model)
         batch = min(rows_that_fit(model, requests), max_batch or MAX_BATCH)
