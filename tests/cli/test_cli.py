@@ -174,7 +174,8 @@ def test_a_run_writes_what_is_promised_and_goes_on_where_it_stopped(folder: Path
 
     out = folder / "out"
     names = {path.name for path in out.iterdir() if path.name != ".lock"}
-    assert names == {"config.yaml", "metrics.jsonl", "timeline.jsonl", "trees.jsonl", "samples.jsonl", "checkpoints"}
+    records = ("metrics", "timeline", "trees", "samples")
+    assert names == {"config.yaml", "model.json", "checkpoints", *(f"{name}.jsonl" for name in records)}
     assert load_config(TrainConfig, str(out / "config.yaml")) == load_config(TrainConfig, "attnrl", SMALL)
 
     metrics = read_jsonl(out / "metrics.jsonl")

@@ -5,6 +5,7 @@ Commands import torch and other heavy modules inside their functions, so that ``
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, Any, NoReturn
 
@@ -55,7 +56,7 @@ def main() -> None:
     130 Ctrl-C. Codes 1 and 2 come with one line on stderr, without a traceback.
     """
     try:
-        code = app(args=["--help"] if len(sys.argv) < 2 else None, standalone_mode=False)
+        code = app(args=[_expand_home(word) for word in sys.argv[1:]] or ["--help"], standalone_mode=False)
     except RunError as error:
         _end(str(error), 1)
     except UsageFault as error:
@@ -68,6 +69,12 @@ def main() -> None:
     if code == INTERRUPTED:
         print("attnrl: interrupted", file=sys.stderr)
     sys.exit(code or 0)
+
+
+def _expand_home(argument: str) -> str:
+    """Return ``--option=~/path`` with the home directory for ``~``; a shell expands ``~`` only at the start of a word."""
+    option, equals, value = argument.partition("=")
+    return f"{option}={os.path.expanduser(value)}" if equals and option.startswith("--") else argument
 
 
 def _end(message: str, code: int) -> NoReturn:

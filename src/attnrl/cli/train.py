@@ -22,9 +22,9 @@ def train(
 ) -> None:
     """Train a model with reinforcement learning.
 
-    A run writes to its output_dir: config.yaml, metrics.jsonl, timeline.jsonl, trees.jsonl, samples.jsonl and
-    checkpoints/. The same command again resumes the run (resume=auto). Ctrl-C finishes the current phase and saves a
-    checkpoint; a second Ctrl-C exits at once.
+    A run writes to its output_dir: config.yaml, model.json, metrics.jsonl, timeline.jsonl, trees.jsonl, samples.jsonl
+    and checkpoints/. The same command again resumes the run (resume=auto). Ctrl-C finishes the current phase and
+    saves a checkpoint; a second Ctrl-C exits at once.
 
     Settings used most: model, task or data.train, data.eval, steps, prompts, seed, output_dir, checkpoint.every,
     resume. --dry-run shows all settings.

@@ -7,18 +7,18 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from attnrl.config.base import PROMPT_SUFFIX, Strict
+from attnrl.config.base import PROMPT_SUFFIX, HomeText, Strict
 
 
 class DataConfig(Strict):
     """Problems from files and Hugging Face data sets (docs/data.md); a procedural ``task`` needs none."""
 
-    train: str | tuple[str, ...] | None = Field(
+    train: HomeText | tuple[HomeText, ...] | None = Field(
         None,
         description="training problems: a parquet, jsonl, json or csv file, a data set name:config@revision[split], "
         "or a list of several",
     )
-    eval: str | tuple[str, ...] | None = Field(
+    eval: HomeText | tuple[HomeText, ...] | None = Field(
         None, description="evaluation problems, in the same forms as data.train; null: no evaluation"
     )
     prompt_suffix: str = Field(
@@ -32,7 +32,7 @@ class DataConfig(Strict):
     system_prompt: str | None = Field(
         None, description="system message before every problem without a system message; null: none"
     )
-    chat_template: str = Field(
+    chat_template: HomeText = Field(
         "auto",
         description="auto: a text prompt becomes a user message if the model has a chat template; never: a text prompt "
         "stays plain text; or a file with another chat template (jinja)",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -14,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from attnrl.config.base import PlainName, Seed, Strict, Threads
+from attnrl.config.base import HomePath, HomeText, PlainName, Seed, Strict, Threads
 from attnrl.config.data import DataConfig
 from attnrl.config.engines import VerlConfig, VllmConfig
 from attnrl.config.method import MethodConfig
@@ -108,7 +107,7 @@ class TrainConfig(Strict):
         "OWNER/NAME or OWNER/NAME@REVISION of the Hugging Face Hub (docs/models.md)"
     )
     trust_remote_code: bool = Field(False, description="run Python code from the model's directory (auto_map)")
-    output_dir: Path = Field(description="run directory; all output of the run is written there")
+    output_dir: HomePath = Field(description="run directory; all output of the run is written there")
     task: str | None = Field(
         None,
         description="a task: ledger, ledger_long or ledger_single (the easiest), reasoning_gym:NAME?KEY=VALUE&..., or "
@@ -139,7 +138,7 @@ class TrainConfig(Strict):
         "optimizer updates fp32 master weights",
     )
     threads: Threads = Field(0, description="CPU threads of torch; 0: torch's default")
-    resume: str = Field(
+    resume: HomeText = Field(
         "auto",
         description="auto: continue from the newest checkpoint in output_dir, if any; never: start anew, in an empty "
         "output_dir; or a checkpoint directory to continue from",

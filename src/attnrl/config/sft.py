@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
-from attnrl.config.base import PlainName, Seed, Strict, Threads
+from attnrl.config.base import HomePath, PlainName, Seed, Strict, Threads
 
 
 class SftStage(Strict):
@@ -26,7 +25,7 @@ class SftStage(Strict):
 class SftConfig(Strict):
     """Supervised training of a small base model on demonstrations of procedural tasks (``attnrl sft``)."""
 
-    output_dir: Path = Field(description="directory of the checkpoints")
+    output_dir: HomePath = Field(description="directory of the checkpoints")
     architecture: dict[str, Any] = Field({}, description="a transformers config: model_type and sizes of the model")
     start: str | None = Field(
         None, description="model to start from, named like the model of a training run; null: random weights"

@@ -62,9 +62,9 @@ def test_a_tilde_is_the_home_directory(
     shutil.copytree(tiny_checkpoint, tmp_path / "home" / "mine")
     assert str(tmp_path / "home" / "mine") in model_line(dry_run(attnrl, "~/mine", "output_dir=~/out"))
     assert attnrl("eval", "~/mine", *EVALUATE, "--output=~/evals").code == 0
-    assert json.loads((tmp_path / "home" / "evals" / "results.json").read_text())["models"]["~/mine"]["directory"] == str(
-        tmp_path / "home" / "mine"
-    )
+    assert json.loads((tmp_path / "home" / "evals" / "results.json").read_text())["models"]["~/mine"][
+        "directory"
+    ] == str(tmp_path / "home" / "mine")
     assert attnrl(*train("model=~/mine", "output_dir=~/out", "steps=1", "eval.every=0")).code == 0
     checkpoint = tmp_path / "home" / "out" / "checkpoints" / "step-000001"
     assert checkpoint.is_dir()

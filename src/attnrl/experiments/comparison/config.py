@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt, field_validator
 
-from attnrl.config.base import Strict
+from attnrl.config.base import HomePath, Strict
 from attnrl.config.load import (
     apply_overrides,
     load_config,
@@ -35,7 +35,7 @@ class Arm(Strict):
 class Comparison(Strict):
     """Arms trained with all seeds at equal budgets of sampled tokens (``attnrl compare``)."""
 
-    output_dir: Path = Field(description="directory of the results; run directories are in runs/")
+    output_dir: HomePath = Field(description="directory of the results; run directories are in runs/")
     arms: dict[str, Arm] = Field(description="arms by display name; the other arms are tested against the first arm")
     settings: tuple[str, ...] = Field((), description="settings that all arms change, as key.path=value")
     tokens: PositiveInt = Field(description="budget of each run: tokens sampled in training")
