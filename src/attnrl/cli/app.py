@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def _expand_home(argument: str) -> str:
-    """Return ``--option=~/path`` with the home directory for ``~``; a shell expands ``~`` only at the start of a word."""
+    """Return ``--option=~/path`` with the home directory for ``~``; shells expand ``~`` only at the start of a word."""
     option, equals, value = argument.partition("=")
     return f"{option}={os.path.expanduser(value)}" if equals and option.startswith("--") else argument
 
