@@ -194,3 +194,28 @@ def test_log_probs_of_rollout_engines_are_not_taken_for_the_policy_s(tmp_path):
         recipe("sampling.score_continuations=false")
     settings = nested({**to_verl(recipe("loss.kl=0.01"), cpu=False), "attnrl": {"task": "ledger"}})
     assert from_verl(settings).sampling.score_continuations  # though the recipe that it starts from says otherwise
+
+
+def test_truncation_needs_logprobs_before_truncation(tmp_path):
+    """vLLM in verl has log-probs before the temperature and truncation, or after both."""
+    mode = "actor_rollout_ref.rollout.logprobs_mode"
+    plain = to_verl(recipe(f"output_dir={tmp_path}"), cpu=False)
+    assert mode not in plain
+    for change in ("sampling.top_p=0.9", "sampling.top_k=20", "sampling.min_p=0.1"):
+        config = recipe(f"output_dir={tmp_path}", change)
+        settings = to_verl(config, cpu=False)
+        assert settings[mode] == "raw_logprobs"
+        assert from_verl(nested(settings)) == config
+        with pytest.raises(UserError, match=mode):
+            from_verl(nested({**settings, mode: "processed_logprobs"}))
+        warm = recipe(f"output_dir={tmp_path}", change, "sampling.temperature=0.8")
+        with pytest.raises(UserError, match=r"sampling\.temperature"):
+            to_verl(warm, cpu=False)
+
+
+def test_top_k_is_off_by_verls_value(tmp_path):
+    settings = nested(to_verl(recipe(f"output_dir={tmp_path}"), cpu=False))
+    settings["attnrl"] = {"task": "ledger"}
+    settings["actor_rollout_ref"]["rollout"] |= {"top_k": -1, "val_kwargs": {"top_k": 7}}
+    config = from_verl(settings)
+    assert (config.sampling.top_k, config.eval.top_k) == (0, 7)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from verl.utils import tensordict_utils
 
 from attnrl.runs.watchdog import SamplerError, WatchedSampler
 from attnrl.verl import sampler as module
+from attnrl.verl.agent_loop import engine_parameters
 from attnrl.verl.sampler import VerlSampler
 
 END = 9
@@ -108,3 +111,30 @@ def test_a_request_that_fails_fails_the_generation_and_leaves_nothing_behind(clu
 def test_nothing_to_sample_wakes_nobody(cluster):
     assert VerlSampler(cluster, SamplingParams(), [END], str).generate([]) == []
     assert not cluster.calls
+
+
+def test_responses_are_cut_at_stop_strings(cluster):
+    """The engine has gone on; a stop string may begin in the kept tokens of a branch."""
+    params = SamplingParams(stop=("22", "31"))
+
+    def text(tokens: Any) -> str:
+        return "".join(map(str, tokens))
+
+    asked = [Request((1,), 5, seed=2), Request((1, 3), 4, seed=1, response_tokens=1), Request((1, 3), 4, seed=1)]
+    done = VerlSampler(cluster, params, [END], text).generate(asked)
+    assert [completion.tokens for completion in done] == [(2, 2), (1,), (1, 1, 1, 9)]
+    assert [len(completion.logprobs) for completion in done] == [2, 1, 4]
+    assert [completion.finish_reason for completion in done] == ["stop"] * 3
+    assert [completion.ends_with_eos for completion in done] == [False, False, True]
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "transformers"])
+def test_parameters_have_the_engines_names(engine):
+    params = SamplingParams(0.7, 0.9, 0, 0.1, ("x",))
+    request = {"sampling": json.dumps(asdict(params)), "max_new_tokens": 9, "seed": 3, "response_tokens": 2}
+    found = engine_parameters(engine, request)
+    assert {"temperature": 0.7, "top_p": 0.9, "top_k": -1, "min_p": 0.1}.items() <= found.items()
+    assert found["max_new_tokens" if engine == "sglang" else "max_tokens"] == 9
+    assert found.get("seed") == (None if engine == "sglang" else 3)
+    assert found.get("stop") == (["x"] if engine == "vllm" else None)
+    assert found.get("response_tokens") == (2 if engine == "transformers" else None)

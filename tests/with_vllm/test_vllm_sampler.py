@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import pytest
+import torch
 
 pytest.importorskip("vllm", reason="needs vLLM, in an environment of its own: make test-vllm")
 
@@ -49,6 +51,32 @@ def test_logprobs_are_at_the_temperature_and_before_truncation(engine: VllmEngin
     for params_ in (params, SamplingParams(0.0), SamplingParams(0.3, 0.9), params):
         sampler = VllmSampler(engine, params_, eos_token_ids=[EOS])
         assert mismatch(engine.model, asked, sampler.generate(asked), params_.temperature or 1.0) < 1e-4
+
+
+def test_greedy_responses_end_at_the_stop_strings_of_the_local_sampler(engine: VllmEngine) -> None:
+    def text(ids: Sequence[int]) -> str:
+        return "".join(chr(ord("a") + token % 12) for token in ids)
+
+    asked = [replace(request, response_tokens=seed % 3) for seed, request in enumerate(requests(40))]
+    params = SamplingParams(0.0, stop=("ab", "cd", "kc", "f"))
+    ours = VllmSampler(engine, params, eos_token_ids=[EOS], decode=text).generate(asked)
+    theirs = LocalSampler(engine.model, params, eos_token_ids=[EOS], pad_token_id=0, decode=text).generate(asked)
+    assert tokens(ours) == tokens(theirs)
+    assert [(c.finish_reason, c.by_stop_string) for c in ours] == [(c.finish_reason, c.by_stop_string) for c in theirs]
+    assert 5 < sum(completion.by_stop_string for completion in ours) < 40
+
+
+def test_top_k_and_min_p_leave_the_most_probable_tokens(engine: VllmEngine) -> None:
+    asked = [Request((7, 9, 11), 1, seed) for seed in range(300)]
+    ids = torch.tensor([asked[0].prompt])
+    with torch.no_grad():
+        probs = (engine.model(input_ids=ids).logits[0, -1] / 2.5).softmax(-1)
+    for params, kept in (
+        (SamplingParams(2.5, top_k=4), probs.topk(4).indices.tolist()),
+        (SamplingParams(2.5, min_p=0.5), (probs >= 0.5 * probs.max()).nonzero()[:, 0].tolist()),
+    ):
+        drawn = VllmSampler(engine, params, eos_token_ids=[]).generate(asked)
+        assert {completion.tokens[0] for completion in drawn} == set(kept)
 
 
 def test_tokens_are_drawn_at_the_temperature_and_from_within_top_p(engine: VllmEngine) -> None:
