@@ -605,7 +605,7 @@ def parity():
         ("tree_bf16", DEV, "bfloat16", "tree"),
         ("rows_bf16", DEV, "bfloat16", "none"),
     ):
-        model = load_model(directory, device=torch.device(device), dtype=dtype)
+        model = load_model(directory, tokenizer, device=torch.device(device), dtype=dtype).model
         policy = LocalPolicy(
             model,
             None,

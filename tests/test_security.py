@@ -18,7 +18,7 @@ import torch
 import yaml
 from helpers import command
 from rich.console import Console
-from transformers import AutoModelForCausalLM, dynamic_module_utils
+from transformers import AutoModelForCausalLM, PreTrainedModel, dynamic_module_utils
 
 from attnrl.config.load import load_config, validate_config
 from attnrl.config.schema import TrainConfig
@@ -88,6 +88,11 @@ def config(model: Path, output: Path, *changes: str) -> TrainConfig:
     return load_config(TrainConfig, "attnrl", [*small, *changes])
 
 
+def load(model: Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+    return load_model(model, tokenizer, device=CPU, dtype="float32", trust_remote_code=trust_remote_code).model
+
+
 def run(config: TrainConfig) -> None:
     train(prepare(config), Display(Console(file=io.StringIO())))
 
@@ -132,7 +137,7 @@ def test_pickled_weights_are_refused_and_never_unpickled(
     (model / "model.safetensors").unlink()
     set_trap(model / name, sprung, by_torch=by_torch)
     for attempt in (
-        lambda: load_model(model, device=CPU, dtype="float32"),
+        lambda: load(model),
         lambda: prepare(config(model, tmp_path / "run")),
         lambda: evaluate(model),
     ):
@@ -148,14 +153,14 @@ def test_pickled_weights_are_refused_and_never_unpickled(
 def test_a_pickle_beside_safetensors_is_never_opened(model: Path, sprung: Path, tmp_path: Path, name: str) -> None:
     """Hugging Face directories are full of them."""
     set_trap(model / name, sprung)
-    weights = load_model(model, device=CPU, dtype="float32").state_dict()
+    weights = load(model).state_dict()
     assert weights.keys() == AutoModelForCausalLM.from_pretrained(model).state_dict().keys()
     evaluate(model)
     prepare(config(model, tmp_path / "run"))
 
 
 def test_an_index_of_shards_names_safetensors_of_the_directory_only(model: Path, sprung: Path) -> None:
-    weights = load_model(model, device=CPU, dtype="float32").state_dict()
+    weights = load(model).state_dict()
     (model / "model.safetensors").rename(model / "a.safetensors")
     index = model / "model.safetensors.index.json"
 
@@ -163,13 +168,13 @@ def test_an_index_of_shards_names_safetensors_of_the_directory_only(model: Path,
         index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(weights, name)}))
 
     shards("a.safetensors")
-    loaded = load_model(model, device=CPU, dtype="float32").state_dict()
+    loaded = load(model).state_dict()
     assert all(torch.equal(loaded[name], weight) for name, weight in weights.items())
     set_trap(model / "a.bin", sprung, by_torch=True)
     for name in ("a.bin", "../a.safetensors", str(model / "a.safetensors"), "..\\a.safetensors", 3):
         shards(name)
         with pytest.raises(UserError, match=r"\bmodel\.safetensors\.index\.json\b"):
-            load_model(model, device=CPU, dtype="float32")
+            load(model)
 
 
 @pytest.mark.parametrize("name", ["adapter_model.bin", "weights.pt", "../model.safetensors"])
@@ -326,9 +331,9 @@ def test_a_trusted_model_is_trained_and_its_run_goes_on(
 
 
 def test_a_trusted_model_is_the_one_that_its_code_makes(model: Path, brings: Callable[[str], Path]) -> None:
-    plain = load_model(model, device=CPU, dtype="float32")
+    plain = load(model)
     brings("marked_loaded")
-    own = load_model(model, device=CPU, dtype="float32", trust_remote_code=True)
+    own = load(model, trust_remote_code=True)
     assert type(own).__name__ == "MarkedForCausalLM"
     ids = torch.tensor([[3, 4, 5]])
     assert torch.equal(own(ids).logits, plain(ids).logits)
@@ -338,7 +343,7 @@ def test_code_beside_a_model_that_transformers_knows_does_not_run(model: Path, b
     ran = brings("llama")
     (model / "custom_generate").mkdir()
     (model / "custom_generate" / "generate.py").write_text(f"open({str(ran)!r}, 'w')")
-    assert type(load_model(model, device=CPU, dtype="float32")).__name__ == "LlamaForCausalLM"
+    assert type(load(model)).__name__ == "LlamaForCausalLM"
     evaluate(model)
     assert not ran.exists()
 

@@ -77,7 +77,7 @@ def scored(model: PreTrainedModel, prompts: list, responses: list, advantages: l
 def ledger_batch() -> Batch:
     """Four responses of the shipped model to each of four problems, with GRPO's advantages."""
     tokenizer = load_tokenizer(LEDGER)
-    model = load_model(LEDGER, device=torch.device("cpu"), dtype="float32")
+    model = load_model(LEDGER, tokenizer, device=torch.device("cpu"), dtype="float32").model
     problems = [problem for problem in held_out_problems("ledger", 4) for _ in range(4)]
     sampler = build_sampler(model, tokenizer, SamplingParams(TEMPERATURE), max_batch=16)
     prompts = [tuple(encode_prompt(tokenizer, problem, 128)) for problem in problems]

@@ -11,7 +11,15 @@ from attnrl.config.load import load_config
 from attnrl.config.sft import SftConfig, SftStage
 from attnrl.errors import UserError
 from attnrl.grading.answers import extract_boxed
-from attnrl.runs.sft import IGNORED, SftProgress, build_model, demonstration_batches, learning_rate, train_sft
+from attnrl.runs.sft import (
+    IGNORED,
+    SftProgress,
+    build_model,
+    demonstration_batches,
+    learning_rate,
+    prepare_sft,
+    train_sft,
+)
 from attnrl.tasks.chain_sum import build_tokenizer
 from attnrl.tasks.registry import find_task
 
@@ -37,7 +45,7 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
 
 def test_every_saved_stage_is_a_checkpoint_that_loads(tmp_path: Path) -> None:
     progress: list[SftProgress] = []
-    checkpoints = train_sft(config(tmp_path / "out"), progress.append)
+    checkpoints = train_sft(prepare_sft(config(tmp_path / "out")), progress.append)
     assert checkpoints == [tmp_path / "out" / "first", tmp_path / "out" / "second"]
     assert [(row.step, row.total_steps) for row in progress] == [(1, 3), (2, 3), (3, 3)]
     assert all(row.loss > 0 and row.tokens_per_second > 0 for row in progress)
@@ -54,7 +62,7 @@ def test_the_seed_decides_the_weights(tmp_path: Path) -> None:
     results = []
     for number, (name, seed) in enumerate([("one", 0), ("same", 0), ("other", 1)]):
         torch.manual_seed(number)  # whatever happened before
-        results.append(weights(train_sft(config(tmp_path / name, f"seed={seed}"))[-1]))
+        results.append(weights(train_sft(prepare_sft(config(tmp_path / name, f"seed={seed}")))[-1]))
     one, same, other = results
     assert all(torch.equal(one[key], same[key]) for key in one)
     assert not all(torch.equal(one[key], other[key]) for key in one)
@@ -63,7 +71,7 @@ def test_the_seed_decides_the_weights(tmp_path: Path) -> None:
 def test_it_learns(tmp_path: Path) -> None:
     stages = "stages=[{task: ledger_single, steps: 40, learning_rate: [1e-2, 1e-2]}]"
     losses: list[float] = []
-    train_sft(config(tmp_path, stages, "batch_size=8"), lambda row: losses.append(row.loss))
+    train_sft(prepare_sft(config(tmp_path, stages, "batch_size=8")), lambda row: losses.append(row.loss))
     assert losses[0] > 3.5  # about log 67: it starts knowing nothing
     assert losses[-1] < 0.6 * losses[0]
 
@@ -71,7 +79,7 @@ def test_it_learns(tmp_path: Path) -> None:
 def test_a_task_of_reasoning_gym_that_has_demonstrations(tmp_path: Path) -> None:
     pytest.importorskip("reasoning_gym")
     stages = "stages=[{task: 'reasoning_gym:chain_sum?max_digits=1', steps: 1, learning_rate: [1e-2, 1e-2], save: m}]"
-    (checkpoint,) = train_sft(config(tmp_path, stages))
+    (checkpoint,) = train_sft(prepare_sft(config(tmp_path, stages)))
     assert AutoTokenizer.from_pretrained(checkpoint).get_vocab() == build_tokenizer().get_vocab()
 
 
@@ -111,7 +119,7 @@ def test_the_learning_rate_goes_straight_from_start_to_end() -> None:
 
 
 def test_the_model_is_the_one_described(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    model = build_model(config(tmp_path, "architecture.num_hidden_layers=3"), tokenizer)
+    model = build_model(config(tmp_path, "architecture.num_hidden_layers=3"), tokenizer).model
     assert (model.config.model_type, model.config.num_hidden_layers, model.config.hidden_size) == ("llama", 3, 32)
     assert model.get_input_embeddings().num_embeddings == len(tokenizer)
 
@@ -133,7 +141,7 @@ def test_what_cannot_be_trained_is_named_and_nothing_is_written(tmp_path: Path, 
     if "reasoning_gym" in override:
         pytest.importorskip("reasoning_gym")
     with pytest.raises(UserError, match=said) as caught:
-        train_sft(config(tmp_path / "out", override))
+        prepare_sft(config(tmp_path / "out", override))
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -142,5 +150,5 @@ def test_an_output_dir_that_cannot_be_written_is_named_before_training(tmp_path:
     (tmp_path / "file").write_text("")
     steps: list[SftProgress] = []
     with pytest.raises(UserError, match=r"^output_dir .*file/out: "):
-        train_sft(config(tmp_path / "file" / "out"), steps.append)
+        train_sft(prepare_sft(config(tmp_path / "file" / "out")), steps.append)
     assert steps == []

@@ -110,10 +110,10 @@ def steps(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     directory = find_model(config.model).directory
 
     def model() -> Any:
-        return load_model(directory, device=torch.device("cpu"), dtype="float32", trust_remote_code=False)
+        return load_model(directory, tokenizer, device=torch.device("cpu"), dtype="float32").model
 
-    trained = model()
     tokenizer = load_tokenizer(directory, trust_remote_code=False)
+    trained = model()
     samples = Recorded(build_sampler(trained, tokenizer, SamplingParams(), max_batch=64))
     local = one_step(config, samples, build_policy(config, trained, model()))
 

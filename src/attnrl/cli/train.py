@@ -97,16 +97,20 @@ def sft(
     attnrl sft sft_ledger seed=1 architecture.hidden_size=96 output_dir=runs/wider
     """
     config = load_config(SftConfig, recipe, overrides or ())
-    if dry_run:
-        echo(dump_config(config))
-        return
     import torch
     from rich.progress import Progress
 
-    from attnrl.runs.sft import SftProgress, train_sft
+    from attnrl.runs.sft import SftProgress, prepare_sft, train_sft
 
     if config.threads:
         torch.set_num_threads(config.threads)
+    prepared = prepare_sft(config)
+    if dry_run:
+        echo(dump_config(config))
+    for note in prepared.start.notes:
+        echo(note)
+    if dry_run:
+        return
     with Progress(console=console) as progress:
         bar = progress.add_task("supervised training", total=sum(stage.steps for stage in config.stages))
 
@@ -114,7 +118,7 @@ def sft(
             description = f"{step.stage}: loss {step.loss:.3f}, {step.tokens_per_second:,.0f} tokens/s"
             progress.update(bar, completed=step.step, description=description)
 
-        checkpoints = train_sft(config, show, echo)
+        checkpoints = train_sft(prepared, show)
     for checkpoint in checkpoints:
         echo(f"Wrote {checkpoint}")
 

@@ -18,6 +18,7 @@ from attnrl.evals.suites import Suite
 from attnrl.local.loading import load_model, load_model_config, load_tokenizer
 from attnrl.local.model_files import check_model_files, weights_fingerprint
 from attnrl.local.model_names import find_model
+from attnrl.local.weights import LoadedModel
 from attnrl.rl.evaluation import SampleRequest
 from attnrl.tokenization import encode_prompt
 from attnrl.types import Problem, Request
@@ -66,9 +67,14 @@ class Candidate:
     trust_remote_code: bool = False
     notes: tuple[str, ...] = ()
 
-    def load(self, device: torch.device, dtype: str) -> PreTrainedModel:
-        """Load the model's weights onto ``device``."""
-        return load_model(self.directory, device=device, dtype=dtype, trust_remote_code=self.trust_remote_code)
+    def load(self, device: torch.device, dtype: str) -> LoadedModel:
+        """Load the model's weights onto ``device``.
+
+        Raises:
+            UserError: as :func:`attnrl.local.loading.load_model`.
+        """
+        trusted = self.trust_remote_code
+        return load_model(self.directory, self.tokenizer, device=device, dtype=dtype, trust_remote_code=trusted)
 
 
 def open_candidate(name: str, suites: Sequence[Suite], settings: EvalSettings, trust_remote_code: bool) -> Candidate:

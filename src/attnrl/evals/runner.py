@@ -94,7 +94,7 @@ class EvaluationRun:
         with open_rewards(self.settings) as rewards:
             for note in self._notes(rewards):
                 print_line(self.console, note)
-            loaded = self._load_first_needed()
+            loaded = self._load_needed()
             try:
                 if self.directory is not None:
                     self.directory.open()
@@ -151,11 +151,28 @@ class EvaluationRun:
             return f"Stopped after {finished:,} of {self.total:,} samples; without --output nothing is kept."
         return f"Stopped: {finished:,} of {self.total:,} samples are in {self.output}. The same command resumes."
 
-    def _load_first_needed(self) -> dict[str, PreTrainedModel]:
-        """Load the first model with missing responses, so that faulty weights raise before anything is written."""
-        for candidate in self.candidates:
-            if any(len(plan.sample_requests) > len(self._outcomes_of(candidate, plan)) for plan in candidate.plans):
-                return {candidate.name: candidate.load(self.device, self.settings.dtype)}
+    def _load_needed(self) -> dict[str, PreTrainedModel]:
+        """Load each model with missing responses, so that faulty weights raise before anything is written.
+
+        Returns:
+            The first of the models by name; the others are released again and loaded when their turn comes.
+
+        Raises:
+            UserError: a model cannot be loaded.
+        """
+        needed = [
+            candidate
+            for candidate in self.candidates
+            if any(len(plan.sample_requests) > len(self._outcomes_of(candidate, plan)) for plan in candidate.plans)
+        ]
+        for candidate in reversed(needed):
+            loaded = candidate.load(self.device, self.settings.dtype)
+            for note in loaded.notes:
+                print_line(self.console, note)
+            if candidate is needed[0]:
+                return {candidate.name: loaded.model}
+            del loaded
+            _free_memory(self.device)
         return {}
 
     def _evaluate(
@@ -171,7 +188,7 @@ class EvaluationRun:
             progress.begin(f"{candidate.name} · {plan.suite.title}")
             if len(self._outcomes_of(candidate, plan)) < len(plan.sample_requests):
                 if model is None:
-                    model = candidate.load(self.device, self.settings.dtype)
+                    model = candidate.load(self.device, self.settings.dtype).model
                 self._sample(candidate, plan, model, rewards, progress)
             summary = self._summarize(candidate, plan)
             report.add(candidate.name, plan.suite.name, summary)

@@ -244,10 +244,11 @@ def run_pointing(
     held_out = held_out_problems(task, problems)
     require_dependencies(held_out[0])
     source = find_model(model_name)
-    for note in source.notes:
-        print_line(console, note)
     tokenizer = load_tokenizer(source.directory)
-    model = load_model(source.directory, device=choose_device(device), dtype="float32")
+    loaded = load_model(source.directory, tokenizer, device=choose_device(device), dtype="float32")
+    for note in (*source.notes, *loaded.notes):
+        print_line(console, note)
+    model = loaded.model
     require_influence(model)
     with progress_bars(console) as progress:
         responses = sample_responses(

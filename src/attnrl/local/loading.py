@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +25,10 @@ from attnrl.config.schema import TrainConfig
 from attnrl.errors import UserError, one_line
 from attnrl.fci import FciUnsupportedError, check_attention
 from attnrl.local.logprobs import TreesUnsupportedError, check_trees
+from attnrl.local.model_config import check_token_ids, read_config
 from attnrl.local.model_files import TRUST, check_model_files
 from attnrl.local.policy import LocalPolicy
+from attnrl.local.weights import LoadedModel, check_finite, check_loading, check_shapes, trial_forward
 
 
 def choose_device(device: str) -> torch.device:
@@ -52,8 +58,9 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> PreTr
     """Load the tokenizer of a checkpoint directory; code in the directory runs only with ``trust_remote_code``.
 
     Raises:
-        UserError: the tokenizer is missing, cannot be read or has no end-of-sequence token.
+        UserError: the tokenizer is missing, cannot be read or has no end-of-sequence token; or the config is faulty.
     """
+    load_model_config(directory, trust_remote_code=trust_remote_code)  # else its errors are taken for the tokenizer's
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             directory, trust_remote_code=trust_remote_code
@@ -66,52 +73,105 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> PreTr
 
 
 def load_model_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
-    """Load the transformers config of a checkpoint directory.
+    """Load the transformers config of a checkpoint directory, with the numbers checked.
 
     Code in the directory runs only with ``trust_remote_code``.
 
     Raises:
-        UserError: the config cannot be read, or transformers does not know the architecture.
+        UserError: the config cannot be read or has an invalid number, or transformers does not know the architecture.
     """
+    read_config(directory)
     try:
         return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    except LOADING_ERRORS as error:
-        raise _not_loaded(directory, "cannot be loaded", error) from None
+    except Exception as error:  # transformers raises exceptions of many types for invalid settings
+        raise _not_loaded(directory, "config.json cannot be loaded", error) from None
 
 
 def load_model(
-    directory: Path, *, device: torch.device, dtype: str, trust_remote_code: bool = False
-) -> PreTrainedModel:
+    directory: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    device: torch.device,
+    dtype: str,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
     """Load the model of a checkpoint directory, in evaluation mode; weights are read from safetensors only.
 
-    Code in the directory runs only with ``trust_remote_code``; :mod:`attnrl.local.model_files` checks the files.
+    Code in the directory runs only with ``trust_remote_code``; :mod:`attnrl.local.model_files` checks the files, and
+    :mod:`attnrl.local.weights` the weights: the model has the tensors of the files, all finite, and no others.
+
+    Args:
+        directory: the checkpoint directory.
+        tokenizer: the tokenizer whose token ids the model gets.
+        device: device of the weights.
+        dtype: ``float32``, ``bfloat16`` or ``auto`` (the dtype of the files).
+        trust_remote_code: True if code in the directory may run.
 
     Raises:
-        UserError: the weights cannot be read, or transformers knows no causal language model of the architecture.
+        UserError: the weights cannot be read or are not the weights of ``config.json``'s model, the tokenizer has
+            token ids beyond the vocabulary, or transformers knows no causal language model of the architecture.
     """
-    transformers_logging.disable_progress_bar()
     check_model_files(directory, trust_remote_code=trust_remote_code)
+    settings = read_config(directory)
     config = load_model_config(directory, trust_remote_code=trust_remote_code)
+    expected = build_without_weights(directory, config, trust_remote_code=trust_remote_code)
+    check_shapes(directory, settings, expected)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            directory,
-            config=config,
-            dtype=getattr(torch, dtype),
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            weights_only=True,
-        )
-    except LOADING_ERRORS as error:
+        with _silent_transformers():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                directory,
+                config=config,
+                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                weights_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # check_loading refuses mismatches with names and shapes
+            )
+    except Exception as error:  # as load_model_config
         raise _not_loaded(directory, "cannot be loaded", error) from None
+    notes = check_loading(directory, info, model, expected)
     moved: Any = model.to(device)
     loaded: PreTrainedModel = moved.eval()
-    return loaded
+    check_finite(directory, loaded)
+    check_token_ids(directory, tokenizer, trial_forward(directory, loaded))
+    return LoadedModel(loaded, notes)
+
+
+def build_without_weights(directory: Path, config: Any, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Build the causal language model of a config on the meta device, without memory for weights.
+
+    Raises:
+        UserError: transformers cannot build the model.
+    """
+    try:
+        with torch.device("meta"), _silent_transformers():
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                copy.deepcopy(config), trust_remote_code=trust_remote_code
+            )
+    except Exception as error:  # as load_model_config
+        raise _not_loaded(directory, "cannot be built from config.json", error) from None
+    return model
+
+
+@contextmanager
+def _silent_transformers() -> Iterator[None]:
+    """Silence progress bars and the report of a load: the checks raise what the report says."""
+    transformers_logging.disable_progress_bar()
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
 
 
 def _not_loaded(directory: Path, problem: str, error: Exception) -> UserError:
     if "trust_remote_code" in str(error):  # raised by transformers for code in the directory
         return UserError(f"model {directory}: contains custom code (auto_map), which runs only with {TRUST}")
-    return UserError(f"model {directory}: {problem} ({one_line(error)})")
+    return UserError(f"model {directory}: {problem} ({type(error).__name__}: {one_line(error)})")
 
 
 def require_influence(model: PreTrainedModel) -> dict[int, str]:

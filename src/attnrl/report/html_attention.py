@@ -68,7 +68,7 @@ def _maps(checkpoint: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, Js
     from attnrl.local.loading import choose_device, load_model, load_tokenizer
 
     tokenizer = load_tokenizer(checkpoint)
-    model = load_model(checkpoint, device=choose_device("auto"), dtype="float32")
+    model = load_model(checkpoint, tokenizer, device=choose_device("auto"), dtype="float32").model
     maps: list[dict[str, Json]] = []
     for row in rows:
         tree = row["trees"][0]

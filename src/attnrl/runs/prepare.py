@@ -52,7 +52,7 @@ class PreparedRun:
         layers_without_fci: kind of each layer without softmax attention (FCI skips these layers), by layer index;
             empty if the method does not need FCI.
         checkpoints: checkpoints in the output directory, oldest first.
-        notes: warnings about the data files, the run directory and damaged checkpoints, one line each.
+        notes: warnings about the weights, the data files, the run directory and damaged checkpoints, one line each.
     """
 
     config: TrainConfig
@@ -100,18 +100,20 @@ def prepare(config: TrainConfig) -> PreparedRun:
             data.require_dependencies()
         for problem in data.held_out:
             encode_prompt(tokenizer, problem, config.sampling.max_prompt_tokens)
-        model = load_model(
+        loaded = load_model(
             checkpoint.directory if checkpoint else source.directory,
+            tokenizer,
             device=device,
             dtype=config.dtype,
             trust_remote_code=config.trust_remote_code,
         )
+        model = loaded.model
         changed = changed_weights(config, begun_in, source)
         require_positions(model, config.sampling.max_prompt_tokens + config.sampling.max_new_tokens)
         sampler.require_model(model)
         if config.optimizer.packing == "tree":
             require_trees(model)
-        notes = [*source.notes, *changed, *resume_point.skipped, *missing_record_warnings(run, checkpoint), *data.notes]
+        of_run = [*changed, *resume_point.skipped, *missing_record_warnings(run, checkpoint)]
         return PreparedRun(
             config=config,
             source=source,
@@ -124,6 +126,6 @@ def prepare(config: TrainConfig) -> PreparedRun:
             rewards=rewards,
             layers_without_fci=require_influence(model) if config.method.needs_influence else {},
             checkpoints=checkpoints,
-            notes=notes,
+            notes=[*source.notes, *loaded.notes, *of_run, *data.notes],
             resources=resources.pop_all(),
         )

@@ -92,10 +92,11 @@ class TrainingSession:
         if self.config.loss.kl > 0:
             reference = load_model(
                 prepared.source.directory,
+                prepared.tokenizer,
                 device=prepared.device,
                 dtype=self.config.dtype,
                 trust_remote_code=self.config.trust_remote_code,
-            )
+            ).model
             reference.requires_grad_(False)
         self.policy = build_policy(self.config, prepared.model, reference)
         state = self._load(prepared.checkpoint) if prepared.checkpoint else None

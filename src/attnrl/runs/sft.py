@@ -17,9 +17,11 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from attnrl.config.sft import SftConfig, SftStage
-from attnrl.errors import UserError
+from attnrl.errors import UserError, one_line
 from attnrl.local.loading import load_model, load_tokenizer
+from attnrl.local.model_config import check_numbers
 from attnrl.local.model_names import find_model
+from attnrl.local.weights import LoadedModel
 from attnrl.tasks.base import DemonstratedTask
 from attnrl.tasks.registry import find_demonstrated_task
 from attnrl.utils.files import require_writable
@@ -39,22 +41,21 @@ class SftProgress:
     tokens_per_second: float
 
 
-def build_model(
-    config: SftConfig, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None] = lambda line: None
-) -> PreTrainedModel:
+def build_model(config: SftConfig, tokenizer: PreTrainedTokenizerBase) -> LoadedModel:
     """Load the model ``config.start``, or build a randomly initialised model of ``config.architecture``.
 
     Raises:
-        UserError: the checkpoint is missing, has another vocabulary, or is not a causal language model.
+        UserError: the checkpoint is missing, has another vocabulary, or is not a causal language model; or the
+            architecture is invalid.
     """
     if config.start is not None:
         source = find_model(config.start)
-        for note in source.notes:
-            say(note)
         directory = source.directory
         if load_tokenizer(directory).get_vocab() != tokenizer.get_vocab():
             raise UserError(f"start {config.start}: the vocabulary differs from the task's")
-        return load_model(directory, device=torch.device("cpu"), dtype="float32")
+        loaded = load_model(directory, tokenizer, device=torch.device("cpu"), dtype="float32")
+        return LoadedModel(loaded.model, (*source.notes, *loaded.notes))
+    check_numbers("architecture", config.architecture)
     torch.manual_seed(config.seed)
     try:
         architecture = AutoConfig.for_model(
@@ -66,8 +67,8 @@ def build_model(
         )
         model: PreTrainedModel = AutoModelForCausalLM.from_config(architecture)
     except Exception as error:  # transformers raises exceptions of many types for invalid settings
-        raise UserError(f"architecture: {' '.join(str(error).split())[:300]}") from None
-    return model
+        raise UserError(f"architecture: {type(error).__name__}: {one_line(error)[:300]}") from None
+    return LoadedModel(model, ())
 
 
 def demonstration_batches(
@@ -101,18 +102,30 @@ def learning_rate(stage: SftStage, step_in_stage: int) -> float:
     return start + (end - start) * step_in_stage / stage.steps
 
 
-def train_sft(
-    config: SftConfig,
-    on_step: Callable[[SftProgress], None] | None = None,
-    say: Callable[[str], None] = lambda line: None,
-) -> list[Path]:
-    """Train all stages; return the directories of the saved models.
+@dataclass(frozen=True)
+class PreparedSft:
+    """The checked components of a supervised training that has not started.
 
-    ``config.seed`` determines the initial weights and all demonstrations. ``say`` is called with one line per remark on
-    the starting model.
+    Attributes:
+        config: the settings.
+        tasks: task of each stage.
+        tokenizer: tokenizer of all tasks.
+        start: the model to train, with notes on its name and its weight files.
+    """
+
+    config: SftConfig
+    tasks: tuple[DemonstratedTask, ...]
+    tokenizer: PreTrainedTokenizerBase
+    start: LoadedModel
+
+
+def prepare_sft(config: SftConfig) -> PreparedSft:
+    """Check all settings and build the model; no file is written.
+
+    ``config.seed`` determines the initial weights and all demonstrations.
 
     Raises:
-        UserError: unknown task, invalid architecture, or ``output_dir`` not writable.
+        UserError: unknown task, invalid architecture, faulty model, or ``output_dir`` not writable.
     """
     tasks = []
     for number, stage in enumerate(config.stages):
@@ -127,7 +140,16 @@ def train_sft(
             raise UserError(f"stages.{number}.task {stage.task}: vocabulary differs from {config.stages[0].task}")
         if stage.save is not None:
             require_writable(config.output_dir / stage.save, f"stages.{number}.save {config.output_dir / stage.save}")
-    model = build_model(config, tokenizer, say)
+    return PreparedSft(config, tuple(tasks), tokenizer, build_model(config, tokenizer))
+
+
+def train_sft(prepared: PreparedSft, on_step: Callable[[SftProgress], None] | None = None) -> list[Path]:
+    """Train all stages; return the directories of the saved models.
+
+    Raises:
+        UserError: ``output_dir`` is not writable.
+    """
+    config, tasks, tokenizer, model = prepared.config, prepared.tasks, prepared.tokenizer, prepared.start.model
     try:  # before the training, not after
         config.output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

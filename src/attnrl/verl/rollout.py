@@ -35,13 +35,14 @@ class Server:
 
     def __init__(self, model_config: Any, max_batch: int) -> None:
         """Load the model from verl's local path."""
+        self.tokenizer = model_config.tokenizer
         self.model = load_model(
             Path(model_config.local_path),
+            self.tokenizer,
             device=torch.device("cpu"),
             dtype="float32",
             trust_remote_code=model_config.trust_remote_code,
-        )
-        self.tokenizer = model_config.tokenizer
+        ).model
         self.max_batch = max_batch
         self.version: int | None = None
         self.waiting: list[tuple[Request, SamplingParams, asyncio.Future[Completion]]] = []

@@ -79,7 +79,10 @@ def run_disruption(
     tokenizer = load_tokenizer(source.directory, trust_remote_code=trust_remote_code)
     with open_rewards(settings.evaluation) as rewards:
         dtype = settings.evaluation.dtype
-        model = load_model(source.directory, device=where, dtype=dtype, trust_remote_code=trust_remote_code)
+        loaded = load_model(source.directory, tokenizer, device=where, dtype=dtype, trust_remote_code=trust_remote_code)
+        for note in loaded.notes:
+            print_line(console, note)
+        model = loaded.model
         require_influence(model)
         requests = _sample_requests(suite, settings.evaluation, tokenizer, model)
         batch = min(rows_that_fit(model, requests), max_batch or MAX_BATCH)

@@ -1,0 +1,262 @@
+"""Checks that the weights of a model directory are the weights of the model that ``config.json`` describes.
+
+transformers initialises a tensor that the files lack, or hold in another shape, with random values, and ignores a
+tensor that the model lacks. A checkpoint written from a wrapped model (``torch.compile``, DDP) has other names for all
+tensors, and would load as a random model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from attnrl.errors import UserError, one_line
+from attnrl.local.model_files import WEIGHTS, WEIGHTS_INDEX
+
+#: Parts of tensor names that a wrapper inserts, anywhere in a name.
+WRAPPERS = {
+    "_orig_mod": "torch.compile",
+    "_fsdp_wrapped_module": "FSDP",
+    "_checkpoint_wrapped_module": "activation checkpointing",
+}
+#: Beginnings of tensor names that a wrapper adds.
+LEADING = {"module.": "DistributedDataParallel or DeepSpeed", "base_model.model.": "PEFT"}
+NAMED = 3  # tensors named in a message
+TRIAL_TOKENS = 4
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model and what its user should know of the weight files.
+
+    Attributes:
+        model: the model, in evaluation mode.
+        notes: remarks on the weight files, one line each.
+    """
+
+    model: PreTrainedModel
+    notes: tuple[str, ...]
+
+
+def weight_files(directory: Path, settings: Mapping[str, Any]) -> list[Path]:
+    """Return the safetensors files that transformers reads, in the order of their names.
+
+    Args:
+        directory: the model directory.
+        settings: contents of ``config.json``.
+
+    Raises:
+        UserError: the directory has no safetensors weights, or the index of shards cannot be read.
+    """
+    chosen = settings.get("transformers_weights")
+    names = [chosen] if chosen is not None else [WEIGHTS, WEIGHTS_INDEX]
+    found = next((directory / name for name in names if (directory / name).is_file()), None)
+    if found is None:
+        raise UserError(f"model {directory}: no {' or '.join(names)}: the directory has no safetensors weights")
+    if found.suffix != ".json":
+        return [found]
+    try:
+        shards = sorted(set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise UserError(f"model {directory}: {found.name} cannot be read ({one_line(error)})") from None
+    missing = [shard for shard in shards if not (directory / shard).is_file()]
+    if missing:
+        raise UserError(
+            f"model {directory}: {found.name} names {_some(missing)}, missing from the directory: copy or download "
+            "the files again"
+        )
+    return [directory / shard for shard in shards]
+
+
+def read_shapes(directory: Path, files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor by name, from the headers of safetensors files.
+
+    Raises:
+        UserError: a file cannot be read, or two files hold a tensor of the same name.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"model {directory}: {path.name} cannot be read ({one_line(error)})") from None
+        twice = found.keys() & shapes.keys()
+        if twice:
+            raise UserError(f"model {directory}: two weight files hold {_some(twice)}")
+        shapes |= found
+    return shapes
+
+
+def unwrap(name: str) -> tuple[str, list[str]]:
+    """Return a tensor name without the prefixes of wrappers, and the removed prefixes."""
+    parts = name.split(".")
+    removed = [f"{part}." for part in parts if part in WRAPPERS]
+    clean = ".".join(part for part in parts if part not in WRAPPERS)
+    while prefix := next((prefix for prefix in LEADING if clean.startswith(prefix)), ""):
+        removed.append(prefix)
+        clean = clean.removeprefix(prefix)
+    return clean, removed
+
+
+def check_shapes(directory: Path, settings: Mapping[str, Any], expected: PreTrainedModel) -> None:
+    """Compare names and shapes in the headers of the weight files with the model, before any weight is read.
+
+    Args:
+        directory: the model directory.
+        settings: contents of ``config.json``.
+        expected: the model of ``config.json``, on the meta device.
+
+    Raises:
+        UserError: the names have the prefix of a wrapper or belong to a LoRA adapter, a tensor has another shape, or
+            the files are too small for the model.
+    """
+    shapes = read_shapes(directory, weight_files(directory, settings))
+    wanted = {name: tuple(tensor.shape) for name, tensor in expected.state_dict().items()}
+    unknown = [name for name in shapes if name not in wanted]
+    refuse_wrapped(directory, unknown, len(shapes))
+    if "quantization_config" in settings:  # packed weights have shapes of their own
+        return
+    other = [(name, shape, wanted[name]) for name, shape in shapes.items() if wanted.get(name, shape) != shape]
+    if other:
+        raise _other_shapes(directory, other)
+    values, held = sum(map(math.prod, wanted.values())), sum(map(math.prod, shapes.values()))
+    if shapes and values > 64 * held:  # a random initialisation of the missing tensors would exhaust the memory
+        raise UserError(f"model {directory}: config.json describes {values:,} weights, and the files hold {held:,}")
+
+
+def refuse_wrapped(directory: Path, names: Collection[str], total: int) -> None:
+    """Refuse tensors with the prefix of a wrapper, and tensors of a LoRA adapter.
+
+    Args:
+        directory: the model directory.
+        names: names that are not names of the model.
+        total: number of tensors in the files.
+
+    Raises:
+        UserError: naming the prefixes and the command that writes a clean copy.
+    """
+    adapter = [name for name in names if ".lora_" in name]
+    if adapter:
+        raise UserError(
+            f"model {directory}: {len(adapter)} tensors belong to a LoRA adapter ({_some(adapter)}): merge the adapter "
+            "into the model first (merge_and_unload of PEFT)"
+        )
+    prefixes = Counter(prefix for name in names for prefix in set(unwrap(name)[1]))
+    if prefixes:
+        kinds = {**{f"{part}.": kind for part, kind in WRAPPERS.items()}, **LEADING}
+        found = ", ".join(f"{prefix} of {kinds[prefix]} in {count}" for prefix, count in prefixes.most_common())
+        command = shlex.join(["attnrl", "export", str(directory), f"{str(directory).rstrip('/')}-clean"])
+        raise UserError(
+            f"model {directory}: the names of its {total} tensors have the prefix {found}: write a clean copy with "
+            f"`{command}`"
+        )
+
+
+def check_loading(
+    directory: Path, info: Mapping[str, Any], model: PreTrainedModel, expected: PreTrainedModel
+) -> tuple[str, ...]:
+    """Check what transformers reports of a load (``output_loading_info``); return the notes.
+
+    Args:
+        directory: the model directory.
+        info: missing, mismatched and unexpected tensors.
+        model: the loaded model.
+        expected: the model of ``config.json`` without weights.
+
+    Raises:
+        UserError: a tensor is missing or has another shape, or two tied tensors differ.
+    """
+    missing, mismatched = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
+    unexpected = sorted(info["unexpected_keys"])
+    kind = type(model).__name__
+    if missing:
+        names = f"; not used: {_some(unexpected)}" if unexpected else ""
+        head = " (a head tied to the embedding: set tie_word_embeddings to true in config.json)"
+        tied = head if missing == ["lm_head.weight"] else ""
+        raise UserError(
+            f"model {directory}: {len(missing)} of {len(expected.state_dict())} tensors of {kind} (config.json) are "
+            f"not in the weight files: {_some(missing)}{names}{tied}"
+        )
+    if mismatched:
+        raise _other_shapes(directory, [(name, tuple(found), tuple(shape)) for name, found, shape in mismatched])
+    untied = _tied(expected).items() - _tied(model).items()
+    if untied:
+        pairs = _some([f"{name} and {source}" for name, source in untied])
+        raise UserError(
+            f"model {directory}: config.json ties {pairs}, and the weight files hold other values for each: set "
+            "tie_word_embeddings to false in config.json"
+        )
+    if not unexpected:
+        return ()
+    return (f"model {directory}: {len(unexpected)} tensors are not part of {kind} and not used: {_some(unexpected)}",)
+
+
+def _tied(model: PreTrainedModel) -> dict[str, str]:
+    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    return dict(tied)
+
+
+def check_finite(directory: Path, model: PreTrainedModel) -> None:
+    """Check that all weights are finite.
+
+    Raises:
+        UserError: naming the tensors with NaN or infinite values.
+    """
+    faulty = {}
+    for name, tensor in model.named_parameters():
+        if tensor.is_floating_point() and tensor.dtype.itemsize > 1 and not _is_finite(tensor.detach()):
+            faulty[name] = int((~tensor.isfinite()).sum())
+    if faulty:
+        named = _some([f"{name} ({count} of {model.get_parameter(name).numel()})" for name, count in faulty.items()])
+        raise UserError(f"model {directory}: {len(faulty)} tensors have NaN or infinite values: {named}")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Return True if a tensor has finite values only; aminmax needs no memory and propagates NaN."""
+    return not tensor.numel() or all(bool(value.isfinite()) for value in torch.aminmax(tensor))
+
+
+@torch.no_grad()
+def trial_forward(directory: Path, model: PreTrainedModel) -> int:
+    """Run a forward of a few tokens; return the number of token ids with an embedding and a logit.
+
+    Raises:
+        UserError: the forward fails or gives NaN or infinite logits.
+    """
+    embeddings = int(model.get_input_embeddings().weight.shape[0])
+    ids_1T = torch.arange(min(TRIAL_TOKENS, embeddings), device=model.device).unsqueeze(0)
+    try:
+        logits_TV = model(input_ids=ids_1T, use_cache=False).logits[0]
+        failed = "NaN or infinite logits" if bool((logits_TV.isnan() | logits_TV.isposinf()).any()) else ""
+    except Exception as error:  # transformers raises exceptions of many types for invalid settings
+        failed = f"{type(error).__name__}: {one_line(error)}"
+    if failed:
+        raise UserError(
+            f"model {directory}: a forward of {ids_1T.shape[1]} tokens fails ({failed}): the numbers in config.json "
+            "do not fit the weights"
+        )
+    return min(embeddings, int(logits_TV.shape[-1]))
+
+
+def _other_shapes(directory: Path, tensors: Collection[tuple[str, tuple[int, ...], tuple[int, ...]]]) -> UserError:
+    named = _some([f"{name} is {list(found)}, not {list(shape)}" for name, found, shape in tensors])
+    return UserError(f"model {directory}: {len(tensors)} tensors have another shape than config.json says: {named}")
+
+
+def _some(names: Iterable[str]) -> str:
+    """Return the first names in order, and the number of the others."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - NAMED} more" if len(ordered) > NAMED else ""
+    return ", ".join(ordered[:NAMED]) + more
