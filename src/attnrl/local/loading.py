@@ -60,12 +60,13 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> PreTr
     Raises:
         UserError: the tokenizer is missing, cannot be read or has no end-of-sequence token; or the config is faulty.
     """
-    load_model_config(directory, trust_remote_code=trust_remote_code)  # else its errors are taken for the tokenizer's
+    read_config(directory)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             directory, trust_remote_code=trust_remote_code
         )
-    except LOADING_ERRORS as error:
+    except Exception as error:  # transformers and tokenizers raise exceptions of many types for faulty files
+        load_model_config(directory, trust_remote_code=trust_remote_code)  # AutoTokenizer reads the config too
         raise _not_loaded(directory, "the tokenizer cannot be loaded", error) from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"model {directory}: the tokenizer has no end-of-sequence token")
