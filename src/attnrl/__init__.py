@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from attnrl.config.schema import TrainConfig
     from attnrl.fci import forward_context_influence
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"  # the only place of the version; pyproject.toml reads this line
 __all__ = ["TrainConfig", "forward_context_influence", "load_config"]
 
 #: Module of each public name.

@@ -13,7 +13,7 @@ import typer
 
 from attnrl import __version__
 from attnrl.cli import evaluate, experiments, report, train
-from attnrl.cli.console import echo
+from attnrl.cli.console import echo, replace_unencodable
 from attnrl.errors import RunError, UserError
 
 INTERRUPTED = 130  # exit code of a command ended by Ctrl-C
@@ -55,8 +55,12 @@ def main() -> None:
     Exit codes: 0 success; 1 a run cannot go on (:class:`RunError`); 2 bad input (:class:`UserError` or wrong flags);
     130 Ctrl-C. Codes 1 and 2 come with one line on stderr, without a traceback.
     """
+    replace_unencodable()
+    words = [_expand_home(word) for word in sys.argv[1:]]
+    if "--version" in words:  # before or after a command
+        words = ["--version"]
     try:
-        code = app(args=[_expand_home(word) for word in sys.argv[1:]] or ["--help"], standalone_mode=False)
+        code = app(args=words or ["--help"], standalone_mode=False)
     except RunError as error:
         _end(str(error), 1)
     except UsageFault as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from attnrl import __version__
 from attnrl.errors import UserError
 from attnrl.evals.candidates import Candidate, SuitePlan
 from attnrl.evals.directory import EvalDirectory
@@ -102,8 +103,8 @@ def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str) -> li
 
 def _versions(device: torch.device) -> dict[str, str]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    packages = {package: metadata.version(package) for package in ("attnrl", "torch", "transformers", "math-verify")}
-    return {"python": platform.python_version(), **packages, "device": f"{device.type} ({name})"}
+    packages = {package: metadata.version(package) for package in ("torch", "transformers", "math-verify")}
+    return {"python": platform.python_version(), "attnrl": __version__, **packages, "device": f"{device.type} ({name})"}
 
 
 def add_result(record: dict[str, Any], model: str, plan: SuitePlan, summary: Summary) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from attnrl import __version__
 from attnrl.data.fitting import as_chat
 from attnrl.errors import UserError
 from attnrl.evals.batching import MAX_BATCH, rows_that_fit
@@ -115,7 +116,8 @@ def run_disruption(
         **summarize_hidden_steps(hidden_steps, settings.bins, settings.evaluation.seed),
         "versions": {
             "python": platform.python_version(),
-            **{package: metadata.version(package) for package in ("attnrl", "torch", "transformers")},
+            "attnrl": __version__,
+            **{package: metadata.version(package) for package in ("torch", "transformers")},
             "device": where.type,
         },
     }
