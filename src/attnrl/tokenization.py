@@ -8,8 +8,8 @@ from typing import cast
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from attnrl.errors import UserError
-from attnrl.method.steps import Steps, split_steps
-from attnrl.types import Problem
+from attnrl.method.steps import THINK_BEGIN, THINK_END, Steps, split_steps
+from attnrl.types import FinishReason, Problem, Response
 
 UNFINISHED = "\ufffd"  # decoded from an incomplete UTF-8 character
 
@@ -17,6 +17,48 @@ UNFINISHED = "\ufffd"  # decoded from an incomplete UTF-8 character
 def decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
     """Return the text of ``tokens``, with special tokens and without clean-up of spaces."""
     return cast(str, tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def finished_response(
+    tokenizer: PreTrainedTokenizerBase,
+    problem: Problem,
+    prompt: Sequence[int],
+    tokens: Sequence[int],
+    finish_reason: FinishReason,
+) -> Response:
+    """Return a finished response for grading: the text with and without special tokens.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        problem: the problem.
+        prompt: token ids of the rendered prompt.
+        tokens: token ids of the whole response.
+        finish_reason: ``stop`` or ``length``.
+    """
+    return Response(
+        problem,
+        decode(tokenizer, tokens),
+        tuple(tokens),
+        finish_reason,
+        thinking=opens_thought(tokenizer, prompt),
+        plain_text=cast(
+            str, tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        ),
+    )
+
+
+def opens_thought(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> bool:
+    """Return True if the rendered prompt ends inside of a ``<think>`` that the response has to close.
+
+    Read after the last special token, the mark of the assistant's turn. In a prompt without special tokens, ``<think>``
+    counts at the end only, because the text before may be about thinking.
+    """
+    special = set(tokenizer.all_special_ids)
+    turn = next((place for place in range(len(prompt) - 1, 0, -1) if prompt[place] in special), 0)
+    text = decode(tokenizer, prompt[turn:])
+    if turn == 0:
+        return text.rstrip().endswith(THINK_BEGIN)
+    return text.rfind(THINK_BEGIN) > text.rfind(THINK_END)
 
 
 def token_pieces(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> list[str]:

@@ -144,6 +144,7 @@ class Response:
         tokens: token ids of the response.
         finish_reason: ``stop`` or ``length`` (the response was cut off).
         thinking: True if the rendered prompt ends inside of a ``<think>`` that the response has to close.
+        plain_text: text of the response without special tokens; None: no special tokens in ``text``.
     """
 
     problem: Problem
@@ -151,6 +152,12 @@ class Response:
     tokens: tuple[int, ...] = ()
     finish_reason: FinishReason = "stop"
     thinking: bool = False
+    plain_text: str | None = None
+
+    @property
+    def completion(self) -> str:
+        """Return the text without special tokens, as TRL and verl pass the text to reward functions."""
+        return self.text if self.plain_text is None else self.plain_text
 
 
 @dataclass(frozen=True)
@@ -222,14 +229,16 @@ class Grade:
             update.
         verdict: the grader's verdict; ``correct`` decides :attr:`is_correct`.
         answer: the answer extracted from the response; None without an answer.
-        rewards: the reward of each reward function by name, None where a function does not apply; empty without reward
-            functions.
+        rewards: the reward of each reward function by name, None where a function does not apply or failed, and the
+            ``overlong_penalty`` (0 or negative) if set; empty without reward functions and penalty.
+        fault: the reason why the response, or a part of the reward, is not judged; None without a fault.
     """
 
     reward: float | None
     verdict: Verdict
     answer: str | None = None
     rewards: Mapping[str, float | None] = field(default_factory=dict)
+    fault: str | None = None
 
     @property
     def is_correct(self) -> bool:

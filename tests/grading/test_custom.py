@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,9 +31,12 @@ made = Object()
 def short(prompts, completions, **columns): return [1.0]
 def none(prompts, completions, **columns): return None
 def words(prompts, completions, **columns): return ["good"] * len(prompts)
-def big(prompts, completions, **columns): return [2.0] * len(prompts)
+def any_number(prompts, completions, answer): return [float(text) for text in answer]
+def inf(prompts, completions, **columns): return [float("inf")] * len(prompts)
+def picky(prompts, completions, **columns): return [float(text) for text in completions]
+def leaves(prompts, completions, **columns): raise SystemExit(3)
 def nan(prompts, completions, **columns): return [float("nan")] * len(prompts)
-def wants(prompts, completions, trainer_state): return [1.0] * len(prompts)
+def wants(prompts, completions, level): return [1.0] * len(prompts)
 def one(text): return 1.0
 def raises(prompts, completions, **columns): raise KeyError("mine")
 number = 3
@@ -53,12 +57,16 @@ class NoGrades:
     def grade(self, problems, responses): return [1.0] * len(responses)
 class TooFew:
     def grade(self, problems, responses): return []
-class TooBig:
-    def grade(self, problems, responses): return [Grade(2.0, "correct")] * len(responses)
+class Infinite:
+    def grade(self, problems, responses): return [Grade(float("inf"), "correct")] * len(responses)
+class AnyNumber:
+    def grade(self, problems, responses): return [Grade(float(problem.answers[0]), "wrong") for problem in problems]
+class Picky:
+    def grade(self, problems, responses): return [Grade(float(text), "wrong") for text in responses]
 class NotAMethod:
     grade = 3
 class Raises:
-    def grade(self, problems, responses): raise KeyError("mine")
+    def grade(self, problems, responses): raise KeyError("its own")
 """
 
 
@@ -86,13 +94,18 @@ def test_a_reward_function_gets_the_arguments_of_trl() -> None:
     assert [(grade.reward, grade.verdict, grade.answer) for grade in grades] == [
         (1.0, "correct", None),
         (0.25, "wrong", "5"),
-        (0.0, "error", None),
+        (None, "not_judged", None),
     ]
     seen = sys.modules["my_rewards"].seen
     assert seen["prompts"] == ["1+1?", [dict(chat[0])], "?"]
     assert seen["completions"] == ["it is 2", [{"role": "assistant", "content": "\\boxed{5}"}], "?"]
     assert seen["answer"] == ["2", "5", "7"]
-    assert seen["columns"] == {"answers": [["2", "two"], ["5"], ["7"]], "level": [3, None, None]}
+    columns = seen["columns"]
+    assert columns["answers"] == [["2", "two"], ["5"], ["7"]]
+    assert columns["level"] == [3, None, None]
+    assert columns["completion_ids"] == [[], [], []]
+    assert columns["trainer_state"].global_step == 0
+    assert columns.keys() == {"answers", "level", "completion_ids", "trainer_state", "log_metric", "log_extra"}
     assert str(Path.cwd()) not in sys.path
 
 
@@ -152,31 +165,48 @@ def test_a_custom_grader_that_cannot_be_built(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "named"),
     [
-        ("my_rewards:short", ["1", "2"]),  # the numbers of rewards and of responses
-        ("my_rewards:none", ["NoneType"]),
-        ("my_rewards:words", ["reward 0", "str"]),
-        ("my_rewards:big", ["reward 0", "2"]),
-        ("my_rewards:nan", ["reward 0", "nan"]),
-        ("my_rewards:wants", ["trainer_state"]),
-        ("my_rewards:NoGrades", ["grade 0", "float"]),
-        ("my_rewards:TooFew", ["0", "2"]),
-        ("my_rewards:TooBig", ["reward 0", "2"]),
+        ("short", ["1", "2"]),  # the numbers of rewards and of responses
+        ("none", ["NoneType"]),
+        ("words", ["str", "good"]),
+        ("nan", ["nan"]),
+        ("inf", ["inf"]),
+        ("wants", ["level"]),
+        ("raises", ["KeyError", "my_rewards.py, line {def raises}", "mine"]),
+        ("leaves", ["SystemExit"]),
+        ("NoGrades", ["float"]),
+        ("TooFew", ["0", "2"]),
+        ("Infinite", ["inf"]),
+        ("Raises", ["KeyError", 'my_rewards.py, line {raise KeyError("its own")}']),
     ],
 )
-def test_a_custom_grader_that_returns_something_else(name: str, named: list[str]) -> None:
-    with pytest.raises(UserError) as caught, build_grader(name) as bad:
-        bad.grade([Problem("0", "?", ("1",)), Problem("1", "?", ("1",))], ["1", "2"])
-    assert all(text in str(caught.value) for text in [name, *named])
+def test_a_fault_of_a_custom_grader_leaves_the_responses_without_a_judgment(name: str, named: list[str]) -> None:
+    with build_grader(f"my_rewards:{name}") as bad:
+        grades = bad.grade([Problem("0", "?", ("1",)), Problem("1", "?", ("1",))], ["1", "2"])
+    assert [(grade.reward, grade.verdict) for grade in grades] == [(None, "not_judged")] * 2
+    for text in named:
+        code = re.search("{(.*)}", text)
+        if code:
+            line = next(n for n, source in enumerate(CUSTOM.splitlines(), start=1) if code[1] in source)
+            text = text.replace(code[0], str(line))
+        assert all(text in str(grade.fault) for grade in grades)
 
 
 @pytest.mark.usefixtures("custom")
-@pytest.mark.parametrize(("name", "code"), [("raises", "def raises"), ("Raises", 'raise KeyError("mine")')])
-def test_an_exception_of_a_custom_grader_is_the_cause_and_its_line_is_named(name: str, code: str) -> None:
-    line = max(number for number, text in enumerate(CUSTOM.splitlines(), start=1) if code in text)
-    with build_grader(f"my_rewards:{name}") as mine, pytest.raises(UserError) as caught:
-        mine.grade([Problem("0", "?", ("1",))], ["1"])
-    assert all(text in str(caught.value) for text in (f"my_rewards:{name}", "KeyError", f"my_rewards.py, line {line}"))
-    assert isinstance(caught.value.__cause__, KeyError)
+def test_any_finite_reward_is_kept_and_one_and_more_are_correct() -> None:
+    with build_grader("my_rewards:any_number") as mine, build_grader("my_rewards:AnyNumber") as grader:
+        problems = [Problem("0", "?", (text,)) for text in ("-3.5", "0", "0.99", "1", "7")]
+        grades = mine.grade(problems, [""] * 5)
+        assert [grade.reward for grade in grades] == [-3.5, 0.0, 0.99, 1.0, 7.0]
+        assert [grade.verdict for grade in grades] == ["wrong", "wrong", "wrong", "correct", "correct"]
+        assert grader.grade(problems[:1], [""])[0].reward == -3.5
+
+
+@pytest.mark.usefixtures("custom")
+@pytest.mark.parametrize("name", ["picky", "Picky"])
+def test_only_the_responses_that_raise_are_not_judged(name: str) -> None:
+    with build_grader(f"my_rewards:{name}") as mine:
+        grades = mine.grade([Problem(str(n), "?", ("1",)) for n in range(3)], ["1", "bad", "0"])
+    assert [grade.reward for grade in grades] == [1.0, None, 0.0]
 
 
 @pytest.mark.usefixtures("custom")

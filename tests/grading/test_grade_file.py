@@ -11,6 +11,7 @@ from attnrl.cli.app import app
 from attnrl.errors import UserError
 from attnrl.grading.grade_file import grade_file
 from attnrl.grading.registry import build_grader
+from attnrl.grading.rewards import RewardManager
 
 
 def write_rows(path: Path, rows: list[Any]) -> Path:
@@ -63,7 +64,7 @@ def test_a_malformed_row_is_named_and_nothing_is_written(tmp_path: Path, line: s
     source.write_text('{"response": "\\\\boxed{5}", "answer": "5"}\n\n' + line + "\n")
     output = tmp_path / "out.jsonl"
     output.write_text("old")
-    with pytest.raises(UserError, match=f"line 3: .*{named}"), build_grader("rules") as rules:
+    with pytest.raises(UserError, match=f"line 3: .*{named}"), RewardManager(build_grader("rules")) as rules:
         grade_file(source, output, rules)
     assert output.read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
@@ -73,7 +74,7 @@ def test_grade_refuses_its_own_input_and_what_is_not_there(tmp_path: Path) -> No
     source = write_rows(tmp_path / "in.jsonl", [{"response": "\\boxed{5}", "answer": "5"}])
     (tmp_path / "link.jsonl").symlink_to(source)
     (tmp_path / "empty.jsonl").touch()
-    with build_grader("rules") as rules:
+    with RewardManager(build_grader("rules")) as rules:
         for output in (source, tmp_path / "link.jsonl"):
             with pytest.raises(UserError, match=output.name):
                 grade_file(source, output, rules)

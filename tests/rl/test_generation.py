@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from attnrl.rl.clock import PhaseClock
 from attnrl.rl.rollout import PartialGroup, Trunk
-from attnrl.tokenization import decode, encode_prompt
+from attnrl.tokenization import decode, encode_prompt, finished_response
 from attnrl.types import Request
 
 BUDGET = 30  # of helpers.tiny_config
@@ -275,11 +275,11 @@ def test_the_texts_of_responses_are_decoded_once(tokenizer, monkeypatch):
 
     texts: list[str] = []
 
-    def remember(tokenizer, tokens):
-        texts.append(decode(tokenizer, tokens))
-        return texts[-1]
+    def remember(*arguments):
+        texts.append((response := finished_response(*arguments)).text)
+        return response
 
-    monkeypatch.setattr(attnrl.rl.generation, "decode", remember)
+    monkeypatch.setattr(attnrl.rl.generation, "finished_response", remember)
     loop = fake_loop(tokenizer)
     loop.trainer.step()
     assert texts == [response for _, response in loop.grader.asked]

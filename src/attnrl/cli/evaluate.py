@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from attnrl.cli.console import console, echo
-from attnrl.cli.options import FlexibleAnswersOption, ResponseOptions, with_response_options
+from attnrl.cli.options import FlexibleAnswersOption, ResponseOptions, WhileThinkingOption, with_response_options
 from attnrl.data.benchmarks import DATA_DIR_VARIABLE, KNOWN, TEMPERATURE
 
 
@@ -108,11 +108,13 @@ def grade(
     ] = None,
     deadline: Annotated[float, typer.Option(help="Time limit for the comparison of one answer, in seconds.")] = 5.0,
     flexible_answers: FlexibleAnswersOption = False,
+    while_thinking: WhileThinkingOption = False,
 ) -> None:
     """Grade responses: each row gets a verdict, the extracted answer and the reward.
 
     A row has response (text) and answer (text, or a list of accepted answers). If a row has prompt as well, a boxed
-    answer that only repeats the problem is not accepted. Verdicts: correct, wrong, no_answer, timeout, error, bad_gold.
+    answer that only repeats the problem is not accepted. Verdicts: correct, wrong, no_answer, timeout, error, bad_gold;
+    not_judged, with reward null, if the grader failed for a reason outside of the response.
 
     [bold]Example[/bold]
 
@@ -120,13 +122,16 @@ def grade(
     """
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+    from attnrl.config.reward import RewardConfig
     from attnrl.grading.grade_file import grade_file
     from attnrl.grading.registry import build_grader
+    from attnrl.grading.rewards import RewardManager
 
     total = file.stat().st_size if file.is_file() else None
     columns = (TextColumn("grading"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rate]}"))
+    built = build_grader(grader, flexible=flexible_answers, workers=workers, deadline=deadline)
     with (
-        build_grader(grader, flexible=flexible_answers, workers=workers, deadline=deadline) as built,
+        RewardManager(built, RewardConfig(while_thinking=while_thinking)) as rewards,
         Progress(*columns, TimeRemainingColumn(), console=console) as progress,
     ):
         bar = progress.add_task("grading", total=total, rate="")
@@ -135,7 +140,9 @@ def grade(
             rate = rows / (progress.tasks[0].elapsed or 1)
             progress.update(bar, completed=size, rate=f"{rows:,} rows, {rate:,.0f}/s")
 
-        verdicts = grade_file(file, output, built, show)
+        verdicts = grade_file(file, output, rewards, show)
+    for note in rewards.take_notes():
+        echo(note)
     rows = sum(verdicts.values())
     for verdict, count in verdicts.most_common():
         echo(f"{verdict:<10} {count:>9,} {count / rows:>7.1%}")

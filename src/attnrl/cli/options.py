@@ -35,6 +35,9 @@ FlexibleAnswersOption = Annotated[
     bool,
     typer.Option("--flexible-answers", help="Grade the last number of a response without a boxed answer."),
 ]
+WhileThinkingOption = Annotated[
+    bool, typer.Option("--while-thinking", help="Accept an answer inside of a <think> that never ends.")
+]
 TrustRemoteCodeOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code from the model's directory (auto_map).")
 ]
@@ -74,6 +77,7 @@ class ResponseOptions:
         str | None, typer.Option(help="rules, math or module:object. \\[default: the task's own, else math]")
     ] = None
     flexible_answers: FlexibleAnswersOption = False
+    while_thinking: WhileThinkingOption = False
     seed: SeedOption = 0
     device: DeviceOption = "auto"
     dtype: Annotated[str, typer.Option(help="Precision of the weights: float32 or bfloat16.")] = "float32"
@@ -102,6 +106,7 @@ class ResponseOptions:
             task=self.task,
             grader=self.grader,
             flexible_answers=self.flexible_answers,
+            while_thinking=self.while_thinking,
             prompt_suffix=self.prompt_suffix,
             max_prompt_tokens=self.max_prompt_tokens,
         )

@@ -14,8 +14,9 @@ class RewardConfig(Strict):
 
     functions: tuple[str, ...] = Field(
         (),
-        description="reward functions, each module:object; the reward is the weighted sum, and grader gives the "
-        "verdict only; empty: the grader's reward",
+        description="reward functions with the signature of TRL or verl, each module:object; the reward is the "
+        "weighted sum of the functions that do not return None, and grader gives the verdict only; empty: the grader's "
+        "reward",
     )
     weights: tuple[float, ...] = Field((), description="weight of each reward function; empty: 1 each")
     correct_from: float = Field(
@@ -38,7 +39,7 @@ class RewardConfig(Strict):
         False, description="accept an answer inside of a <think> that never ends; false: such a box is no answer"
     )
     timeout: PositiveFloat | None = Field(
-        60.0, description="time limit of one call of a reward function, in seconds; null: no limit"
+        300.0, description="time limit of one call of a reward function, in seconds; null: no limit"
     )
     concurrency: PositiveInt = Field(16, description="calls of async reward functions that run at the same time")
     max_not_judged: float = Field(

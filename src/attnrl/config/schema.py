@@ -187,6 +187,15 @@ class TrainConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _overlong_buffer_fits(self) -> TrainConfig:
+        if self.reward.overlong_buffer > self.sampling.max_new_tokens:
+            raise ValueError(
+                f"reward.overlong_buffer={self.reward.overlong_buffer} exceeds "
+                f"sampling.max_new_tokens={self.sampling.max_new_tokens}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _importance_needs_both_logprobs(self) -> TrainConfig:
         if self.loss.tis is not None and not self.sampling.score_continuations:
             raise ValueError(

@@ -69,14 +69,21 @@ def load_run_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Ru
     """Load or draw the problems of a run, fitted to the tokenizer, and build the rewards.
 
     Raises:
-        UserError: unknown task or grader, invalid data file, or no problem is left.
+        UserError: unknown task or grader, invalid data file, no problem is left, or a grader or reward function of the
+            user fails on a dummy response (:meth:`attnrl.grading.rewards.RewardManager.probe`).
     """
     task = find_task(config.task) if config.task is not None else None
     if task is not None and config.grader is None:
         grader = task.grader(flexible=config.flexible_answers)
     else:
         grader = build_grader(config.grader or "math", flexible=config.flexible_answers)
-    rewards = RewardManager(grader)
+    rewards = RewardManager(
+        grader,
+        config.reward,
+        max_new_tokens=config.sampling.max_new_tokens,
+        max_steps=config.steps,
+        think_end=config.method.steps.think_marker,
+    )
     held_out = config.eval.problems if config.eval.every else 0
     if task is None:
         return _load_data(config, tokenizer, held_out, rewards)
@@ -85,7 +92,7 @@ def load_run_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Ru
         drawer = FittedTask(task, tokenizer, config.sampling.max_prompt_tokens, config.data.chat_template)
     evaluation = draw_distinct(drawer, held_out, random.Random(EVALUATION_SEED))
     source = ProceduralProblems(drawer, config.seed, frozenset(problem.id for problem in evaluation))
-    source.at(0)  # raises now if every problem of a small task is held out
+    rewards.probe([source.at(0)])  # raises now, too, if every problem of a small task is held out
     return RunData(source, None, tuple(evaluation), rewards, task)
 
 
@@ -112,6 +119,7 @@ def _load_data(
     sets = [one for one in (training, evaluation) if one is not None]
     sets = [note_unusable(one, rewards.unusable_golds(one.problems)) for one in sets]
     notes = tuple(note for one in sets for note in one.notes)
+    rewards.probe(training.problems)
     prints = {"data.train": fingerprint(training.problems)}
     if evaluation is not None:
         prints["data.eval"] = fingerprint(evaluation.problems)

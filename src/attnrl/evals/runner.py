@@ -92,6 +92,7 @@ class EvaluationRun:
         """
         report = Report([candidate.name for candidate in self.candidates], [(s.name, s.title) for s in self.suites])
         with open_rewards(self.settings) as rewards:
+            rewards.probe([problem for suite in self.suites for problem in suite.problems])
             for note in self._notes(rewards):
                 print_line(self.console, note)
             loaded = self._load_needed()
@@ -216,6 +217,8 @@ class EvaluationRun:
         size = self.chunk or chunk_size(model, plan.sample_requests, batch)
         for missing in missing_chunks(plan.sample_requests, size, outcomes):
             samples = respond(missing, sampler=sampler, rewards=rewards, tokenizer=candidate.tokenizer)
+            for note in rewards.take_notes():
+                print_line(self.console, f"{candidate.name}, {plan.suite.name}: {note}")
             key = {"model": candidate.name, "benchmark": plan.suite.name}
             rows = [{**key, **sample.as_dict()} for sample in samples]
             if self.directory is not None:

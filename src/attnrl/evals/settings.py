@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from attnrl.config.base import PROMPT_SUFFIX
+from attnrl.config.reward import RewardConfig
 from attnrl.errors import UserError
 from attnrl.grading.base import ClosableGrader
 from attnrl.grading.registry import build_grader
@@ -30,6 +31,7 @@ class EvalSettings:
         prompt_suffix: text appended to every prompt.
         max_prompt_tokens: longest allowed prompt in tokens; a problem with a longer prompt is skipped. None for no
             limit besides the model's positions.
+        while_thinking: whether an answer inside of a thought that never ends counts.
     """
 
     sampling: SamplingParams
@@ -40,6 +42,7 @@ class EvalSettings:
     flexible_answers: bool
     prompt_suffix: str
     max_prompt_tokens: int | None
+    while_thinking: bool = False
 
 
 def evaluation_settings(
@@ -54,6 +57,7 @@ def evaluation_settings(
     task: str | None,
     grader: str | None,
     flexible_answers: bool,
+    while_thinking: bool,
     prompt_suffix: str | None,
     max_prompt_tokens: int | None,
 ) -> EvalSettings:
@@ -81,6 +85,7 @@ def evaluation_settings(
         task=task,
         grader=grader or ("math" if task is None else TASK_GRADER),
         flexible_answers=flexible_answers,
+        while_thinking=while_thinking,
         prompt_suffix=prompt_suffix,
         max_prompt_tokens=max_prompt_tokens,
     )
@@ -88,7 +93,7 @@ def evaluation_settings(
 
 def open_rewards(settings: EvalSettings) -> RewardManager:
     """Return the rewards of responses, with the grader named by ``settings``: a context manager."""
-    return RewardManager(_grader(settings))
+    return RewardManager(_grader(settings), RewardConfig(while_thinking=settings.while_thinking))
 
 
 def _grader(settings: EvalSettings) -> ClosableGrader:

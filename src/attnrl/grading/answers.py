@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from attnrl.grading.reading.characters import undoubled
 from attnrl.grading.reading.spelling import spelling
+from attnrl.method.steps import THINK_END
 
-THINK_END = "</think>"
 MAX_WORDS_BETWEEN_BOXES = 2  # of a true answer with several boxes
 MAX_ANSWER_CHARS = 2_000  # a box with more characters than that is not an answer
 
@@ -16,6 +16,23 @@ MAX_ANSWER_CHARS = 2_000  # a box with more characters than that is not an answe
 def conclusion_of(response: str) -> str:
     """Return the text after the last ``</think>``; the whole response without ``</think>``."""
     return response.rpartition(THINK_END)[2]
+
+
+def without_unfinished_thought(response: str, *, thinking: bool = False, think_end: str = THINK_END) -> str:
+    """Return the response without a thought that never ends; boxes inside of an unfinished thought are no answers.
+
+    Args:
+        response: text of the response.
+        thinking: the prompt ends inside of a thought, which the response has to end.
+        think_end: the mark of the end of a thought; without the slash, the mark of the beginning.
+    """
+    before, end, after = response.rpartition(think_end)
+    if thinking and not end:
+        return ""
+    think_begin = think_end.replace("/", "", 1)
+    if think_begin == think_end or think_begin not in after:
+        return response
+    return before + end + after[: after.index(think_begin)]
 
 
 def extract_boxed(response: str) -> str | None:

@@ -15,9 +15,13 @@ class ClosableGrader(ABC):
 
     Attributes:
         overlaps: ``grade`` may be called from a thread beside the main thread, while the sampler still runs.
+        compares_answers: the grader reads the answer from the response and compares the answer with the problem's true
+            answers: problems need true answers, and an answer inside of an unfinished thought does not count unless
+            ``reward.while_thinking`` is set.
     """
 
     overlaps: bool = False
+    compares_answers: bool = False
 
     @abstractmethod
     def grade(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Grade]:

@@ -58,7 +58,7 @@ def unusable_golds(
     reasons = {"timeout": f"takes longer than {deadline:g} s to parse", "error": "cannot be parsed (memory or depth)"}
     with WorkerPool(workers, deadline=deadline) as pool:
         for (_, rows), result in zip(jobs.items(), pool.run(list(jobs)), strict=True):
-            if result.verdict != "correct":
+            if result.verdict not in ("correct", "not_judged"):
                 found |= dict.fromkeys(rows, reasons.get(result.verdict, "cannot be parsed"))
     return [UnusableGold(row, problems[row].id, problems[row].answers, found[row]) for row in sorted(found)]
 

@@ -52,6 +52,7 @@ class MathGrader(ClosableGrader):
     """
 
     overlaps = True  # the worker pool takes calls from any thread
+    compares_answers = True
 
     def __init__(self, *, flexible: bool = False, workers: int | None = None, deadline: float = DEADLINE) -> None:
         self.flexible = flexible
@@ -119,6 +120,8 @@ def question_of(problem: Problem) -> str:
 
 def _with_result(pending: _Pending, result: JobResult) -> Grade:
     answer = pending.answer if pending.answer is not None else result.answer
+    if result.verdict == "not_judged":
+        return Grade(None, "not_judged", answer, fault="grader math: the worker was killed, or workers cannot start")
     return Grade(float(result.verdict == "correct"), result.verdict, answer)
 
 

@@ -22,6 +22,7 @@ class RulesGrader(ClosableGrader):
 
     flexible: bool = False
     overlaps = True
+    compares_answers = True
 
     def grade(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Grade]:
         """Return one grade per response, in order."""

@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import threading
@@ -34,7 +35,8 @@ MAX_DEFAULT_WORKERS = 8
 BATCH = 16  # jobs sent to a worker at once, at most
 START_SECONDS = 120.0  # for the imports of a worker on a busy machine
 START_TRIES = 3
-MAX_WORKER_DEATHS = 2  # by one job, before its verdict is "error"
+MAX_WORKER_DEATHS = 2  # by one job, before its verdict is "error", or "not_judged" if killed from outside
+KILLED_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)  # exit status; the kernel's OOM killer sends SIGKILL
 
 # ``-P`` and the parent's path at the end: a file of the working directory never shadows the standard library.
 _BOOT = (
@@ -64,8 +66,18 @@ class _Worker:
     to_send: bytearray = field(default_factory=bytearray)
     jobs: deque[int] = field(default_factory=deque)
 
-    def end(self) -> None:
-        """Kill and reap the process and close the pipes."""
+    def end(self, wait: float = 0.0) -> int | None:
+        """Kill and reap the process and close the pipes.
+
+        Args:
+            wait: seconds to wait for the end of a process that has closed the pipe, before the kill.
+
+        Returns:
+            The exit status (negative: the signal) of a process that has ended by itself; None if killed here.
+        """
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(wait)
+        status = self.process.poll()
         with contextlib.suppress(OSError):
             self.process.kill()
         for pipe in (self.process.stdin, self.process.stdout):
@@ -73,6 +85,7 @@ class _Worker:
                 with contextlib.suppress(OSError):
                     pipe.close()
         self.process.wait()
+        return status
 
 
 class WorkerPool:
@@ -103,7 +116,8 @@ class WorkerPool:
         self.deadline = deadline
         self.memory_mb = memory_mb
         self.started = 0  # workers started so far
-        self._failed_starts = 0
+        self._has_started = False
+        self._last_status: int | None = None  # exit status of the last worker that ended
         self._lock = threading.Lock()
         self._workers: list[_Worker] = []
         self._process_id = os.getpid()
@@ -124,10 +138,12 @@ class WorkerPool:
         """Run the jobs and return the results, in order.
 
         The verdict is ``timeout`` if a job exceeds the deadline, ``error`` if a job exceeds the worker's memory or has
-        crashed two workers, and ``bad_gold`` if no gold of the job can be parsed.
+        crashed two workers, and ``bad_gold`` if no gold of the job can be parsed. The verdict is ``not_judged`` if two
+        workers of the job were killed from outside (SIGKILL by the kernel's OOM killer, SIGTERM), or if workers cannot
+        be started any more.
 
         Raises:
-            UserError: no worker can be started.
+            UserError: no worker of this pool has ever started.
         """
         with self._lock:
             if os.getpid() != self._process_id:  # after a fork, the workers belong to the other process
@@ -145,23 +161,24 @@ class WorkerPool:
         results: list[JobResult | None] = [None] * len(jobs)
         waiting = deque(range(len(jobs)))
         deaths: dict[int, int] = {}
+        failed_starts = 0
 
         def remove(worker: _Worker, verdict: Verdict | None) -> None:
             """Remove a worker. The current job gets ``verdict`` or a retry; the remaining jobs wait again."""
             self._workers.remove(worker)
-            worker.end()
+            self._last_status = status = worker.end(wait=0.5 if verdict is None else 0.0)
             if worker.jobs and worker.ready:
                 current = worker.jobs[0]
                 deaths[current] = deaths.get(current, 0) + 1
                 if verdict is None and deaths[current] >= MAX_WORKER_DEATHS:
-                    verdict = "error"
+                    verdict = "not_judged" if status in KILLED_FROM_OUTSIDE else "error"
                 if verdict is not None:
                     results[current] = JobResult(verdict)
                     worker.jobs.popleft()
             waiting.extendleft(reversed(worker.jobs))
 
         while waiting or any(worker.jobs for worker in self._workers):
-            self._start_workers(len(waiting))
+            failed_starts += self._start_workers(len(waiting))
             for worker in self._workers:
                 if waiting and worker.ready and not worker.jobs and not worker.retired:
                     self._assign(worker, waiting, jobs, deadline)
@@ -170,45 +187,42 @@ class WorkerPool:
                     alive = _receive(worker, results)
                 except (OSError, ValueError, LookupError, TypeError):  # a malformed reply
                     alive = False
-                if alive:
-                    if worker.ready:
-                        self._failed_starts = 0
-                    continue
-                if not worker.ready:
-                    self._count_failed_start(worker)
-                remove(worker, None)
+                if alive and worker.ready:
+                    failed_starts, self._has_started = 0, True
+                if not alive:
+                    failed_starts += not worker.ready
+                    remove(worker, None)
             now = time.monotonic()
             for worker in list(self._workers):
                 if not worker.ready and now - worker.clock > START_SECONDS:
-                    self._count_failed_start(worker)
+                    failed_starts += 1
                     remove(worker, None)
                 elif worker.jobs and worker.ready and now - worker.clock > deadline:
                     remove(worker, "timeout")
-        return [result if result is not None else JobResult("error") for result in results]
+            if failed_starts >= START_TRIES:
+                if not self._has_started:
+                    raise UserError(self._no_start())
+                _end_workers(self._workers, self._process_id)
+                break
+        return [result if result is not None else JobResult("not_judged") for result in results]
 
-    def _start_workers(self, waiting: int) -> None:
-        """Start as many workers as the waiting jobs can use, up to the size of the pool."""
+    def _no_start(self) -> str:
+        return (
+            f"grading workers: {START_TRIES} could not start (exit status {self._last_status}, {self.memory_mb} MB "
+            f'each); try: {sys.executable} -c "import math_verify"'
+        )
+
+    def _start_workers(self, waiting: int) -> int:
+        """Start as many workers as the waiting jobs can use, up to the size of the pool; return the failed starts."""
         free = sum(not worker.jobs and not worker.retired for worker in self._workers)
         while len(self._workers) < self.size and free * BATCH < waiting:
-            self._workers.append(_start_worker(self.memory_mb))
+            try:
+                self._workers.append(_start_worker(self.memory_mb))
+            except OSError:  # no memory or too many processes
+                return 1
             self.started += 1
             free += 1
-
-    def _count_failed_start(self, worker: _Worker) -> None:
-        """Count a failed start of a worker.
-
-        Raises:
-            UserError: ``START_TRIES`` starts in a row have failed.
-        """
-        self._failed_starts += 1
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            worker.process.wait(0.5)  # for the exit status of a process that has closed its pipe
-        if self._failed_starts >= START_TRIES:
-            self._failed_starts = 0
-            raise UserError(
-                f"grading workers: {START_TRIES} could not start (last exit status {worker.process.poll()}, "
-                f'{self.memory_mb} MB each); try: {sys.executable} -c "import math_verify"'
-            )
+        return 0
 
     def _assign(self, worker: _Worker, waiting: deque[int], jobs: Sequence[Job], deadline: float) -> None:
         """Give the next batch to a worker. Batches shrink towards the end, for all workers to finish together."""

@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
+THINK_BEGIN, THINK_END = "<think>", "</think>"
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -86,7 +88,7 @@ class StepSettings:
 
     delimiters: tuple[str, ...] = (r"\n{2,}", r"\n+")
     chunk_tokens: int = 64
-    think_marker: str = "</think>"
+    think_marker: str = THINK_END
 
     def __post_init__(self) -> None:
         if self.chunk_tokens < 1:

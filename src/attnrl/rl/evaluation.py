@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from attnrl.grading.rewards import RewardManager
 from attnrl.rl.metrics import CORRECT, verdict_ratios
-from attnrl.tokenization import decode, encode_prompt
-from attnrl.types import Problem, Request, Response, Sampler, Verdict
+from attnrl.tokenization import decode, encode_prompt, finished_response
+from attnrl.types import Problem, Request, Sampler, Verdict
 from attnrl.utils.statistics import standard_error
 
 
@@ -159,20 +159,19 @@ def respond(
 ) -> list[EvaluatedSample]:
     """Sample all requests in one batch, grade the responses, and return the samples in the order of the requests."""
     completions = sampler.generate([sampled.request for sampled in sample_requests])
-    responses = [decode(tokenizer, completion.tokens) for completion in completions]
-    grades = rewards.grade(
-        [
-            Response(sampled.problem, text, completion.tokens, completion.finish_reason)
-            for sampled, text, completion in zip(sample_requests, responses, completions, strict=True)
-        ],
-        step=step,
-    )
+    responses = [
+        finished_response(
+            tokenizer, sampled.problem, sampled.request.prompt, completion.tokens, completion.finish_reason
+        )
+        for sampled, completion in zip(sample_requests, completions, strict=True)
+    ]
+    grades = rewards.grade(responses, step=step)
     return [
         EvaluatedSample(
             problem=sampled.problem.id,
             sample=sampled.sample,
             prompt=decode(tokenizer, sampled.request.prompt),
-            response=response,
+            response=response.text,
             answers=sampled.problem.answers,
             reward=grade.reward or 0.0,
             verdict=grade.verdict,

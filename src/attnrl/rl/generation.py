@@ -22,8 +22,8 @@ from attnrl.method.steps import Steps
 from attnrl.rl.clock import PhaseClock
 from attnrl.rl.grading_thread import OverlappedGrading
 from attnrl.rl.rollout import BranchPlan, Group, PartialGroup, RolloutTree, Sample, SampledTokens, Trunk
-from attnrl.tokenization import decode, encode_prompt, response_steps
-from attnrl.types import Completion, Grade, Policy, Problem, Request, Response, Sampler, Score
+from attnrl.tokenization import encode_prompt, finished_response, response_steps
+from attnrl.types import Completion, Grade, Policy, Problem, Request, Sampler, Score
 
 NOTHING = SampledTokens((), (), (), ())
 
@@ -191,13 +191,15 @@ class Generation:
         """Sample all responses and grade finished responses meanwhile; return completions, and grades by index."""
         budget = self.config.sampling.max_new_tokens
         requests = [continuation.request(budget, seeds.getrandbits(62)) for continuation in continuations]
-        with OverlappedGrading(self.rewards, self.step) as grading:
+        with OverlappedGrading(self.rewards, self.step - 1) as grading:
 
             def grade(index: int, completion: Completion) -> None:
                 continuation = continuations[index]
                 tokens = continuation.kept + continuation.sampled(completion)
-                text = decode(self.tokenizer, tokens)
-                grading.submit(index, Response(continuation.problem, text, tokens, completion.finish_reason))
+                problem, prompt = continuation.problem, continuation.prompt
+                grading.submit(
+                    index, finished_response(self.tokenizer, problem, prompt, tokens, completion.finish_reason)
+                )
 
             def stop_or_raise(unfinished: Collection[int]) -> bool:
                 grading.check()  # a grader that has failed need not wait for the longest response

@@ -27,7 +27,7 @@ class OverlappedGrading:
 
         Args:
             rewards: computes the grades.
-            step: the training step of the responses.
+            step: number of training steps done.
         """
         self.spans: list[tuple[float, float]] = []
         self._rewards = rewards

@@ -184,6 +184,7 @@ class ReasoningGymGrader(ClosableGrader):
     task: ReasoningGymTask
     flexible: bool = False
     overlaps = False  # the deadline needs signals, which only the main thread receives
+    compares_answers = True
 
     def grade(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Grade]:
         """Return one grade per response, in order; the problems must come from :attr:`task`."""

@@ -22,8 +22,8 @@ from attnrl.inference.sampler import build_sampler
 from attnrl.local.policy import LocalPolicy
 from attnrl.method.steps import Steps
 from attnrl.rl.evaluation import SampleRequest
-from attnrl.tokenization import decode, end_of_sequence_ids, response_steps
-from attnrl.types import Completion, Grade, Problem, Response
+from attnrl.tokenization import end_of_sequence_ids, finished_response, response_steps
+from attnrl.types import Completion, Grade
 
 #: Settings of branching that make the policy compute each attention signal.
 ATTENTION_SIGNALS: dict[str, dict[str, str]] = {
@@ -95,11 +95,7 @@ class DisruptionExperiment:
             response_steps(self.tokenizer, completion.tokens, ended=completion.ends_with_eos)
             for completion in completions
         ]
-        grades = self._grade(
-            [sampled.problem for sampled in requests],
-            [completion.tokens for completion in completions],
-            completions,
-        )
+        grades = self._grade(requests, [completion.tokens for completion in completions], completions)
         all_signals = self._signals(requests, completions, all_steps)
         return [
             ScoredResponse(sampled, completion.tokens, steps, grade.answer, grade.reward or 0.0, signals)
@@ -109,12 +105,15 @@ class DisruptionExperiment:
         ]
 
     def _grade(
-        self, problems: Sequence[Problem], responses: Sequence[tuple[int, ...]], completions: Sequence[Completion]
+        self,
+        requests: Sequence[SampleRequest],
+        responses: Sequence[tuple[int, ...]],
+        completions: Sequence[Completion],
     ) -> list[Grade]:
         return self.rewards.grade(
             [
-                Response(problem, decode(self.tokenizer, tokens), tokens, completion.finish_reason)
-                for problem, tokens, completion in zip(problems, responses, completions, strict=True)
+                finished_response(self.tokenizer, one.problem, one.request.prompt, tokens, completion.finish_reason)
+                for one, tokens, completion in zip(requests, responses, completions, strict=True)
             ],
             step=0,
         )
@@ -172,7 +171,7 @@ class DisruptionExperiment:
         n = self.settings.continuations
         owners = [response for response, _, _ in cuts for _ in range(2 * n)]
         grades = self._grade(
-            [response.sampled.problem for response in owners],
+            [response.sampled for response in owners],
             [
                 (*request.prompt[len(response.sampled.request.prompt) :], *completion.tokens)
                 for response, request, completion in zip(owners, requests, completions, strict=True)
