@@ -17,7 +17,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
     [
         ("method.branching.criterion", "custom_criterion:prefer_uncertain_influence"),
         ("method.advantage", "custom_advantage:gain_over_parent"),
-        ("grader", "custom_reward:short_and_correct"),
+        ("reward.functions", "[custom_reward:short_and_correct]"),
         ("task", "custom_task:LongLedgers"),
         ("method.steps.splitter", "custom_splitter:sentences"),
     ],
@@ -31,7 +31,7 @@ def test_a_custom_object_trains_by_module_object(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "tiny").symlink_to(tiny_checkpoint)
-    file = EXAMPLES / f"{reference.partition(':')[0]}.py"
+    file = EXAMPLES / f"{reference.strip('[').partition(':')[0]}.py"
     (tmp_path / file.name).write_text(file.read_text())
     monkeypatch.chdir(tmp_path)
     outcome = attnrl("train", "attnrl", *SMALL, f"{setting}={reference}")

@@ -476,7 +476,7 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     ),
     "grade with a grader of words": (
         ["grade", "responses.jsonl", "-o", "graded.jsonl", "--grader", "graders:words"],
-        ["grader", "graders:words", "reward 0", "str"],
+        ["grader", "graders:words", "str"],
     ),
     "grade with a grader of one number": (
         ["grade", "responses.jsonl", "-o", "graded.jsonl", "--grader", "graders:scalar"],

@@ -230,13 +230,13 @@ _COMPLETIONS = frozenset(("completions", "completion_ids"))
 
 
 def described(error: BaseException, module: str | None) -> str:
-    """Return type, place and message of an exception; the place is the innermost frame in ``module``, if any."""
+    """Return type, message and place of an exception; the place is the innermost frame in ``module``, if any."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if frame.filename == getattr(sys.modules.get(module or ""), "__file__", None)]
     place = (own or frames)[-1:]
     where = f" ({Path(place[0].filename).name}, line {place[0].lineno})" if place else ""
     said = one_line(error)
-    return f"{type(error).__name__}{where}" + (f": {said}" if said else "")
+    return type(error).__name__ + (f": {said}" if said else "") + where
 
 
 def distinct_names(functions: Sequence[RewardFunction]) -> list[str]:

@@ -22,7 +22,7 @@ from attnrl.inference.sampler import build_sampler
 from attnrl.local.policy import LocalPolicy
 from attnrl.method.steps import Steps
 from attnrl.rl.evaluation import SampleRequest
-from attnrl.tokenization import end_of_sequence_ids, finished_response, response_steps
+from attnrl.tokenization import decode, end_of_sequence_ids, finished_response, response_steps
 from attnrl.types import Completion, Grade
 
 #: Settings of branching that make the policy compute each attention signal.
