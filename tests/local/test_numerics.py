@@ -42,7 +42,7 @@ VOCABULARY = 61
 
 def build_policy(model: PreTrainedModel, reference: PreTrainedModel | None = None, **optimizer: object) -> LocalPolicy:
     settings = {"mini_batches": 1, "micro_batch_tokens": 100_000, "learning_rate": 3e-4, **optimizer}
-    return LocalPolicy(
+    policy = LocalPolicy(
         copy.deepcopy(model),
         reference,
         loss=LossConfig(kl=0.01 if reference is not None else 0.0),
@@ -50,6 +50,8 @@ def build_policy(model: PreTrainedModel, reference: PreTrainedModel | None = Non
         branching=BranchingConfig(),
         temperature=TEMPERATURE,
     )
+    policy.starts_at_reference = False  # the references of some tests are other models
+    return policy
 
 
 @dataclass(frozen=True)

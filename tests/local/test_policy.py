@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfi
 
 from attnrl.config.method import BranchingConfig
 from attnrl.config.schema import LossConfig, OptimizerConfig
+from attnrl.errors import RunError
 from attnrl.fci import forward_context_influence
 from attnrl.local.optimizer import MasterOptimizer
-from attnrl.local.policy import LocalPolicy
+from attnrl.local.policy import LocalPolicy, disable_dropout
 from attnrl.method.influence import lookups
 from attnrl.method.steps import Steps
 from attnrl.types import TrainingRow
@@ -44,7 +45,7 @@ def build_policy(
     branching: BranchingConfig | None = None,
     **optimizer: object,
 ) -> LocalPolicy:
-    return LocalPolicy(
+    policy = LocalPolicy(
         copy.deepcopy(model),
         reference,
         loss=loss or LossConfig(),
@@ -52,6 +53,8 @@ def build_policy(
         branching=branching or BranchingConfig(),
         temperature=temperature,
     )
+    policy.starts_at_reference = False  # the references of most tests are other models
+    return policy
 
 
 def eager_copy(model: PreTrainedModel) -> PreTrainedModel:
@@ -446,3 +449,47 @@ def test_moments_made_before_the_first_step_are_those_that_adamw_makes(model, ro
         assert torch.equal(tensor, theirs[name]) and tensor.dtype == theirs[name].dtype, name
     for weight, other in zip(early.model.parameters(), late.model.parameters(), strict=True):
         assert torch.equal(weight, other)
+
+
+# --- the KL before the first update ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packing", ["tree", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}, {"micro_batch_tokens": 30}])
+def test_the_kl_is_exactly_zero_before_the_first_update(model, rows, packing, dtype, settings):
+    start = copy.deepcopy(model).to(dtype)
+    loss = LossConfig(kl=0.1)
+    policy = build_policy(start, copy.deepcopy(start), loss=loss, packing=packing, mini_batches=1, **settings)
+    policy.starts_at_reference = True
+    assert policy.update(rows)["loss/kl"] == 0.0
+    assert policy.update(rows)["loss/kl"] > 0.0
+
+
+def test_another_reference_is_refused_before_the_first_update_only(model, reference, rows):
+    loss = LossConfig(kl=0.1)
+    policy = build_policy(model, reference, loss=loss)
+    policy.starts_at_reference = True
+    with pytest.raises(RunError, match=r"loss\.kl"):
+        policy.update(rows)
+    resumed = build_policy(model, reference, loss=loss)
+    assert resumed.update(rows)["loss/kl"] > 0.0
+
+
+def test_a_forward_without_a_fixed_order_of_sums_is_no_other_model(model, rows):
+    """Every forward of such a model differs from the last one, by rounding."""
+    noise = iter(range(1, 100))
+    start = copy.deepcopy(model)
+    policy = build_policy(start, copy.deepcopy(start), loss=LossConfig(kl=0.1))
+    policy.starts_at_reference = True
+    assert policy.reference is not None
+    for one in (policy.model, policy.reference):
+        one.lm_head.register_forward_hook(lambda module, inputs, logits: logits + 1e-6 * next(noise) * logits.detach())
+    assert 0.0 < policy.update(rows)["loss/kl"] < 1e-6
+
+
+def test_router_jitter_is_off_in_training():
+    router = torch.nn.Module()
+    router.jitter_noise, router.hidden_dropout = 0.01, 0.1
+    disable_dropout(router)
+    assert (router.jitter_noise, router.hidden_dropout) == (0.0, 0.0)

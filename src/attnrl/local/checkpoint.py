@@ -261,6 +261,7 @@ def load_checkpoint(checkpoint: Checkpoint, policy: LocalPolicy) -> TrainerState
         raise UserError(f"checkpoint file {path}: not readable ({one_line(error)})") from None
     except ValueError as error:
         raise UserError(f"checkpoint file {path}: damaged ({one_line(error)})") from None
+    policy.starts_at_reference = False
     return state
 
 

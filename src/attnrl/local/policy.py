@@ -29,12 +29,13 @@ T = TypeVar("T")
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout probability to 0, so that training computes the probabilities that sampling computed."""
+    """Set dropout and router jitter to 0, so that training computes the probabilities that sampling computed."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():
-            if isinstance(value, float) and "drop" in name:  # dropout, attention_dropout, attn_pdrop, layerdrop
+            # dropout, attention_dropout, attn_pdrop, layerdrop, router_jitter_noise
+            if isinstance(value, float) and ("drop" in name or "jitter" in name):
                 setattr(module, name, 0.0)
 
 
@@ -46,6 +47,7 @@ class LocalPolicy:
 
     Attributes:
         micro_batch_tokens: tokens of a pack: ``optimizer.micro_batch_tokens``, or fewer after running out of memory.
+        starts_at_reference: True if the weights before the first update are the reference model's.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class LocalPolicy:
         self.temperature = temperature
         self.micro_batch_tokens = optimizer.micro_batch_tokens
         self.reference = reference
+        self.starts_at_reference = reference is not None
         disable_dropout(model)
         if optimizer.gradient_checkpointing:
             # The name of the method up to transformers 5.22 is gradient_checkpointing_enable.
@@ -250,9 +253,53 @@ class LocalPolicy:
             "loss/old_kl": policy.old_kl,
         }
         if self.reference is not None:
-            with torch.no_grad(), pack.attending(self.reference):
-                prompts = [len(row.prompt) for row in rows]
-                reference_N = torch.cat(token_logprobs(self.reference, pack, prompts, self.temperature)[0])
+            prompts = [len(row.prompt) for row in rows]
+            reference_N = _logprobs_without_gradient(self.reference, pack, prompts, self.temperature)
+            if self.starts_at_reference and not self.optimizer.updates and not _same(logprob_N, reference_N):
+                again_N = _logprobs_without_gradient(self.reference, pack, prompts, self.temperature)
+                _require_same_model(self.model, self.reference, logprob_N, reference_N, again_N)
             values["loss/kl"] = kl_k3(logprob_N, reference_N).sum() / denominator
             loss = loss + self.loss.kl * values["loss/kl"]
         return loss, values
+
+
+@torch.no_grad()
+def _logprobs_without_gradient(
+    model: PreTrainedModel, pack: Pack, prompt_lengths: Sequence[int], temperature: float
+) -> Tensor:
+    with pack.attending(model):
+        return torch.cat(token_logprobs(model, pack, prompt_lengths, temperature)[0])
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    """Return True if two tensors are equal bit for bit, NaN included."""
+    return bool(((left == right) | (left.isnan() & right.isnan())).all())
+
+
+@torch.no_grad()
+def _require_same_model(
+    model: PreTrainedModel, reference: PreTrainedModel, logprob_N: Tensor, reference_N: Tensor, again_N: Tensor
+) -> None:
+    """Check why log-probs differ from the reference before the first update, where the KL is exactly 0.
+
+    Kernels without a fixed order of sums (some of mixtures of experts on a GPU) give other log-probs each time; the
+    models are then compared by their weights.
+
+    Args:
+        model: the policy's model, before any update.
+        reference: the reference model.
+        logprob_N: log-probs of the policy.
+        reference_N: log-probs of the reference, for the same pack.
+        again_N: log-probs of the reference, computed once more.
+
+    Raises:
+        RunError: policy and reference are not the same model.
+    """
+    pairs = zip(model.parameters(), reference.parameters(), strict=True)
+    if not _same(reference_N, again_N) and all(torch.equal(weight, other) for weight, other in pairs):
+        return
+    largest = float((logprob_N - reference_N).abs().max())
+    raise RunError(
+        f"loss.kl: before the first update the log-probs of policy and reference differ by up to {largest:.3g} nats, "
+        "and the KL must be 0: the two are not the same model, or training changes the model's forward"
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from command_line import EVAL, Attnrl, stages, train, tree
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, dynamic_module_utils
 
 Weights = dict[str, Tensor]
 TASK = ["--task", "ledger"]
@@ -234,3 +235,52 @@ def test_an_end_of_sequence_beyond_the_vocabulary_is_refused_in_every_file(
     path = faulty / "generation_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": [1, 777]}))
     refuses(attnrl, tmp_path, ["generation_config.json", "eos_token_id", "777"], *train("model=faulty", "--dry-run"))
+
+
+NOISY = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class NoisyConfig(LlamaConfig):
+    model_type = "noisy"
+
+class NoisyForCausalLM(LlamaForCausalLM):
+    config_class = NoisyConfig
+
+    def forward(self, *arguments, **options):
+        output = super().forward(*arguments, **options)
+        if self.training:
+            output.logits = output.logits * 1.01
+        return output
+"""
+
+BY_CHANCE = """
+import zlib
+
+def by_chance(prompts, completions, **columns):
+    return [float(zlib.crc32(str(completion).encode()) % 2) for completion in completions]
+"""
+
+
+def first_kl(run: Path) -> float:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return next(float(row["loss/kl"]) for row in rows if "loss/kl" in row)
+
+
+def test_the_kl_of_a_new_run_is_exactly_zero_and_must_be(
+    untied: Path, tmp_path: Path, attnrl: Attnrl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model whose training changes its forward is stopped before the first update."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rewards_by_chance.py").write_text(BY_CHANCE)
+    run = ("steps=1", "eval.every=0", "sampling.max_new_tokens=24", "grader='rewards_by_chance:by_chance'")
+    small = ("loss.kl=0.1", "optimizer.mini_batches=1", *run)
+    outcome = attnrl(*train(f"model={untied}", "dtype=bfloat16", *small))
+    assert (outcome.code, first_kl(tmp_path / "out")) == (0, 0.0)
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    classes = {"AutoConfig": "noisy.NoisyConfig", "AutoModelForCausalLM": "noisy.NoisyForCausalLM"}
+    faulty = copy_of(untied, tmp_path, config={"model_type": "noisy", "auto_map": classes})
+    (faulty / "noisy.py").write_text(NOISY)
+    outcome = attnrl(*train("model=faulty", "trust_remote_code=true", "output_dir=noisy", *small))
+    assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+    assert [part for part in ("loss.kl", "reference", "nats") if part not in outcome.err] == []
