@@ -36,7 +36,7 @@ from attnrl.method.steps import Steps
 from attnrl.rl.rollout import SampledTokens, Trunk
 from attnrl.rl.state import TrainerState
 from attnrl.types import TrainingRow
-from attnrl.utils.files import MANIFEST, read_manifest, write_manifest
+from attnrl.utils.files import MANIFEST, write_manifest
 
 ROWS = [
     TrainingRow((3, 4, 5), (6, 7, 8, 9), (-3.0, -2.5, -4.0, -1.0), (-3.0, -2.5, -4.0, -1.1), (1.0, 1.0, -0.5, 0.3)),
@@ -485,7 +485,8 @@ def test_a_malformed_checkpoint_is_named_where_it_is_malformed(tmp_path, policy,
     directory = save(tmp_path, policy, state, tokenizer)
     change, named = MALFORMED[name]
     change(directory)
-    notes = {key: value for key, value in read_manifest(directory).items() if key != "files"}
+    manifest = json.loads((directory / MANIFEST).read_text())
+    notes = {key: value for key, value in manifest.items() if key not in {"files", "digest"}}
     (directory / MANIFEST).unlink()
     write_manifest(directory, notes)
     with pytest.raises(UserError) as error:

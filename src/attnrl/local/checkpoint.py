@@ -58,6 +58,7 @@ def save_checkpoint(
     keep: RetentionPolicy,
     data: Mapping[str, str] | None = None,
     accuracy: float | None = None,
+    records: Mapping[str, int] | None = None,
 ) -> Path:
     """Write the checkpoint of ``state.step`` below ``root``, then remove checkpoints by the retention policy.
 
@@ -71,6 +72,7 @@ def save_checkpoint(
         keep: the retention policy.
         data: fingerprint of each data set, by setting.
         accuracy: held-out accuracy of the weights; None if not measured.
+        records: number of rows of each record file of the run, for the check at resume.
 
     Raises:
         OSError, SafetensorError: a file could not be written. The partial checkpoint is removed; earlier checkpoints
@@ -78,7 +80,8 @@ def save_checkpoint(
     """
     directory = root / f"{PREFIX}{state.step:06d}"
     # A run resumed from an earlier step replaces the checkpoint of the same step.
-    with staged_directory(directory, {"step": state.step, "accuracy": accuracy}, replace=True) as aside:
+    notes = {"step": state.step, "accuracy": accuracy, "records": dict(records or {})}
+    with staged_directory(directory, notes, replace=True) as aside:
         policy.model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         save_file(policy.optimizer.tensors(), aside / OPTIMIZER_FILE)
@@ -160,6 +163,15 @@ def accuracy_of(checkpoint: Checkpoint) -> float | None:
     except ValueError:
         return None
     return float(accuracy) if isinstance(accuracy, (int, float)) else None
+
+
+def records_of(checkpoint: Checkpoint) -> dict[str, int]:
+    """Return the number of rows of each record file when the checkpoint was written; empty if not noted."""
+    try:
+        records = read_manifest(checkpoint.directory).get("records")
+    except ValueError:
+        return {}
+    return {str(name): rows for name, rows in records.items()} if isinstance(records, dict) else {}
 
 
 def list_checkpoints(root: Path) -> list[Checkpoint]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -12,9 +14,9 @@ from attnrl.config.schema import TrainConfig
 from attnrl.data.run_data import RunData
 from attnrl.data.stream import ProblemSource
 from attnrl.errors import UserError
-from attnrl.local.checkpoint import Checkpoint, data_of
+from attnrl.local.checkpoint import Checkpoint, data_of, records_of
 from attnrl.rl.state import TrainerState, drop_stale_samples
-from attnrl.runs.directory import METRICS, RunDirectory
+from attnrl.runs.directory import METRICS, RECORDS, TIMELINE, RunDirectory, step_of
 
 #: Settings that may change when a run resumes: length, placement and monitoring of the run, never the learning.
 MUTABLE_ON_RESUME = {
@@ -103,15 +105,48 @@ def require_same_data(data: RunData, checkpoint: Checkpoint) -> None:
 
 
 def missing_record_warnings(run: RunDirectory, checkpoint: Checkpoint | None) -> list[str]:
-    """Return a warning for metrics without a checkpoint, and for steps up to the checkpoint without metrics."""
-    steps = {row.get("step") for row in run.read(METRICS)}
+    """Return a warning for metrics without a checkpoint, and for each record file with lost rows.
+
+    A checkpoint notes the number of rows of every record file. Without the note (checkpoints of version 0.1) only the
+    steps of ``metrics.jsonl`` are checked.
+
+    Raises:
+        UserError: a record file is damaged; the line is named.
+    """
     if checkpoint is None:
-        trained = len(steps - {0})
+        trained = len(_steps(run, METRICS, math.inf).keys() - {0})
         return [f"{run.root}: metrics of {trained} steps but no checkpoint: the run starts over"] if trained else []
-    missing = len(set(range(1, checkpoint.step + 1)) - steps)
-    if missing and _is_in(checkpoint, run):
-        return [f"{run.root}: {METRICS} lacks {missing} steps before the checkpoint"]
-    return []
+    if not _is_in(checkpoint, run):
+        return []
+    warnings, recorded = [], records_of(checkpoint)
+    for name in RECORDS:
+        found = _steps(run, name, checkpoint.step)
+        steps = set(range(1, checkpoint.step + 1)) - found.keys() if name in {METRICS, TIMELINE} else set()
+        lost = recorded.get(name, 0) - found.total()
+        if lost <= 0 and not (steps and name == METRICS):
+            continue
+        rows = f"{lost:,} of {recorded[name]:,} rows" if lost > 0 else f"{len(steps):,} rows"
+        which = f"steps {spans(steps)}" if steps else f"the last row is of step {max(found, default=0)}"
+        warnings.append(f"{run.root / name}: lacks {rows} up to the checkpoint of step {checkpoint.step} ({which})")
+    return warnings
+
+
+def _steps(run: RunDirectory, name: str, last: float) -> Counter[int]:
+    """Return the number of rows of each step up to ``last`` in a record file."""
+    steps = (int(step_of(row, run.root / name)) for row in run.read(name))
+    return Counter(step for step in steps if step <= last)
+
+
+def spans(steps: Collection[int]) -> str:
+    """Return numbers as text with ranges, at most ten: ``2, 5-9``."""
+    runs: list[list[int]] = []
+    for step in sorted(steps):
+        if runs and step == runs[-1][1] + 1:
+            runs[-1][1] = step
+        else:
+            runs.append([step, step])
+    shown = [str(first) if first == last else f"{first}-{last}" for first, last in runs[:10]]
+    return ", ".join([*shown, "..."] if len(runs) > 10 else shown)
 
 
 def resumed_state(

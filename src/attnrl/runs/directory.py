@@ -29,6 +29,7 @@ from attnrl.utils.files import fsync_path, require_writable, write_atomic
 from attnrl.utils.yaml import load_yaml
 
 METRICS, TIMELINE, TREES, SAMPLES = "metrics.jsonl", "timeline.jsonl", "trees.jsonl", "samples.jsonl"
+RECORDS = (METRICS, TIMELINE, TREES, SAMPLES)
 CONFIG, MODEL, LOCK, FAULTS = "config.yaml", "model.json", ".lock", "faults"
 
 
@@ -38,6 +39,7 @@ class RunDirectory:
     def __init__(self, root: Path) -> None:
         """Use the directory ``root``; :meth:`open` creates the directory."""
         self.root = root
+        self.rows: dict[str, int] = {}  # of each record file, from open() on
 
     @property
     def checkpoints(self) -> Path:
@@ -113,15 +115,18 @@ class RunDirectory:
             write_atomic(self.root / CONFIG, config)
         except OSError as error:
             raise UserError(f"output_dir {self.root}: cannot be written ({error.strerror})") from None
-        for name in (METRICS, TIMELINE, TREES, SAMPLES):
+        for name in RECORDS:
             path = self.root / name
-            rows = [] if from_step is None else [row for row in self.read(name) if _step_of(row, path) <= from_step]
+            rows = [] if from_step is None else [row for row in self.read(name) if step_of(row, path) <= from_step]
             write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
+            self.rows[name] = len(rows)
 
     def append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append one JSON line per row to the file ``name``; NaN and inf become null."""
+        lines = [_json_line(row) for row in rows]
         with (self.root / name).open("a", encoding="utf-8") as file:
-            file.writelines(_json_line(row) for row in rows)
+            file.writelines(lines)
+        self.rows[name] = self.rows.get(name, 0) + len(lines)
 
     def replace_last(self, name: str, row: Mapping[str, Any]) -> None:
         """Replace the last row of the file ``name`` with ``row`` (atomic write)."""
@@ -137,7 +142,7 @@ class RunDirectory:
 
     def fsync(self) -> None:
         """Flush all rows to disk (fsync), before a checkpoint of the same step is written."""
-        for name in (METRICS, TIMELINE, TREES, SAMPLES):
+        for name in RECORDS:
             if (self.root / name).exists():
                 fsync_path(self.root / name)
         fsync_path(self.root)
@@ -163,11 +168,11 @@ class RunDirectory:
                 except (ValueError, RecursionError):
                     if number == len(lines):  # no newline at the end: a kill truncated the line
                         break
-                    raise UserError(f"{path}, line {number}: not JSON") from None
+                    raise UserError(f"{path}, line {number}: not JSON; mend or remove the line") from None
         return rows
 
 
-def _step_of(row: Any, path: Path) -> float:
+def step_of(row: Any, path: Path) -> float:
     """Return the training step of a row.
 
     Raises:

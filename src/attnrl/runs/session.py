@@ -284,6 +284,7 @@ class TrainingSession:
                 keep=RetentionPolicy(settings.keep_last, settings.keep_best),
                 data=self.prepared.data.fingerprints,
                 accuracy=self.accuracy,
+                records=self.recorder.directory.rows,
             )
         except (OSError, SafetensorError) as error:
             raise RunError(f"checkpoint of step {step}: cannot be written ({one_line(error)})") from error

@@ -11,6 +11,7 @@ from typing import Any
 from attnrl.errors import UserError
 
 MANIFEST = "manifest.json"
+DIGEST = "digest"  # entry of a manifest: SHA-256 of all other entries
 
 
 def fsync_path(path: Path) -> None:
@@ -36,25 +37,37 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def write_manifest(directory: Path, notes: dict[str, Any]) -> None:
-    """Write the manifest of a directory (size and SHA-256 of every file), then fsync every file and directory.
+    """Write the manifest of a directory, then fsync every file and directory.
+
+    The manifest has the size and the SHA-256 of every file, the entries of ``notes``, and a digest of all entries.
 
     Args:
         directory: directory with all files except the manifest.
-        notes: further entries of the manifest.
+        notes: further entries of the manifest; JSON values.
     """
     files = {str(path.relative_to(directory)): path for path in sorted(directory.rglob("*")) if path.is_file()}
     entries = {name: {"size": path.stat().st_size, "sha256": sha256(path)} for name, path in files.items()}
-    (directory / MANIFEST).write_text(json.dumps({**notes, "files": entries}, indent=1) + "\n", encoding="utf-8")
+    document = {**notes, "files": entries}
+    document[DIGEST] = _digest(document)
+    (directory / MANIFEST).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     for path in [*files.values(), directory / MANIFEST, *(path for path in directory.rglob("*") if path.is_dir())]:
         fsync_path(path)
     fsync_path(directory)
 
 
+def _digest(document: dict[str, Any]) -> str:
+    """Return the SHA-256 of a manifest's entries, the digest left out."""
+    entries = {key: value for key, value in document.items() if key != DIGEST}
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+
+
 def read_manifest(directory: Path) -> dict[str, Any]:
     """Return the manifest written by :func:`write_manifest`.
 
+    Manifests of version 0.1 have no digest and are accepted.
+
     Raises:
-        ValueError: the manifest is missing or malformed.
+        ValueError: the manifest is missing, malformed, or has another digest.
     """
     path = directory / MANIFEST
     try:
@@ -66,6 +79,8 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise ValueError(f"{MANIFEST} is missing") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{MANIFEST} is not readable ({error})") from None
+    if manifest.get(DIGEST, _digest(manifest)) != _digest(manifest):
+        raise ValueError(f"{MANIFEST} has changed (its digest differs)")
     return dict(manifest)
 
 
