@@ -92,16 +92,29 @@ def test_metrics_of_a_function_and_the_step() -> None:
     assert manager.take_metrics() == {}
 
 
-def test_a_grader_that_cannot_start_is_no_end_of_the_run() -> None:
-    class Broken:
-        overlaps = True
+class Broken:
+    overlaps = True
 
-        def grade(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Grade]:
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def grade(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Grade]:
+        self.calls += 1
+        if self.calls > 1:
             raise UserError("grading workers: 3 could not start")
+        return [Grade(1.0, "correct")] * len(responses)
 
-    (one,) = grade(rewards(grader=Broken()), "\\boxed{5}")
+
+def test_workers_that_cannot_start_end_no_run_that_has_begun() -> None:
+    manager = rewards(grader=Broken())
+    assert grade(manager, "\\boxed{5}")[0].reward == 1.0
+    (one,) = grade(manager, "\\boxed{5}")
     assert (one.reward, one.verdict) == (None, "not_judged")
     assert one.fault is not None and "could not start" in one.fault
+    broken = Broken()
+    broken.calls = 1
+    with pytest.raises(UserError, match="could not start"):
+        grade(rewards(grader=broken), "\\boxed{5}")
 
 
 def test_truncated_responses_get_zero() -> None:

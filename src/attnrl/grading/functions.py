@@ -11,7 +11,6 @@ verl                  once per response: ``data_source``, ``solution_str``,   a 
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import math
@@ -24,6 +23,7 @@ from typing import Any
 
 from attnrl.errors import UserError, one_line
 from attnrl.types import Problem, Response
+from attnrl.utils.near import did_you_mean
 
 ALIASES = ("solution", "ground_truth")  # names of the true answer in reward functions written for TRL and verl
 VERL_ARGUMENTS = ("data_source", "solution_str", "ground_truth", "extra_info")
@@ -154,8 +154,7 @@ class RewardFunction:
         ]
         if not missing:
             return None
-        near = [match for name in missing for match in difflib.get_close_matches(name, columns, n=1)]
-        suggestion = f"; did you mean {', '.join(near)}?" if near else ""
+        suggestion = "".join(did_you_mean(name, columns) for name in missing)
         return f"requires {', '.join(missing)}, but the columns are {', '.join(sorted(columns))}{suggestion}"
 
     def arguments(self, responses: Sequence[Response], context: CallContext) -> dict[str, Any]:

@@ -68,7 +68,8 @@ class RewardManager:
         self.names = distinct_names(self.functions)
         self.weights = self.settings.weights or (1.0,) * len(self.functions)
         self._caller = FunctionCaller(self.settings.timeout, self.settings.concurrency)
-        self._graded = 0
+        self._has_graded = False
+        self._graded = 0  # responses since the last call of take_notes
         self._faults: Counter[str] = Counter()
         self._metrics: dict[str, list[float]] = {}
 
@@ -89,6 +90,9 @@ class RewardManager:
         Args:
             responses: finished responses.
             step: number of training steps done (TRL's ``trainer_state.global_step``).
+
+        Raises:
+            UserError: the first call, if no worker process of the grader can be started.
         """
         values = self._caller.call(self._called, responses, CallContext(step, self.max_steps, self._log_metric))
         judged = self._judged(responses, values)
@@ -96,6 +100,7 @@ class RewardManager:
             self._grade(response, grade, [of_function[row] for of_function in values[: len(self.functions)]])
             for row, (response, grade) in enumerate(zip(responses, judged, strict=True))
         ]
+        self._has_graded = self._has_graded or bool(grades)
         self._graded += len(grades)
         self._faults.update(grade.fault for grade in grades if grade.fault is not None)
         return grades
@@ -119,6 +124,8 @@ class RewardManager:
         try:
             return list(self.grader.grade([one.problem for one in responses], texts))
         except UserError as error:  # the workers cannot start: a fault of the machine
+            if not self._has_graded:
+                raise
             return [Grade(None, "not_judged", fault=f"grader: {error}")] * len(responses)
 
     def _text(self, response: Response) -> str:
