@@ -88,7 +88,7 @@ def test_a_function_that_fails_leaves_no_reward_and_the_reasons_are_counted() ->
 def test_metrics_of_a_function_and_the_step() -> None:
     manager = rewards("logs")
     assert grade(manager, "a", "b")[0].reward == 3.0
-    assert manager.take_metrics() == {"mine": 2.0}
+    assert manager.take_metrics() == {"reward/logged/mine": 2.0}
     assert manager.take_metrics() == {}
 
 

@@ -222,9 +222,12 @@ class RewardManager:
         return [f"not judged: {faults.total():,} of {graded:,} responses: {'; '.join(reasons)}"]
 
     def take_metrics(self) -> dict[str, float]:
-        """Return the metrics logged by reward functions since the last call (TRL's ``log_metric``), each a mean."""
+        """Return the metrics logged by reward functions since the last call (TRL's ``log_metric``), each a mean.
+
+        The names begin with ``reward/logged/``, so that no metric of a step is replaced.
+        """
         metrics, self._metrics = self._metrics, {}
-        return {name: fmean(values) for name, values in metrics.items()}
+        return {f"reward/logged/{name}": fmean(values) for name, values in metrics.items()}
 
     def _log_metric(self, name: str, value: float) -> None:
         self._metrics.setdefault(str(name), []).append(float(value))

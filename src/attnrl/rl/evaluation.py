@@ -53,10 +53,17 @@ class EvaluatedSample:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The graded responses to a set of problems, ``per_problem`` consecutive samples per problem."""
+    """The graded responses to a set of problems, ``per_problem`` consecutive samples per problem.
+
+    Attributes:
+        samples: the graded responses.
+        per_problem: responses per problem.
+        notes: faults of grader and reward functions, one line each.
+    """
 
     samples: tuple[EvaluatedSample, ...]
     per_problem: int
+    notes: tuple[str, ...] = ()
 
     @property
     def _problems(self) -> list[tuple[EvaluatedSample, ...]]:
@@ -146,7 +153,7 @@ def evaluate(
         for k in range(samples)
     ]
     evaluated = respond(sample_requests, sampler=sampler, rewards=rewards, tokenizer=tokenizer, step=step)
-    return Evaluation(tuple(evaluated), samples)
+    return Evaluation(tuple(evaluated), samples, tuple(rewards.take_notes()))
 
 
 def respond(

@@ -52,11 +52,13 @@ class StepResult:
         metrics: metrics by name; docs/metrics.md explains every name.
         problems: the problems of the batch, sampled in full.
         timeline: start and end of each phase, and of overlapped work, in seconds since the start of the step.
+        notes: faults of grader and reward functions during the step, one line each.
     """
 
     metrics: dict[str, float]
     problems: tuple[RolloutTree, ...]
     timeline: tuple[Span, ...]
+    notes: tuple[str, ...] = ()
 
 
 class Trainer:
@@ -129,7 +131,12 @@ class Trainer:
             batch_size=state.batch_size.update(len(rows)) if method.adaptive.batch_size else state.batch_size,
             nonfinite_steps=state.nonfinite_steps + 1 if nonfinite else 0,
         )
-        return StepResult({"step": state.step, **metrics}, tuple(problems), tuple(self.clock.spans))
+        return StepResult(
+            {"step": state.step, **metrics, **self.rewards.take_metrics()},
+            tuple(problems),
+            tuple(self.clock.spans),
+            notes=tuple(self.rewards.take_notes()),
+        )
 
     def _plan(self, state: TrainerState, groups: Sequence[Group]) -> tuple[list[BranchPlan], TrainerState]:
         """Return a plan for each group (adaptive sampling and branching), and the state with the new running mean."""

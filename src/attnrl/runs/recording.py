@@ -70,6 +70,8 @@ class RunRecorder:
         if trees_every and (step - 1) % trees_every == 0:
             self.directory.append(TREES, (forest_row(tree, self.tokenizer, step) for tree in result.problems))
         self.recorded_step = step
+        for note in result.notes:
+            self.say(f"step {step}: {note}")
         return row
 
     def record_evaluation(self, step: int, evaluation: Evaluation) -> Metrics:
@@ -77,6 +79,8 @@ class RunRecorder:
         firsts = evaluation.samples[:: evaluation.per_problem]
         rows = [{"step": step, **sample.as_dict()} for sample in firsts[: self.config.log.samples]]
         self.directory.append(SAMPLES, rows)
+        for note in evaluation.notes:
+            self.say(f"evaluation of step {step}: {note}")
         return {f"eval/{name}": value for name, value in evaluation.metrics().items()}
 
     def complete_last_row(self, evaluation: Mapping[str, float]) -> Metrics:
