@@ -25,6 +25,7 @@ from attnrl.data.datasets import (
     note_conflicts,
     note_unusable,
     problem_ids,
+    require_columns,
 )
 from attnrl.errors import UserError
 from attnrl.grading.golds import UnusableGold
@@ -79,13 +80,80 @@ def test_a_row_whose_answer_is_empty_is_left_out_with_a_count(write: Write) -> N
     rows = [TRL, {**TRL, "answer": ""}, {"prompt": "p", "reward_model": {"ground_truth": " "}}, TRL]
     data = load_problem_set(write(*rows))
     assert len(data.problems) == 2
-    (note,) = data.notes
+    columns, note = data.notes
+    assert columns.endswith("prompt from prompt, answer from answer (3 rows) or reward_model.ground_truth (1 rows)")
     assert note.endswith("x.jsonl: left out 2 rows without a true answer (x.jsonl line 2, x.jsonl line 3)")
     with pytest.raises(UserError, match=r"x\.jsonl"):
         load_problem_set(write(*rows[1:3]))
 
 
+def test_a_null_answer_is_left_out_like_an_empty_one(write: Write) -> None:
+    rows = [TRL, {**TRL, "answer": None}, {**TRL, "answer": float("nan")}, {**TRL, "answer": ""}]
+    data = load_problem_set(write(*rows))
+    assert len(data.problems) == 1
+    assert "left out 3 rows without a true answer (x.jsonl line 2, x.jsonl line 3, x.jsonl line 4)" in data.notes[-1]
+
+
+def test_the_columns_of_each_source_are_said(write: Write) -> None:
+    paths = [
+        str(write({"Problem": "1+1?", "Answer": "2", "Level": 1})),
+        str(
+            write(
+                {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]},
+                name="y.jsonl",
+            )
+        ),
+    ]
+    data = load_problem_set(paths, prompt_suffix="")
+    assert [(problem.prompt, problem.answers) for problem in data.problems] == [
+        ("1+1?", ("2",)),
+        (({"role": "user", "content": "2+2?"},), ("4",)),
+    ]
+    assert data.notes == (
+        f"data {paths[0]}: prompt from Problem, answer from Answer; other columns: Level",
+        f"data {paths[1]}: prompt from messages, answer from the last message of messages",
+    )
+
+
+def test_a_named_column_must_be_in_a_source(write: Write) -> None:
+    columns = {"prompt": "ask", "answer": "gold"}
+    asked, ordinary = write({"ask": "1+1?", "gold": "2"}), write(TRL, name="y.jsonl")
+    assert [problem.prompt for problem in load_problems(asked, columns=columns, prompt_suffix="")] == ["1+1?"]
+    both = load_problem_set([str(asked), str(ordinary)], columns=columns)
+    assert len(both.problems) == 2 and both.missing == {}
+    alone = load_problem_set(ordinary, columns=columns)
+    assert alone.missing.keys() == {"prompt", "answer"}
+    require_columns([both, alone])
+    with pytest.raises(
+        UserError, match=r"y\.jsonl: data\.columns\.prompt: no column 'ask' \(columns: prompt, answer\)"
+    ):
+        require_columns([alone])
+    with pytest.raises(UserError, match=r"no column 'promt' .*did you mean prompt\?"):
+        load_problems(ordinary, columns={"prompt": "promt"})
+    with pytest.raises(
+        UserError, match=r"x\.jsonl, line 1: no prompt: data\.columns\.prompt: no column 'asks' .*did you mean ask"
+    ):
+        load_problems(asked, columns={"prompt": "asks", "answer": "gold"})
+
+
+def test_a_row_may_be_a_list_of_messages(write: Write) -> None:
+    (problem,) = load_problems(write([{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]))
+    assert problem.answers == ("2",)
+
+
 # Ids
+
+
+def test_a_column_of_ids_must_not_repeat_an_id(write: Write) -> None:
+    rows = [{**TRL, "id": "p1"}, {**TRL, "id": 2}, {**TRL, "answer": None, "id": "p1"}]
+    assert [problem.id for problem in load_problems(write(*rows[:2]), columns={"id": "id"})] == ["p1", "2"]
+    path = write(*rows)
+    with pytest.raises(UserError) as caught:
+        load_problems(path, columns={"id": "id"})
+    assert str(caught.value).startswith(f"data file {path}, line 3: ") and f"data file {path}, line 1" in str(
+        caught.value
+    )
+
 
 problems = st.builds(
     lambda source, prompt, answers, chat: Problem(
@@ -170,6 +238,11 @@ def test_another_system_prompt_is_another_problem() -> None:
 
     data = ProblemSet("t", (chat("A"), chat("B"), chat("A")))
     assert ids(leave_out_duplicates(data)) == "A B"
+    begun = tuple(
+        replace(problem, prompt=(*problem.prompt, {"role": "assistant", "content": problem.id}))
+        for problem in data.problems
+    )
+    assert ids(leave_out_duplicates(ProblemSet("t", begun))) == "A B"
 
 
 def test_overlap_is_dropped_or_told() -> None:
@@ -239,7 +312,8 @@ def test_the_training_set_of_the_paper_repeats_itself_and_the_benchmarks() -> No
     assert len(evaluation) == sum(SIX.values())
     data = note_conflicts(leave_out_duplicates(data))
     data = leave_out_overlap(data, evaluation, overlap="drop")
-    unanswered, duplicates, conflicts, overlap = (note.partition(".parquet: ")[2] for note in data.notes)
+    columns, unanswered, duplicates, conflicts, overlap = (note.partition(".parquet: ")[2] for note in data.notes)
+    assert columns.startswith("prompt from prompt, answer from reward_model.ground_truth")
     assert unanswered.startswith("left out 2 rows without a true answer (dapo_math_train.parquet row 22739")
     assert re.fullmatch(r"left out 2,6\d\d duplicates of other problems", duplicates)  # 1,502 of them to the letter
     assert conflicts.startswith("19 problems ")

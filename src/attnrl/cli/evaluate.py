@@ -9,6 +9,7 @@ import typer
 
 from attnrl.cli.console import console, echo
 from attnrl.cli.options import FlexibleAnswersOption, ResponseOptions, WhileThinkingOption, with_response_options
+from attnrl.config.columns import parse_columns
 from attnrl.data.benchmarks import DATA_DIR_VARIABLE, KNOWN, TEMPERATURE
 
 
@@ -82,6 +83,7 @@ def evaluate(
         samples=samples,
         max_new_tokens=max_new_tokens,
         prompt_suffix=settings.prompt_suffix,
+        columns=parse_columns(options.columns),
     )
     report = EvaluationRun(
         models,

@@ -9,6 +9,7 @@ import typer
 
 from attnrl.cli.console import console, echo
 from attnrl.cli.options import DeviceOption, ModelArgument, ResponseOptions, SeedOption, with_response_options
+from attnrl.config.columns import parse_columns
 from attnrl.config.load import dump_config
 from attnrl.experiments.comparison.config import comparison_names, load_comparison, plan_runs
 from attnrl.utils.files import require_writable
@@ -113,6 +114,7 @@ def disrupt(
         samples=samples,
         max_new_tokens=max_new_tokens,
         prompt_suffix=evaluation.prompt_suffix,
+        columns=parse_columns(options.columns),
     )
     run_disruption(
         model,

@@ -51,7 +51,15 @@ class ResponseOptions:
         str | None, typer.Option(help="A task by name or module:object; the held-out problems are used.")
     ] = None
     data: Annotated[
-        str | None, typer.Option(help="A file of problems (parquet, jsonl, json, csv), or HUB_ID of a data set.")
+        str | None,
+        typer.Option(help="A file or folder of problems (parquet, jsonl, json, csv, tsv), or HUB_ID of a data set."),
+    ] = None
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            help="Names of columns, as prompt=Problem,answer=meta.gold (keys: prompt, answer, system, id). "
+            "\\[default: found by the popular spellings]"
+        ),
     ] = None
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Nucleus sampling: probability mass kept.")] = 1.0
     top_k: Annotated[int, typer.Option(min=0, help="Number of most probable tokens kept; 0: off.")] = 0

@@ -6,24 +6,22 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from attnrl.config.base import PROMPT_SUFFIX
+from attnrl.data.columns import choose_columns, missing_column
 from attnrl.data.files import Row
 from attnrl.data.fitting import fit_problems
+from attnrl.data.messages import is_message
 from attnrl.data.overlap import answers_key, find_overlap, question_key
-from attnrl.data.rows import (
-    other_columns,
-    read_answers,
-    read_prompt,
-    read_source_name,
-    with_suffix,
-)
+from attnrl.data.remarks import Remarks
+from attnrl.data.rows import read_row, with_suffix
 from attnrl.data.sources import read_source, source_name
 from attnrl.errors import UserError
 from attnrl.grading.golds import UnusableGold
@@ -39,62 +37,121 @@ class ProblemSet:
     Attributes:
         name: name of the sources, for messages.
         problems: the problems, in the order of the rows.
-        notes: remarks of one line each: problems left out, conflicts, unusable true answers.
+        notes: remarks of one line each: columns taken, problems left out, conflicts, unusable true answers.
+        missing: a clause per key of ``data.columns`` whose column every source lacks.
     """
 
     name: str
     problems: tuple[Problem, ...]
     notes: tuple[str, ...] = ()
+    missing: Mapping[str, str] = field(default_factory=dict)
 
 
-def load_problems(source: str | Path | Sequence[str], *, prompt_suffix: str = PROMPT_SUFFIX) -> list[Problem]:
+def load_problems(
+    source: str | Path | Sequence[str],
+    *,
+    prompt_suffix: str = PROMPT_SUFFIX,
+    columns: Mapping[str, str] = MappingProxyType({}),
+) -> list[Problem]:
     """Return the problems of :func:`load_problem_set`.
 
     Raises:
-        UserError: a source or row is invalid; names the source and the row.
+        UserError: a source or row is invalid, or a named column is absent; names the source and the row.
     """
-    return list(load_problem_set(source, prompt_suffix=prompt_suffix).problems)
+    data = load_problem_set(source, prompt_suffix=prompt_suffix, columns=columns)
+    require_columns([data])
+    return list(data.problems)
 
 
-def load_problem_set(source: str | Path | Sequence[str], *, prompt_suffix: str = PROMPT_SUFFIX) -> ProblemSet:
+def load_problem_set(
+    source: str | Path | Sequence[str],
+    *,
+    prompt_suffix: str = PROMPT_SUFFIX,
+    columns: Mapping[str, str] = MappingProxyType({}),
+) -> ProblemSet:
     """Read problems from files or data sets; see :mod:`attnrl.data.rows` for the formats of a row.
 
-    ``prompt_suffix`` is appended to the text or the last user message, unless already present. Rows with an empty true
-    answer are left out. Ids do not depend on the position of a row: see :func:`problem_ids`.
+    Rows with an empty true answer are left out. Ids do not depend on the position of a row: see :func:`problem_ids`.
+
+    Args:
+        source: a file, a folder or a data set, or several.
+        prompt_suffix: appended to the text or the last user message, unless already present.
+        columns: names of columns by key (``prompt``, ``answer``, ``system``, ``id``). A source without the column is
+            read by the popular spellings; :func:`require_columns` checks that another source has the column.
 
     Raises:
         UserError: a source or row is invalid (names source and row), or no row has a true answer.
     """
     sources = [source] if isinstance(source, (str, Path)) else list(source)
     name = f"data {sources[0]}" + (f" and {len(sources) - 1} more" if len(sources) > 1 else "")
-    problems = [_to_problem(row, source_name(one)) for one in sources for row in read_source(one)]
-    problems = [replace(p, id=new) for p, new in zip(problems, problem_ids(problems), strict=True)]
+    parts = [_read_problems(one, columns) for one in sources]
+    problems = [problem for part in parts for problem in part.problems]
+    _require_distinct_ids(problems)
+    problems = [replace(p, id=p.id or new) for p, new in zip(problems, problem_ids(problems), strict=True)]
     gradable = [
         replace(problem, prompt=with_suffix(problem.prompt, prompt_suffix)) for problem in problems if problem.answers
     ]
     if not gradable:
         raise UserError(f"{name}: the true answer of every row is empty")
-    notes = []
+    notes = [note for part in parts for note in part.notes]
     if unanswered := [problem for problem in problems if not problem.answers]:
         first = _some([_row(problem.place) for problem in unanswered])
         notes.append(f"{name}: left out {_count(len(unanswered), 'row')} without a true answer ({first})")
-    return ProblemSet(name, tuple(gradable), tuple(notes))
+    missing = {key: clause for key, clause in parts[0].missing.items() if all(key in part.missing for part in parts)}
+    return ProblemSet(name, tuple(gradable), tuple(notes), missing)
 
 
-def _to_problem(row: Row, default_source: str) -> Problem:
-    if not isinstance(row.fields, Mapping):
-        raise UserError(f"{row.where}: expected an object, found {type(row.fields).__name__}")
-    try:
-        return Problem(
-            id="",
-            prompt=read_prompt(row.fields, row.where),
-            answers=read_answers(row.fields, row.where),
-            source=read_source_name(row.fields, default_source, row.where),
-            info=other_columns(row.fields),
-            place=row.where,
-        )
-    except RecursionError:
-        raise UserError(f"{row.where}: nested too deep") from None
+def _read_problems(source: str | Path, named: Mapping[str, str]) -> ProblemSet:
+    """Return the problems of one source; the ids are empty without a column of ids."""
+    name = f"data {source}"
+    rows = read_source(source)
+    fields = [_as_object(row) for row in rows]
+    columns = choose_columns(fields, named)
+    remarks = Remarks()
+    problems = []
+    for row, values in zip(rows, fields, strict=True):
+        try:
+            problems.append(read_row(values, columns, row.where, source_name(source), remarks))
+        except RecursionError:
+            raise UserError(f"{row.where}: nested too deep") from None
+    files = {row.where.rpartition(", ")[0] for row in rows}
+    notes = [f"{name}: {len(files)} files"] if len(files) > 1 else []
+    missing = {key: f"{name}: {missing_column(columns, key)}" for key in columns.missing}
+    return ProblemSet(name, tuple(problems), (*notes, *remarks.notes(name, columns)), missing)
+
+
+def _as_object(row: Row) -> Mapping[str, Any]:
+    """Return the columns of a row; a row that is a list of messages has the single column ``messages``.
+
+    Raises:
+        UserError: the row is neither an object nor a list of messages.
+    """
+    if isinstance(row.fields, Mapping):
+        return row.fields
+    if isinstance(row.fields, list) and row.fields and all(map(is_message, row.fields)):
+        return {"messages": row.fields}
+    raise UserError(f"{row.where}: expected an object, found {type(row.fields).__name__}")
+
+
+def require_columns(sets: Iterable[ProblemSet]) -> None:
+    """Check that each named column is a column of at least one source.
+
+    Raises:
+        UserError: every source lacks a column; names the source, the column and the nearest column.
+    """
+    sets = list(sets)
+    for key, clause in sets[0].missing.items():
+        if all(key in data.missing for data in sets):
+            raise UserError(clause)
+
+
+def _require_distinct_ids(problems: Sequence[Problem]) -> None:
+    places: dict[str, str] = {}
+    for problem in problems:
+        if problem.id and problem.id in places:
+            first = places[problem.id]
+            raise UserError(f"{problem.place}: the id {problem.id[:80]!r} repeats the id of {first}")
+        places[problem.id] = problem.place
 
 
 def problem_ids(problems: Sequence[Problem]) -> list[str]:
@@ -117,10 +174,16 @@ def drop_duplicates(problems: Sequence[Problem], suffix: str = "") -> list[Probl
     """Return the problems without duplicates (equal normalised prompt and answers); the first of equals is kept."""
     kept: dict[Hashable, Problem] = {}
     for problem in problems:
-        # Chats with different system prompts or examples are different problems.
-        others = () if isinstance(problem.prompt, str) else tuple(m["content"] for m in problem.prompt[:-1])
-        kept.setdefault((question_key(problem, suffix), others, answers_key(problem)), problem)
+        kept.setdefault((question_key(problem, suffix), _messages_beside(problem), answers_key(problem)), problem)
     return list(kept.values())
+
+
+def _messages_beside(problem: Problem) -> tuple[str, ...]:
+    """Return the messages besides the last of the user: another system prompt, example or prefix is another problem."""
+    if isinstance(problem.prompt, str):
+        return ()
+    last = max(place for place, message in enumerate(problem.prompt) if message["role"] == "user")
+    return tuple(message["content"] for place, message in enumerate(problem.prompt) if place != last)
 
 
 def leave_out_duplicates(data: ProblemSet, suffix: str = "") -> ProblemSet:

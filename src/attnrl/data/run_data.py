@@ -19,6 +19,7 @@ from attnrl.data.datasets import (
     load_problem_set,
     note_conflicts,
     note_unusable,
+    require_columns,
 )
 from attnrl.data.fitting import FittedTask
 from attnrl.data.stream import ProblemSource, ProceduralProblems, ShuffledProblems
@@ -101,11 +102,12 @@ def _load_data(
 ) -> RunData:
     data = config.data
     assert data.train is not None  # TrainConfig checks it
-    training = _fitted(load_problem_set(data.train, prompt_suffix=data.prompt_suffix), config, tokenizer)
-    # A benchmark keeps duplicates: every row counts.
-    evaluation = None
-    if data.eval and held_out:
-        evaluation = _fitted(load_problem_set(data.eval, prompt_suffix=data.prompt_suffix), config, tokenizer)
+    sources = [data.train, data.eval] if data.eval and held_out else [data.train]
+    columns = {str(key): name for key, name in data.columns.items()}
+    loaded = [load_problem_set(one, prompt_suffix=data.prompt_suffix, columns=columns) for one in sources]
+    require_columns(loaded)
+    training, *rest = [_fitted(one, config, tokenizer) for one in loaded]
+    evaluation = rest[0] if rest else None  # a benchmark keeps duplicates: every row counts
     if data.deduplicate:
         training = leave_out_duplicates(training, data.prompt_suffix)
     training = note_conflicts(training, data.prompt_suffix)

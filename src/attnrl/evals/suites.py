@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from attnrl.data.benchmarks import KNOWN, MAX_NEW_TOKENS, deviations, find_benchmarks
-from attnrl.data.datasets import load_problem_set
+from attnrl.data.datasets import load_problem_set, require_columns
 from attnrl.data.run_data import held_out_problems
 from attnrl.data.sources import source_name
 from attnrl.errors import UserError
@@ -51,6 +52,7 @@ def load_suites(
     samples: int | None = None,
     max_new_tokens: int | None = None,
     prompt_suffix: str = "",
+    columns: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Suite]:
     """Load the suites named by the options of the command line.
 
@@ -63,13 +65,16 @@ def load_suites(
         samples: responses per problem.
         max_new_tokens: token budget of a response.
         prompt_suffix: text appended to every prompt that does not end with ``prompt_suffix``.
+        columns: names of columns by key; a suite without a named column is read by the popular spellings.
 
     Raises:
-        UserError: not exactly one of ``benchmarks``, ``data`` and ``task`` is given, or a source cannot be found or
-            read.
+        UserError: not exactly one of ``benchmarks``, ``data`` and ``task`` is given, a source cannot be found or
+            read, or no source has a named column.
     """
     if sum(map(bool, (benchmarks, data, task))) != 1:
         raise UserError("give one of --benchmark, --task and --data")
+    if task is not None and columns:
+        raise UserError("--columns: a task has no columns; the option belongs to --data and --benchmark")
     if task is not None:
         chosen = tuple(held_out_problems(task, problems or DEFAULT_PROBLEMS))
         return [Suite(task, task, task, chosen, samples or DEFAULT_SAMPLES, max_new_tokens or DEFAULT_NEW_TOKENS)]
@@ -80,19 +85,18 @@ def load_suites(
     else:
         found = find_benchmarks(benchmarks, data_dir)
         suites = [Suite(b.name, b.title, str(b.source), (), b.samples, MAX_NEW_TOKENS) for b in found]
-    loaded = []
-    for suite in suites:
-        problem_set = load_problem_set(suite.source, prompt_suffix=prompt_suffix)
-        loaded.append(
-            replace(
-                suite,
-                problems=problem_set.problems[:limit],
-                samples=samples or suite.samples,
-                max_new_tokens=max_new_tokens or suite.max_new_tokens,
-                notes=(*problem_set.notes, *_unexpected_size(suite.name, len(problem_set.problems))),
-            )
+    sets = [load_problem_set(suite.source, prompt_suffix=prompt_suffix, columns=columns) for suite in suites]
+    require_columns(sets)
+    return [
+        replace(
+            suite,
+            problems=problem_set.problems[:limit],
+            samples=samples or suite.samples,
+            max_new_tokens=max_new_tokens or suite.max_new_tokens,
+            notes=(*problem_set.notes, *_unexpected_size(suite.name, len(problem_set.problems))),
         )
-    return loaded
+        for suite, problem_set in zip(suites, sets, strict=True)
+    ]
 
 
 def _unexpected_size(name: str, problems: int) -> Iterator[str]:
