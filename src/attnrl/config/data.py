@@ -15,8 +15,8 @@ class DataConfig(Strict):
 
     train: HomeText | tuple[HomeText, ...] | None = Field(
         None,
-        description="training problems: a parquet, jsonl, json or csv file, a data set name:config@revision[split], "
-        "or a list of several",
+        description="training problems: a parquet, jsonl, json, csv or tsv file, a folder of files, a data set "
+        "name:config@revision[split], or a list of several",
     )
     eval: HomeText | tuple[HomeText, ...] | None = Field(
         None, description="evaluation problems, in the same forms as data.train; null: no evaluation"

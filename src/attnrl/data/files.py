@@ -12,9 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
-
 from attnrl.errors import UserError, one_line
 from attnrl.utils.near import did_you_mean
 
@@ -77,6 +74,8 @@ def number_rows(name: str, rows: Iterable[Any]) -> list[Row]:
 
 
 def _read_parquet(path: Path) -> list[Row]:
+    import pyarrow.parquet  # here, because the command line imports this module and must start fast
+
     try:
         return number_rows(f"data file {path}", pyarrow.parquet.read_table(path).to_pylist())
     except Exception as error:  # of pyarrow, or of the conversion to Python dates, decimals and text (smaller ranges)
