@@ -127,21 +127,37 @@ def export(
     checkpoint: Annotated[
         Path,
         typer.Argument(
-            help="A directory global_step_N; or a verl run or its checkpoints directory: the newest checkpoint."
+            help="A directory global_step_N; or a verl run or its checkpoints directory: the newest checkpoint; or a "
+            "model directory whose tensor names have the prefix of a wrapper."
         ),
     ],
     output: Annotated[Path, typer.Argument(help="The directory to create.")],
     trust_remote_code: TrustRemoteCodeOption = False,
 ) -> None:
-    """Convert a checkpoint of verl (FSDP2, any number of GPUs) into a checkpoint of the local engine.
+    """Convert a checkpoint of verl (FSDP2, any number of GPUs) into a checkpoint of the local engine, or clean a model.
 
     verl need not be installed. attnrl eval reads the result, and attnrl train resume=OUTPUT continues from the result
     with weights, optimizer and trainer state. A checkpoint of another trainer than attnrl's gives the model only.
 
-    [bold]Example[/bold]
+    Of a model directory with names such as _orig_mod.lm_head.weight (written from a model inside torch.compile, DDP,
+    FSDP or PEFT) a copy is written without the prefix, with all files that the model needs.
+
+    [bold]Examples[/bold]
 
     attnrl export runs/mine/checkpoints/global_step_500 exported
+
+    attnrl export models/compiled models/compiled-clean
     """
+    from attnrl.local.clean_copy import is_model_directory, write_clean_copy
+
+    if is_model_directory(checkpoint):
+        copied = write_clean_copy(checkpoint, output, trust_remote_code=trust_remote_code, say=echo)
+        removed = ", ".join(f"{prefix} of {count}" for prefix, count in copied.prefixes.items())
+        echo(f"Wrote {checkpoint} to {output}: {copied.tensors} tensors, names without the prefix {removed}.")
+        if copied.left_out:
+            echo(f"Not copied: {', '.join(copied.left_out)}")
+        echo(f"To use the model: model={output}")
+        return
     from attnrl.verl.export import export as export_checkpoint
 
     done = export_checkpoint(checkpoint, output, trust_remote_code=trust_remote_code, say=echo)

@@ -73,7 +73,7 @@ def weight_files(directory: Path, settings: Mapping[str, Any]) -> list[Path]:
     missing = [shard for shard in shards if not (directory / shard).is_file()]
     if missing:
         raise UserError(
-            f"model {directory}: {found.name} names {_some(missing)}, missing from the directory: copy or download "
+            f"model {directory}: {found.name} names {some(missing)}, missing from the directory: copy or download "
             "the files again"
         )
     return [directory / shard for shard in shards]
@@ -94,7 +94,7 @@ def read_shapes(directory: Path, files: Iterable[Path]) -> dict[str, tuple[int, 
             raise UserError(f"model {directory}: {path.name} cannot be read ({one_line(error)})") from None
         twice = found.keys() & shapes.keys()
         if twice:
-            raise UserError(f"model {directory}: two weight files hold {_some(twice)}")
+            raise UserError(f"model {directory}: two weight files hold {some(twice)}")
         shapes |= found
     return shapes
 
@@ -123,11 +123,25 @@ def check_shapes(directory: Path, settings: Mapping[str, Any], expected: PreTrai
             the files are too small for the model.
     """
     shapes = read_shapes(directory, weight_files(directory, settings))
-    wanted = {name: tuple(tensor.shape) for name, tensor in expected.state_dict().items()}
-    unknown = [name for name in shapes if name not in wanted]
+    unknown = shapes.keys() - expected.state_dict().keys()
+    refuse_adapter(directory, unknown)
     refuse_wrapped(directory, unknown, len(shapes))
-    if "quantization_config" in settings:  # packed weights have shapes of their own
-        return
+    if "quantization_config" not in settings:  # packed weights have shapes of their own
+        compare_shapes(directory, shapes, expected)
+
+
+def compare_shapes(directory: Path, shapes: Mapping[str, tuple[int, ...]], expected: PreTrainedModel) -> None:
+    """Compare the shapes of tensors in weight files with the tensors of the same names in the model.
+
+    Args:
+        directory: the model directory.
+        shapes: shapes by name.
+        expected: the model of ``config.json``, on the meta device.
+
+    Raises:
+        UserError: a tensor has another shape, or the tensors are too small for the model.
+    """
+    wanted = {name: tuple(tensor.shape) for name, tensor in expected.state_dict().items()}
     other = [(name, shape, wanted[name]) for name, shape in shapes.items() if wanted.get(name, shape) != shape]
     if other:
         raise _other_shapes(directory, other)
@@ -136,8 +150,22 @@ def check_shapes(directory: Path, settings: Mapping[str, Any], expected: PreTrai
         raise UserError(f"model {directory}: config.json describes {values:,} weights, and the files hold {held:,}")
 
 
-def refuse_wrapped(directory: Path, names: Collection[str], total: int) -> None:
-    """Refuse tensors with the prefix of a wrapper, and tensors of a LoRA adapter.
+def refuse_adapter(directory: Path, names: Iterable[str]) -> None:
+    """Refuse tensors of a LoRA adapter among ``names``.
+
+    Raises:
+        UserError: naming the first tensors of the adapter.
+    """
+    adapter = [name for name in names if ".lora_" in name]
+    if adapter:
+        raise UserError(
+            f"model {directory}: {len(adapter)} tensors belong to a LoRA adapter ({some(adapter)}): merge the adapter "
+            "into the model first (merge_and_unload of PEFT)"
+        )
+
+
+def refuse_wrapped(directory: Path, names: Iterable[str], total: int) -> None:
+    """Refuse tensors with the prefix of a wrapper.
 
     Args:
         directory: the model directory.
@@ -147,12 +175,6 @@ def refuse_wrapped(directory: Path, names: Collection[str], total: int) -> None:
     Raises:
         UserError: naming the prefixes and the command that writes a clean copy.
     """
-    adapter = [name for name in names if ".lora_" in name]
-    if adapter:
-        raise UserError(
-            f"model {directory}: {len(adapter)} tensors belong to a LoRA adapter ({_some(adapter)}): merge the adapter "
-            "into the model first (merge_and_unload of PEFT)"
-        )
     prefixes = Counter(prefix for name in names for prefix in set(unwrap(name)[1]))
     if prefixes:
         kinds = {**{f"{part}.": kind for part, kind in WRAPPERS.items()}, **LEADING}
@@ -182,25 +204,25 @@ def check_loading(
     unexpected = sorted(info["unexpected_keys"])
     kind = type(model).__name__
     if missing:
-        names = f"; not used: {_some(unexpected)}" if unexpected else ""
+        names = f"; not used: {some(unexpected)}" if unexpected else ""
         head = " (a head tied to the embedding: set tie_word_embeddings to true in config.json)"
         tied = head if missing == ["lm_head.weight"] else ""
         raise UserError(
             f"model {directory}: {len(missing)} of {len(expected.state_dict())} tensors of {kind} (config.json) are "
-            f"not in the weight files: {_some(missing)}{names}{tied}"
+            f"not in the weight files: {some(missing)}{names}{tied}"
         )
     if mismatched:
         raise _other_shapes(directory, [(name, tuple(found), tuple(shape)) for name, found, shape in mismatched])
     untied = _tied(expected).items() - _tied(model).items()
     if untied:
-        pairs = _some([f"{name} and {source}" for name, source in untied])
+        pairs = some([f"{name} and {source}" for name, source in untied])
         raise UserError(
             f"model {directory}: config.json ties {pairs}, and the weight files hold other values for each: set "
             "tie_word_embeddings to false in config.json"
         )
     if not unexpected:
         return ()
-    return (f"model {directory}: {len(unexpected)} tensors are not part of {kind} and not used: {_some(unexpected)}",)
+    return (f"model {directory}: {len(unexpected)} tensors are not part of {kind} and not used: {some(unexpected)}",)
 
 
 def _tied(model: PreTrainedModel) -> dict[str, str]:
@@ -219,7 +241,7 @@ def check_finite(directory: Path, model: PreTrainedModel) -> None:
         if tensor.is_floating_point() and tensor.dtype.itemsize > 1 and not _is_finite(tensor.detach()):
             faulty[name] = int((~tensor.isfinite()).sum())
     if faulty:
-        named = _some([f"{name} ({count} of {model.get_parameter(name).numel()})" for name, count in faulty.items()])
+        named = some([f"{name} ({count} of {model.get_parameter(name).numel()})" for name, count in faulty.items()])
         raise UserError(f"model {directory}: {len(faulty)} tensors have NaN or infinite values: {named}")
 
 
@@ -251,11 +273,11 @@ def trial_forward(directory: Path, model: PreTrainedModel) -> int:
 
 
 def _other_shapes(directory: Path, tensors: Collection[tuple[str, tuple[int, ...], tuple[int, ...]]]) -> UserError:
-    named = _some([f"{name} is {list(found)}, not {list(shape)}" for name, found, shape in tensors])
+    named = some([f"{name} is {list(found)}, not {list(shape)}" for name, found, shape in tensors])
     return UserError(f"model {directory}: {len(tensors)} tensors have another shape than config.json says: {named}")
 
 
-def _some(names: Iterable[str]) -> str:
+def some(names: Iterable[str]) -> str:
     """Return the first names in order, and the number of the others."""
     ordered = sorted(names)
     more = f" and {len(ordered) - NAMED} more" if len(ordered) > NAMED else ""

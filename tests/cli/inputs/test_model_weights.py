@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -284,3 +285,66 @@ def test_the_kl_of_a_new_run_is_exactly_zero_and_must_be(
     outcome = attnrl(*train("model=faulty", "trust_remote_code=true", "output_dir=noisy", *small))
     assert (outcome.code, outcome.err.count("\n")) == (1, 1)
     assert [part for part in ("loss.kl", "reference", "nats") if part not in outcome.err] == []
+
+
+# --- attnrl export of a model directory -----------------------------------------------------------------------------
+
+
+def sharded(directory: Path, weights: Weights) -> None:
+    """Replace the weight file of a model directory by two shards with an index."""
+    (directory / "model.safetensors").unlink()
+    shards = {name: f"model-0000{1 + (index % 2)}-of-00002.safetensors" for index, name in enumerate(sorted(weights))}
+    for shard in set(shards.values()):
+        part = {name: weights[name] for name in shards if shards[name] == shard}
+        save_file(part, directory / shard, metadata={"format": "pt"})
+    index = {"metadata": {"total_size": 1}, "weight_map": shards}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("shards", [False, True])
+@pytest.mark.parametrize("wrap", ["compiled", "ddp", "both", "both the other way", "compiled_layers", "fsdp", "peft"])
+def test_the_named_command_writes_a_clean_copy(
+    wrap: str, shards: bool, untied: Path, tmp_path: Path, attnrl: Attnrl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy holds the bytes of the tensors, and every other file but pickles."""
+    monkeypatch.chdir(tmp_path)
+    weights = load_file(untied / "model.safetensors")
+    wrapped = FAULTY_WEIGHTS[wrap][0]({name: tensor.bfloat16() for name, tensor in weights.items()})
+    faulty = copy_of(untied, tmp_path, weights=wrapped)
+    if shards:
+        sharded(faulty, wrapped)
+    torch.save({}, faulty / "optimizer.pt")
+    (faulty / "chat_template.jinja").write_text("{% for message in messages %}{{ message['content'] }}{% endfor %}")
+    refused = attnrl("eval", "faulty", *EVAL[2:], *TASK)
+    command = refused.err.split("`")[1]
+    done = attnrl(*shlex.split(command)[1:])
+    assert (done.code, done.err) == (0, "")
+    clean = tmp_path / "faulty-clean"
+    found = {k: v for path in clean.glob("*.safetensors") for k, v in load_file(path).items()}
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[name], tensor.bfloat16()) for name, tensor in weights.items())
+    others = {path.name for path in faulty.iterdir()} - {"optimizer.pt"}
+    assert {path.name for path in clean.iterdir()} == others | {"manifest.json"}
+    assert "optimizer.pt" in done.out
+    unchanged = ("config.json", "tokenizer.json", "chat_template.jinja")
+    assert all((clean / name).read_bytes() == (faulty / name).read_bytes() for name in unchanged)
+    assert attnrl(*train("model=faulty-clean", "--dry-run")).code == 0
+
+
+def test_a_copy_that_would_not_be_clean_is_refused(
+    untied: Path, tmp_path: Path, attnrl: Attnrl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = load_file(untied / "model.safetensors")
+    faulty = copy_of(untied, tmp_path)
+    refuses(attnrl, tmp_path, ["no tensor name"], "export", "faulty", "out")
+    save_file({**weights, f"module.{FIRST}": weights[FIRST].clone()}, faulty / "model.safetensors")
+    refuses(attnrl, tmp_path, [FIRST, "two tensors"], "export", "faulty", "out")
+    save_file(prefixed("module.")({**weights, FIRST: weights[FIRST][:5].clone()}), faulty / "model.safetensors")
+    refuses(attnrl, tmp_path, [FIRST, "[5, 32]"], "export", "faulty", "out")
+    save_file(with_adapter(weights), faulty / "model.safetensors")
+    refuses(attnrl, tmp_path, ["LoRA"], "export", "faulty", "out")
+    save_file(prefixed("module.")(weights), faulty / "model.safetensors")
+    (tmp_path / "taken").mkdir()
+    outcome = attnrl("export", "faulty", "taken")
+    assert outcome.code == 2 and "output taken" in outcome.err
