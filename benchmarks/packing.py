@@ -92,7 +92,7 @@ def grow(config: TrainConfig, steps: int) -> Recorder:
             sampler=sampler,
             rewards=rewards,
             policy=recorder,
-            tokenizer=tokenizer,
+            renderer=data.renderer,
             source=data.source,
         )
         for _ in range(steps):

@@ -39,9 +39,9 @@ from attnrl.config.schema import TrainConfig
 from attnrl.grading.rewards import RewardManager
 from attnrl.inference.sampler import LocalSampler
 from attnrl.local.loading import build_policy
+from attnrl.prompts.renderer import PromptRenderer
 from attnrl.rl.trainer import Trainer
 from attnrl.tasks.ledger import build_tokenizer
-from attnrl.tokenization import encode_prompt
 from attnrl.types import Completion, Grade, Problem, Request
 
 ROWS = {
@@ -165,8 +165,9 @@ def measure(row: str, repeat: int, model: Any, tokenizer: Any, args: argparse.Na
     )
     source = Problems()
     steps = WARM_UP + args.steps
+    renderer = PromptRenderer(tokenizer)
     places = {
-        encode_prompt(tokenizer, source.at(position), config.sampling.max_prompt_tokens): position % args.prompts
+        renderer.encode(source.at(position), config.sampling.max_prompt_tokens): position % args.prompts
         for position in range((steps + 2) * args.prompts)
     }
     sampler = LocalSampler(model, eos_token_ids=[], pad_token_id=0, max_batch=args.max_batch)
@@ -175,7 +176,7 @@ def measure(row: str, repeat: int, model: Any, tokenizer: Any, args: argparse.Na
         sampler=GivenLengths(sampler, places, log_normal(repeat, args.tokens, args.sigma, args.longest)),
         rewards=RewardManager(Coin()),
         policy=build_policy(config, model, None),
-        tokenizer=tokenizer,
+        renderer=renderer,
         source=source,
     )
     timed = []

@@ -18,6 +18,7 @@ from attnrl.config.load import load_config
 from attnrl.config.schema import TrainConfig
 from attnrl.grading.rewards import RewardManager
 from attnrl.method.steps import Steps
+from attnrl.prompts.renderer import PromptRenderer
 from attnrl.rl.state import TrainerState
 from attnrl.rl.trainer import Trainer
 from attnrl.types import Completion, Grade, Problem, Request, Score, TrainingRow
@@ -196,7 +197,7 @@ def fake_loop(
         sampler=sampler,
         rewards=RewardManager(grader),
         policy=policy,
-        tokenizer=tokenizer,
+        renderer=PromptRenderer(tokenizer),
         source=FakeSource(),
         state=state,
     )

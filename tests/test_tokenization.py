@@ -1,18 +1,13 @@
 """Between text and tokens: a tokenizer of each kind, and the texts that trouble it."""
 
-import random
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from attnrl.errors import UserError
 from attnrl.tasks.ledger import build_tokenizer
-from attnrl.tasks.registry import find_task
-from attnrl.tokenization import UNFINISHED, decode, encode_prompt, response_steps, step_texts, token_pieces
-from attnrl.types import Problem
+from attnrl.tokenization import UNFINISHED, decode, response_steps, step_texts, token_pieces
 
 CORPUS = [
     "So the answer is 42.\n\nWait, let me check it.\n\nIt is.\n\n" * 3,
@@ -146,53 +141,6 @@ def test_no_tokens_have_no_pieces() -> None:
 def test_special_tokens_are_text_too(tokenizer: PreTrainedTokenizerBase) -> None:
     ids = [*tokenizer("so A: 1\n\n")["input_ids"], tokenizer.eos_token_id]
     assert check_pieces(tokenizer, ids) == ["so ", "A", ": ", "1", "\n\n", "<eos>"]
-
-
-CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "so A?"}]
-
-
-def problem(prompt: object) -> Problem:
-    return Problem(id="mine:3", prompt=prompt, answers=("1",))  # type: ignore[arg-type]
-
-
-def test_a_prompt_of_text_is_encoded_as_it_is(tokenizer: PreTrainedTokenizerBase) -> None:
-    drawn = find_task("ledger").draw(random.Random(0))
-    ids = encode_prompt(tokenizer, drawn, 100)
-    assert tokenizer.decode(ids) == drawn.prompt
-
-
-def test_a_chat_is_rendered_with_the_template_and_opens_the_answer() -> None:
-    tokenizer = byte_level()
-    tokenizer.chat_template = (
-        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-        "{% if add_generation_prompt %}<assistant>{% endif %}"
-    )
-    ids = encode_prompt(tokenizer, problem(tuple(CHAT)), 100)
-    assert decode(tokenizer, ids) == "<system>Be brief.<user>so A?<assistant>"
-
-
-def test_special_tokens_come_from_the_tokenizer_for_text_and_from_the_template_for_chats() -> None:
-    from tokenizers.processors import TemplateProcessing
-
-    tokenizer = byte_level()
-    bos = tokenizer.eos_token_id
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<eos> $A", special_tokens=[("<eos>", bos)])
-    tokenizer.chat_template = "<eos>{{ messages[-1].content }}"
-    assert encode_prompt(tokenizer, problem("hi"), 10).count(bos) == 1
-    assert encode_prompt(tokenizer, problem(tuple(CHAT)), 10).count(bos) == 1
-
-
-def test_a_prompt_may_have_as_many_tokens_as_the_limit_and_no_more(tokenizer: PreTrainedTokenizerBase) -> None:
-    assert len(encode_prompt(tokenizer, problem("A=1; "), 4)) == 4
-    with pytest.raises(UserError, match=r"mine:3\b.*\b4\b.*max_prompt_tokens.*\b3\b"):
-        encode_prompt(tokenizer, problem("A=1; "), 3)
-
-
-def test_prompts_that_cannot_be_encoded_are_named(tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(UserError, match=r"mine:3\b.*chat template"):
-        encode_prompt(tokenizer, problem(tuple(CHAT)), 100)
-    with pytest.raises(UserError, match=r"mine:3\b"):
-        encode_prompt(tokenizer, problem(""), 100)
 
 
 def test_the_end_of_the_sequence_is_no_step_of_its_own(tokenizer: PreTrainedTokenizerBase) -> None:

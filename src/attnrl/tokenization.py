@@ -8,8 +8,7 @@ from typing import cast
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from attnrl.errors import UserError
-from attnrl.method.steps import THINK_BEGIN, THINK_END, Steps, split_steps
-from attnrl.types import FinishReason, Problem, Response
+from attnrl.method.steps import Steps, split_steps
 
 UNFINISHED = "\ufffd"  # decoded from an incomplete UTF-8 character
 
@@ -17,48 +16,6 @@ UNFINISHED = "\ufffd"  # decoded from an incomplete UTF-8 character
 def decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
     """Return the text of ``tokens``, with special tokens and without clean-up of spaces."""
     return cast(str, tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-
-def finished_response(
-    tokenizer: PreTrainedTokenizerBase,
-    problem: Problem,
-    prompt: Sequence[int],
-    tokens: Sequence[int],
-    finish_reason: FinishReason,
-) -> Response:
-    """Return a finished response for grading: the text with and without special tokens.
-
-    Args:
-        tokenizer: the model's tokenizer.
-        problem: the problem.
-        prompt: token ids of the rendered prompt.
-        tokens: token ids of the whole response.
-        finish_reason: ``stop`` or ``length``.
-    """
-    return Response(
-        problem,
-        decode(tokenizer, tokens),
-        tuple(tokens),
-        finish_reason,
-        thinking=opens_thought(tokenizer, prompt),
-        plain_text=cast(
-            str, tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        ),
-    )
-
-
-def opens_thought(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> bool:
-    """Return True if the rendered prompt ends inside of a ``<think>`` that the response has to close.
-
-    Read after the last special token, the mark of the assistant's turn. In a prompt without special tokens, ``<think>``
-    counts at the end only, because the text before may be about thinking.
-    """
-    special = set(tokenizer.all_special_ids)
-    turn = next((place for place in range(len(prompt) - 1, 0, -1) if prompt[place] in special), 0)
-    text = decode(tokenizer, prompt[turn:])
-    if turn == 0:
-        return text.rstrip().endswith(THINK_BEGIN)
-    return text.rfind(THINK_BEGIN) > text.rfind(THINK_END)
 
 
 def token_pieces(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> list[str]:
@@ -114,34 +71,6 @@ def response_steps(
 def step_texts(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], steps: Steps) -> list[str]:
     """Return the text of each step of a response."""
     return [decode(tokenizer, tokens[start:end]) for start, end in steps.ranges()]
-
-
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, problem: Problem, max_tokens: int) -> tuple[int, ...]:
-    """Return the token ids of a problem's prompt.
-
-    Text is encoded as it is; chat messages are rendered with the tokenizer's chat template.
-
-    Raises:
-        UserError: the prompt has more than ``max_tokens`` tokens or none, or the tokenizer has no chat template.
-    """
-    if isinstance(problem.prompt, str):
-        text = problem.prompt
-    elif tokenizer.chat_template is None:
-        raise UserError(f"{problem.where}: chat messages, but the model's tokenizer has no chat template")
-    else:
-        text = cast(
-            str,
-            tokenizer.apply_chat_template(
-                [dict(message) for message in problem.prompt], tokenize=False, add_generation_prompt=True
-            ),
-        )
-    # A chat template writes the special tokens itself.
-    ids = tokenizer(text, add_special_tokens=isinstance(problem.prompt, str))["input_ids"]
-    if not ids:
-        raise UserError(f"{problem.where}: the prompt has no tokens")
-    if len(ids) > max_tokens:
-        raise UserError(f"{problem.where}: its prompt has {len(ids)} tokens, max_prompt_tokens is {max_tokens}")
-    return tuple(ids)
 
 
 def end_of_sequence_ids(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:

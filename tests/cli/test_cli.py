@@ -273,7 +273,7 @@ def test_eval_prints_tables_and_writes_every_response(folder: Path, attnrl: Attn
         assert part in outcome.out
     assert "paper" not in outcome.out
     rows = read_jsonl(folder / "new" / "evaluation" / "samples.jsonl")
-    ids = [problem.id for problem in load_problems("rows.jsonl", prompt_suffix="")[:3]]
+    ids = [problem.id for problem in load_problems("rows.jsonl")[:3]]
     assert [(row["problem"], row["sample"]) for row in rows] == [(name, k) for name in ids for k in range(2)]
     assert [row["prompt"] for row in rows[::2]] == [row["prompt"] for row in ROWS[:3]]
     assert all(row["tokens"] <= 16 and row["finish_reason"] in {"stop", "length"} for row in rows)

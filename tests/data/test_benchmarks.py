@@ -9,6 +9,9 @@ from attnrl.config.base import PROMPT_SUFFIX
 from attnrl.data.benchmarks import KNOWN, Benchmark, deviations, find_benchmarks
 from attnrl.errors import UserError
 from attnrl.evals.suites import load_suites
+from attnrl.prompts.renderer import PromptRenderer
+from attnrl.prompts.settings import PromptSettings
+from attnrl.tasks.ledger import build_tokenizer
 from attnrl.types import SamplingParams
 
 
@@ -99,14 +102,15 @@ def shared_data() -> Path:
 
 
 def test_the_six_of_the_paper() -> None:
-    suites = load_suites(benchmarks=[",".join(KNOWN)], data_dir=shared_data(), prompt_suffix=PROMPT_SUFFIX)
+    suites = load_suites(benchmarks=[",".join(KNOWN)], data_dir=shared_data())
     assert [len(suite.problems) for suite in suites] == [30, 30, 40, 500, 272, 674]
     assert [suite.samples for suite in suites] == [32, 32, 32, 4, 4, 4]
     assert {suite.max_new_tokens for suite in suites} == {32_768}
+    renderer = PromptRenderer(build_tokenizer(), PromptSettings(suffix=PROMPT_SUFFIX))
     for suite in suites:
         assert len({problem.id for problem in suite.problems}) == len(suite.problems)
         for problem in suite.problems:
-            content = problem.prompt[-1]["content"]  # type: ignore[index]
+            content = renderer.asked(problem).prompt[-1]["content"]  # type: ignore[index]
             assert content.endswith(PROMPT_SUFFIX) and content.count("think step by step") == 1  # type: ignore[union-attr]
     (first,) = load_suites(benchmarks=["math500"], data_dir=shared_data(), problems=7, samples=2, max_new_tokens=9)
     assert (len(first.problems), first.samples, first.max_new_tokens) == (7, 2, 9)

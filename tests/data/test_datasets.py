@@ -30,6 +30,7 @@ from attnrl.data.datasets import (
 from attnrl.errors import UserError
 from attnrl.grading.golds import UnusableGold
 from attnrl.grading.rules import RulesGrader
+from attnrl.prompts.renderer import PromptRenderer
 from attnrl.types import Problem
 
 TRL = {"prompt": "1+1?", "answer": "2"}
@@ -53,10 +54,9 @@ def test_a_row_becomes_a_problem(write: Write) -> None:
     chat = [{"role": "user", "content": "1+1?"}]
     path = write({"prompt": chat, "answer": "2", "data_source": "sums\n1", "level": 3}, TRL)
     first, second = load_problems(path)
-    assert first.prompt == ({"role": "user", "content": "1+1?" + PROMPT_SUFFIX},)
+    assert first.prompt == ({"role": "user", "content": "1+1?"},)
     assert (first.source, first.info) == ("sums 1", {"answer": "2", "data_source": "sums\n1", "level": 3})
-    assert (second.source, second.answers, second.prompt) == ("x", ("2",), "1+1?" + PROMPT_SUFFIX)
-    assert [problem.prompt for problem in load_problems(path, prompt_suffix="")][1] == "1+1?"
+    assert (second.source, second.answers, second.prompt) == ("x", ("2",), "1+1?")
 
 
 def test_several_sources_are_one_set(write: Write) -> None:
@@ -104,7 +104,7 @@ def test_the_columns_of_each_source_are_said(write: Write) -> None:
             )
         ),
     ]
-    data = load_problem_set(paths, prompt_suffix="")
+    data = load_problem_set(paths)
     assert [(problem.prompt, problem.answers) for problem in data.problems] == [
         ("1+1?", ("2",)),
         (({"role": "user", "content": "2+2?"},), ("4",)),
@@ -118,7 +118,7 @@ def test_the_columns_of_each_source_are_said(write: Write) -> None:
 def test_a_named_column_must_be_in_a_source(write: Write) -> None:
     columns = {"prompt": "ask", "answer": "gold"}
     asked, ordinary = write({"ask": "1+1?", "gold": "2"}), write(TRL, name="y.jsonl")
-    assert [problem.prompt for problem in load_problems(asked, columns=columns, prompt_suffix="")] == ["1+1?"]
+    assert [problem.prompt for problem in load_problems(asked, columns=columns)] == ["1+1?"]
     both = load_problem_set([str(asked), str(ordinary)], columns=columns)
     assert len(both.problems) == 2 and both.missing == {}
     alone = load_problem_set(ordinary, columns=columns)
@@ -196,7 +196,7 @@ def test_ids_depend_neither_on_the_suffix_nor_on_the_file_kind(write: Write, tmp
     path = write(*rows)
     (tmp_path / "x.json").write_text(json.dumps(rows))
     ids = [problem.id for problem in load_problems(path)]
-    assert ids == [problem.id for problem in load_problems(path, prompt_suffix="")]
+    assert ids == [problem.id for problem in load_problems(path)]
     assert ids == [problem.id for problem in load_problems(tmp_path / "x.json")]
     assert ids == ["x:9d9abca3be3590ed", "x:b01f0ace2506e2dc"]  # checkpoints hold them: they must not change
 
@@ -263,11 +263,11 @@ def test_overlap_is_dropped_or_told() -> None:
 
 def test_prompts_that_are_too_long_are_dropped_with_a_count(tokenizer: PreTrainedTokenizerBase) -> None:
     data = make(("A=1?", "1"), ("A=1; " * 20, "1"), ("A=2?", "2"))
-    fitted = fit_problem_set(data, tokenizer, max_prompt_tokens=4)
+    fitted = fit_problem_set(data, PromptRenderer(tokenizer), max_prompt_tokens=4)
     assert ids(fitted) == "p0 p2"
     assert fitted.notes == ("data t: left out 1 prompt of more than 4 tokens",)
     with pytest.raises(UserError, match=r"data t.*max_prompt_tokens = 3"):
-        fit_problem_set(data, tokenizer, max_prompt_tokens=3)
+        fit_problem_set(data, PromptRenderer(tokenizer), max_prompt_tokens=3)
 
 
 def test_true_answers_that_cannot_be_parsed_are_named_by_row() -> None:

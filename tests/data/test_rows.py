@@ -6,13 +6,10 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from attnrl.config.base import PROMPT_SUFFIX
 from attnrl.data.columns import choose_columns
 from attnrl.data.remarks import Remarks
-from attnrl.data.rows import other_columns, read_row, with_suffix
+from attnrl.data.rows import other_columns, read_row
 from attnrl.errors import UserError
 from attnrl.types import Problem
 
@@ -362,22 +359,3 @@ def test_other_columns_are_what_json_can_say() -> None:
         "7": None,
     }
     assert json.loads(json.dumps(columns)) == columns
-
-
-def test_the_suffix_goes_to_the_last_user_message_only_and_not_twice() -> None:
-    chat = tuple(
-        {"role": role, "content": content}
-        for role, content in [("system", "S"), ("user", "A"), ("assistant", "B"), ("user", "C"), ("assistant", "D")]
-    )
-    once = with_suffix(chat, " Box it.")
-    assert [message["content"] for message in once] == ["S", "A", "B", "C Box it.", "D"]
-    assert with_suffix(once, " Box it.") == once
-    assert chat[3]["content"] == "C"
-    assert with_suffix("1+1?\nBox it. ", " Box it.") == "1+1?\nBox it. "
-    assert with_suffix("1+1?", "") == "1+1?"
-
-
-@given(st.text(), st.sampled_from([PROMPT_SUFFIX, " Box it.", ""]))
-def test_a_suffix_given_twice_is_there_once(text: str, suffix: str) -> None:
-    once = with_suffix(text, suffix)
-    assert once.rstrip().endswith(suffix.strip()) and with_suffix(once, suffix) == once

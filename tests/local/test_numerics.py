@@ -29,10 +29,11 @@ from attnrl.local import logprobs
 from attnrl.local.loading import load_model, load_tokenizer
 from attnrl.local.model_names import find_model
 from attnrl.local.policy import LocalPolicy
+from attnrl.prompts.renderer import PromptRenderer
 from attnrl.runs.display import Display
 from attnrl.runs.prepare import prepare
 from attnrl.runs.session import train
-from attnrl.tokenization import decode, encode_prompt
+from attnrl.tokenization import decode
 from attnrl.types import Request, SamplingParams, TrainingRow
 
 LEDGER = find_model("ledger").directory
@@ -82,7 +83,7 @@ def ledger_batch() -> Batch:
     model = load_model(LEDGER, tokenizer, device=torch.device("cpu"), dtype="float32").model
     problems = [problem for problem in held_out_problems("ledger", 4) for _ in range(4)]
     sampler = build_sampler(model, tokenizer, SamplingParams(TEMPERATURE), max_batch=16)
-    prompts = [tuple(encode_prompt(tokenizer, problem, 128)) for problem in problems]
+    prompts = [PromptRenderer(tokenizer).encode(problem) for problem in problems]
     drawn = sampler.generate([Request(prompt, 256, seed) for seed, prompt in enumerate(prompts)])
     grades = RulesGrader(False).grade(problems, [decode(tokenizer, one.tokens) for one in drawn])
     reward = torch.tensor([grade.reward for grade in grades]).view(4, 4)

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from attnrl.errors import UserError
 from attnrl.grading.rewards import RewardManager
 from attnrl.grading.rules import RulesGrader
+from attnrl.prompts.renderer import PromptRenderer
 from attnrl.rl.evaluation import EvaluatedSample, Evaluation, evaluate
 from attnrl.types import Completion, Problem, Request
 
@@ -90,8 +91,9 @@ RIGHT_AND_WRONG = {"A=1?": ["so \\boxed{1}", "so \\boxed{2}"], "B=2?": ["\\boxed
 
 def run(sampler: Scripted, **settings: int) -> Evaluation:
     defaults = {"samples": 2, "max_new_tokens": 9, "max_prompt_tokens": 10, "seed": 0}
+    renderer = PromptRenderer(sampler.tokenizer)
     return evaluate(
-        SUMS, sampler=sampler, rewards=RewardManager(RulesGrader()), tokenizer=sampler.tokenizer, **defaults | settings
+        SUMS, sampler=sampler, rewards=RewardManager(RulesGrader()), renderer=renderer, **defaults | settings
     )
 
 

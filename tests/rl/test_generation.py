@@ -11,9 +11,10 @@ from helpers import Loop, fake_entropy, fake_fci, fake_loop
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attnrl.prompts.renderer import PromptRenderer
 from attnrl.rl.clock import PhaseClock
 from attnrl.rl.rollout import PartialGroup, Trunk
-from attnrl.tokenization import decode, encode_prompt, finished_response
+from attnrl.tokenization import decode
 from attnrl.types import Request
 
 BUDGET = 30  # of helpers.tiny_config
@@ -271,15 +272,14 @@ def test_a_failing_grader_ends_the_generation_before_its_last_response(tokenizer
 
 
 def test_the_texts_of_responses_are_decoded_once(tokenizer, monkeypatch):
-    import attnrl.rl.generation
-
     texts: list[str] = []
+    finished_response = PromptRenderer.finished_response
 
     def remember(*arguments):
         texts.append((response := finished_response(*arguments)).text)
         return response
 
-    monkeypatch.setattr(attnrl.rl.generation, "finished_response", remember)
+    monkeypatch.setattr(PromptRenderer, "finished_response", remember)
     loop = fake_loop(tokenizer)
     loop.trainer.step()
     assert texts == [response for _, response in loop.grader.asked]
@@ -293,7 +293,7 @@ def test_new_groups_are_nothing_but_their_prompt(tokenizer):
     loop.trainer.step()
     for group in loop.trainer.state.carried:
         assert isinstance(group, PartialGroup)
-        assert group.prompt == encode_prompt(tokenizer, loop.trainer.source.at(group.position), 128)
+        assert group.prompt == PromptRenderer(tokenizer).encode(loop.trainer.source.at(group.position), 128)
         json.dumps(asdict(group))  # plain all the way down
 
 

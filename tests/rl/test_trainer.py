@@ -14,9 +14,10 @@ from helpers import Loop, fake_loop
 
 import attnrl.rl.trainer
 from attnrl.method.adaptive import RunningMean
+from attnrl.prompts.renderer import PromptRenderer
 from attnrl.rl.rollout import RolloutTree
 from attnrl.rl.trainer import StepResult
-from attnrl.tokenization import decode, encode_prompt
+from attnrl.tokenization import decode
 
 TRUNKS, BUDGET = 6, 30  # of the recipes and of helpers.tiny_config
 
@@ -27,8 +28,8 @@ def steps(loop: Loop, count: int) -> list[StepResult]:
 
 def initial_contexts(loop: Loop, positions: range) -> list[tuple[tuple[int, ...], int]]:
     """Prompt and budget of the initial requests of these problems."""
-    tokenizer, source = loop.trainer.tokenizer, loop.trainer.source
-    prompts = [encode_prompt(tokenizer, source.at(position), 128) for position in positions]
+    tokenizer, source = loop.trainer.renderer.tokenizer, loop.trainer.source
+    prompts = [PromptRenderer(tokenizer).encode(source.at(position), 128) for position in positions]
     return [(prompt, BUDGET) for prompt in prompts for _ in range(loop.config.method.trunks)]
 
 
@@ -233,7 +234,7 @@ def test_filtered_problems_are_neither_branched_nor_trained_on(tokenizer):
     loop.trainer.state = replace(loop.trainer.state, solved_influence=RunningMean(10, 1e6))
     result = loop.trainer.step()
     assert [problem.plan.kept for problem in result.problems] == [False, True, False]
-    prompts = {answer: encode_prompt(tokenizer, loop.trainer.source.at(answer), 128) for answer in (0, 1, 2)}
+    prompts = {answer: PromptRenderer(tokenizer).encode(loop.trainer.source.at(answer), 128) for answer in (0, 1, 2)}
     assert contexts_of(loop.sampler.calls[1])[: len(branch_contexts(result.problems))] == branch_contexts(
         result.problems[1:2]
     )

@@ -83,7 +83,7 @@ def one_step(config: TrainConfig, sampler: Recorded, policy: Policy) -> tuple[St
             sampler=sampler,
             rewards=rewards,
             policy=policy,
-            tokenizer=tokenizer,
+            renderer=data.renderer,
             source=data.source,
         )
         result = trainer.step()

@@ -82,7 +82,6 @@ def evaluate(
         problems=problems,
         samples=samples,
         max_new_tokens=max_new_tokens,
-        prompt_suffix=settings.prompt_suffix,
         columns=parse_columns(options.columns),
     )
     report = EvaluationRun(

@@ -113,7 +113,6 @@ def disrupt(
         problems=problems,
         samples=samples,
         max_new_tokens=max_new_tokens,
-        prompt_suffix=evaluation.prompt_suffix,
         columns=parse_columns(options.columns),
     )
     run_disruption(

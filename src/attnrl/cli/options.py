@@ -81,6 +81,22 @@ class ResponseOptions:
         str | None,
         typer.Option(help="Appended to each problem without the suffix. \\[default: the paper's; none for --task]"),
     ] = None
+    system_prompt: Annotated[
+        str | None, typer.Option(help="System message before every problem without a system message.")
+    ] = None
+    chat_template: Annotated[
+        str,
+        typer.Option(
+            help="auto: text becomes a user message if the model has a chat template; never: text stays text; or a "
+            "file with another template (jinja)."
+        ),
+    ] = "auto"
+    chat_template_kwargs: Annotated[
+        str, typer.Option(help="Arguments of the chat template, as in '{enable_thinking: false}' (YAML or JSON).")
+    ] = "{}"
+    special_tokens: Annotated[
+        str, typer.Option(help="Special tokens in the text of a problem. keep: they count; escape: as plain text.")
+    ] = "keep"
     grader: Annotated[
         str | None, typer.Option(help="rules, math or module:object. \\[default: the task's own, else math]")
     ] = None
@@ -117,6 +133,10 @@ class ResponseOptions:
             while_thinking=self.while_thinking,
             prompt_suffix=self.prompt_suffix,
             max_prompt_tokens=self.max_prompt_tokens,
+            system_prompt=self.system_prompt,
+            chat_template=self.chat_template,
+            chat_template_kwargs=self.chat_template_kwargs,
+            special_tokens=self.special_tokens,
         )
 
 

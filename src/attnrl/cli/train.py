@@ -55,7 +55,7 @@ def train(
             echo(line)
         return
     resumed = [f"Continues from {prepared.checkpoint.directory}"] if prepared.checkpoint else []
-    for line in [*run_warnings(prepared), *resumed]:
+    for line in [*run_warnings(prepared), *resumed, *prepared.data.first_prompt()]:
         echo(line)
     rows = run_training(prepared, Display(console))
     finished = config.is_over(int(rows[-1]["step"]), rows[-1].get("tokens/total", 0.0))

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from attnrl.config.base import PROMPT_SUFFIX, HomeText, Strict
+from attnrl.prompts.settings import PromptSettings
 
 
 class DataConfig(Strict):
@@ -35,7 +36,8 @@ class DataConfig(Strict):
     chat_template: HomeText = Field(
         "auto",
         description="auto: a text prompt becomes a user message if the model has a chat template; never: a text prompt "
-        "stays plain text; or a file with another chat template (jinja)",
+        "stays plain text; the name of one of several templates of the model; or a file with another chat template "
+        "(jinja)",
     )
     chat_template_kwargs: dict[str, Any] = Field(
         {}, description="arguments of the chat template, as in {enable_thinking: false}"
@@ -56,6 +58,17 @@ class DataConfig(Strict):
     allow_changed: bool = Field(
         False, description="resume a run although its problems differ from the problems at the start of the run"
     )
+
+    @property
+    def prompts(self) -> PromptSettings:
+        """Return the settings of the prompts."""
+        return PromptSettings(
+            suffix=self.prompt_suffix,
+            system_prompt=self.system_prompt,
+            chat_template=self.chat_template,
+            chat_template_kwargs=self.chat_template_kwargs,
+            special_tokens=self.special_tokens,
+        )
 
     @field_validator("train", "eval", mode="before")
     @classmethod

@@ -12,19 +12,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from transformers import PreTrainedTokenizerBase
-
-from attnrl.config.base import PROMPT_SUFFIX
 from attnrl.data.columns import choose_columns, missing_column
 from attnrl.data.files import Row
 from attnrl.data.fitting import fit_problems
 from attnrl.data.messages import is_message
 from attnrl.data.overlap import answers_key, find_overlap, question_key
 from attnrl.data.remarks import Remarks
-from attnrl.data.rows import read_row, with_suffix
+from attnrl.data.rows import read_row
 from attnrl.data.sources import read_source, source_name
 from attnrl.errors import UserError
 from attnrl.grading.golds import UnusableGold
+from attnrl.prompts.renderer import PromptRenderer
 from attnrl.types import Problem
 
 MAX_NAMED = 3  # problems named in a note
@@ -48,26 +46,20 @@ class ProblemSet:
 
 
 def load_problems(
-    source: str | Path | Sequence[str],
-    *,
-    prompt_suffix: str = PROMPT_SUFFIX,
-    columns: Mapping[str, str] = MappingProxyType({}),
+    source: str | Path | Sequence[str], *, columns: Mapping[str, str] = MappingProxyType({})
 ) -> list[Problem]:
     """Return the problems of :func:`load_problem_set`.
 
     Raises:
         UserError: a source or row is invalid, or a named column is absent; names the source and the row.
     """
-    data = load_problem_set(source, prompt_suffix=prompt_suffix, columns=columns)
+    data = load_problem_set(source, columns=columns)
     require_columns([data])
     return list(data.problems)
 
 
 def load_problem_set(
-    source: str | Path | Sequence[str],
-    *,
-    prompt_suffix: str = PROMPT_SUFFIX,
-    columns: Mapping[str, str] = MappingProxyType({}),
+    source: str | Path | Sequence[str], *, columns: Mapping[str, str] = MappingProxyType({})
 ) -> ProblemSet:
     """Read problems from files or data sets; see :mod:`attnrl.data.rows` for the formats of a row.
 
@@ -75,7 +67,6 @@ def load_problem_set(
 
     Args:
         source: a file, a folder or a data set, or several.
-        prompt_suffix: appended to the text or the last user message, unless already present.
         columns: names of columns by key (``prompt``, ``answer``, ``system``, ``id``). A source without the column is
             read by the popular spellings; :func:`require_columns` checks that another source has the column.
 
@@ -88,9 +79,7 @@ def load_problem_set(
     problems = [problem for part in parts for problem in part.problems]
     _require_distinct_ids(problems)
     problems = [replace(p, id=p.id or new) for p, new in zip(problems, problem_ids(problems), strict=True)]
-    gradable = [
-        replace(problem, prompt=with_suffix(problem.prompt, prompt_suffix)) for problem in problems if problem.answers
-    ]
+    gradable = [problem for problem in problems if problem.answers]
     if not gradable:
         raise UserError(f"{name}: the true answer of every row is empty")
     notes = [note for part in parts for note in part.notes]
@@ -214,24 +203,20 @@ def note_conflicts(data: ProblemSet, suffix: str = "") -> ProblemSet:
     return replace(data, notes=(*data.notes, note))
 
 
-def fit_problem_set(
-    data: ProblemSet,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_prompt_tokens: int,
-    chat_template: str = "auto",
-) -> ProblemSet:
-    """Apply :func:`attnrl.data.fitting.fit_problems` and add a note with the number of problems left out.
+def fit_problem_set(data: ProblemSet, renderer: PromptRenderer, *, max_prompt_tokens: int) -> ProblemSet:
+    """Apply :func:`attnrl.data.fitting.fit_problems`; add notes on the problems left out and on the other prompts.
 
     Raises:
         UserError: a prompt cannot be rendered or has no tokens, or every prompt is too long.
     """
-    fitting = fit_problems(data.problems, tokenizer, max_prompt_tokens=max_prompt_tokens, chat_template=chat_template)
-    dropped = len(data.problems) - len(fitting)
-    if not fitting:
+    fitted = fit_problems(data.problems, renderer, max_prompt_tokens=max_prompt_tokens)
+    dropped = len(data.problems) - len(fitted.problems)
+    if not fitted.problems:
         raise UserError(f"{data.name}: every prompt has more than max_prompt_tokens = {max_prompt_tokens} tokens")
-    note = f"{data.name}: left out {_count(dropped, 'prompt')} of more than {max_prompt_tokens} tokens"
-    return replace(data, problems=tuple(fitting), notes=(*data.notes, *([note] if dropped else [])))
+    notes = [f"{data.name}: {remark}" for remark in fitted.remarks]
+    if dropped:
+        notes.append(f"{data.name}: left out {_count(dropped, 'prompt')} of more than {max_prompt_tokens} tokens")
+    return replace(data, problems=fitted.problems, notes=(*data.notes, *notes))
 
 
 def note_unusable(data: ProblemSet, unusable: Sequence[UnusableGold]) -> ProblemSet:

@@ -1,56 +1,67 @@
-"""Fit problems to a tokenizer: wrap text as a chat, leave out prompts that are too long."""
+"""Fit problems to a tokenizer: leave out prompts that are too long, and count what happens to the other prompts."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
-from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
+from dataclasses import dataclass
 
 from attnrl.errors import UserError
+from attnrl.prompts.renderer import PromptRenderer
 from attnrl.tasks.base import MAX_REPEATED_DRAWS, ProblemDrawer
-from attnrl.tokenization import encode_prompt
 from attnrl.types import Problem
 
+MAX_NAMED = 3  # places named in a remark
 
-def as_chat(problem: Problem, tokenizer: PreTrainedTokenizerBase, chat_template: str = "auto") -> Problem:
-    """Return ``problem`` with a text prompt wrapped as one user message, if the tokenizer has a chat template.
 
-    Chat messages stay unchanged; with ``never``, text stays unchanged too.
+@dataclass(frozen=True)
+class FittedProblems:
+    """Problems with prompts of an allowed length.
+
+    Attributes:
+        problems: the problems as asked (:meth:`attnrl.prompts.renderer.PromptRenderer.asked`).
+        remarks: remarks on the prompts, one line each, with the number of prompts and the first places.
     """
-    if not isinstance(problem.prompt, str) or chat_template == "never" or tokenizer.chat_template is None:
-        return problem
-    return replace(problem, prompt=({"role": "user", "content": problem.prompt},))
+
+    problems: tuple[Problem, ...]
+    remarks: tuple[str, ...]
 
 
-def is_short_enough(problem: Problem, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int) -> bool:
-    """Return True if the rendered prompt has at most ``max_prompt_tokens`` tokens.
+def fit_problems(problems: Sequence[Problem], renderer: PromptRenderer, *, max_prompt_tokens: int) -> FittedProblems:
+    """Return the problems as asked, without prompts of more than ``max_prompt_tokens`` tokens.
 
     Raises:
-        UserError: the chat template fails, or the prompt has no tokens; names the problem.
+        UserError: the chat template or the tokenizer fails, or a prompt has no tokens; names file and row.
     """
-    try:
-        return len(encode_prompt(tokenizer, problem, 2**62)) <= max_prompt_tokens
-    except TemplateError as error:
-        raise UserError(f"{problem.where}: the chat template refuses its messages ({error})") from None
+    fitting = []
+    tally = PromptTally(renderer)
+    for problem in problems:
+        ids = renderer.encode(problem)
+        if len(ids) <= max_prompt_tokens:
+            tally.add(problem, ids)
+            fitting.append(renderer.asked(problem))
+    return FittedProblems(tuple(fitting), tally.remarks())
 
 
-def fit_problems(
-    problems: Sequence[Problem],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_prompt_tokens: int,
-    chat_template: str = "auto",
-) -> list[Problem]:
-    """Return the problems wrapped by :func:`as_chat`, without prompts of more than ``max_prompt_tokens`` tokens.
+class PromptTally:
+    """Counts the remarks of a renderer on many prompts."""
 
-    Raises:
-        UserError: the chat template fails, or a prompt has no tokens; names the problem.
-    """
-    chats = (as_chat(problem, tokenizer, chat_template) for problem in problems)
-    return [problem for problem in chats if is_short_enough(problem, tokenizer, max_prompt_tokens)]
+    def __init__(self, renderer: PromptRenderer) -> None:
+        self._renderer = renderer
+        self._places: dict[str, list[str]] = {}
+
+    def add(self, problem: Problem, ids: Sequence[int]) -> None:
+        """Count the remarks on the prompt of ``problem`` with the token ids ``ids``."""
+        for remark in self._renderer.remarks(problem, ids):
+            self._places.setdefault(remark, []).append(problem.where)
+
+    def remarks(self) -> tuple[str, ...]:
+        """Return one line per remark: number of prompts, remark, and the first places."""
+        return tuple(
+            f"{len(places):,} prompt{'' if len(places) == 1 else 's'} {remark} "
+            f"({'; '.join(places[:MAX_NAMED])}{'; ...' if len(places) > MAX_NAMED else ''})"
+            for remark, places in self._places.items()
+        )
 
 
 @dataclass(frozen=True)
@@ -58,9 +69,8 @@ class FittedTask:
     """A task with problems fitted to a tokenizer: problems with a prompt that is too long are drawn again."""
 
     task: ProblemDrawer
-    tokenizer: PreTrainedTokenizerBase
+    renderer: PromptRenderer
     max_prompt_tokens: int
-    chat_template: str = "auto"
 
     @property
     def name(self) -> str:
@@ -68,14 +78,14 @@ class FittedTask:
         return self.task.name
 
     def draw(self, rng: random.Random) -> Problem:
-        """Return one problem with a prompt of at most ``max_prompt_tokens`` tokens.
+        """Return one problem as asked, with a prompt of at most ``max_prompt_tokens`` tokens.
 
         Raises:
             UserError: :data:`MAX_REPEATED_DRAWS` consecutive draws had longer prompts.
         """
         for _ in range(MAX_REPEATED_DRAWS):
-            problem = as_chat(self.task.draw(rng), self.tokenizer, self.chat_template)
-            if is_short_enough(problem, self.tokenizer, self.max_prompt_tokens):
+            problem = self.renderer.asked(self.task.draw(rng))
+            if len(self.renderer.encode(problem)) <= self.max_prompt_tokens:
                 return problem
         limit = f"max_prompt_tokens = {self.max_prompt_tokens}"
         raise UserError(f"task {self.name}: {MAX_REPEATED_DRAWS:,} prompts in a row exceed {limit}")

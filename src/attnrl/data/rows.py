@@ -288,15 +288,6 @@ def _jsonable(value: Any) -> Any:
     return str(value)
 
 
-def with_suffix(prompt: str | Chat, suffix: str) -> str | Chat:
-    """Return the prompt with ``suffix`` appended to the text or the last user message, unless already present."""
-    if isinstance(prompt, str):
-        return prompt if prompt.rstrip().endswith(suffix.strip()) else prompt + suffix
-    last = max(i for i, message in enumerate(prompt) if message["role"] == "user")
-    content = with_suffix(prompt[last]["content"], suffix)
-    return (*prompt[:last], {**prompt[last], "content": str(content)}, *prompt[last + 1 :])
-
-
 def _sound(text: str, where: str, field: str) -> str:
     try:
         text.encode()

@@ -6,13 +6,12 @@ import hashlib
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedTokenizerBase
 
 from attnrl.config.schema import TrainConfig
 from attnrl.data.datasets import (
-    ProblemSet,
     fit_problem_set,
     leave_out_duplicates,
     leave_out_overlap,
@@ -25,6 +24,8 @@ from attnrl.data.fitting import FittedTask
 from attnrl.data.stream import ProblemSource, ProceduralProblems, ShuffledProblems
 from attnrl.grading.registry import build_grader
 from attnrl.grading.rewards import RewardManager
+from attnrl.prompts.renderer import PromptRenderer
+from attnrl.prompts.settings import PromptSettings
 from attnrl.tasks.base import ProblemDrawer, Task, draw_distinct
 from attnrl.tasks.dependencies import unknown_dependencies
 from attnrl.tasks.registry import find_task
@@ -38,6 +39,7 @@ class RunData:
     """The problems of a run and the rewards of responses.
 
     Attributes:
+        renderer: renders the prompts of the problems.
         source: training problems.
         training_problems: number of training problems; None for a procedural task, which has no end.
         held_out: evaluation problems.
@@ -48,6 +50,7 @@ class RunData:
         fingerprints: SHA-256 of the problems from data files, by setting.
     """
 
+    renderer: PromptRenderer
     source: ProblemSource
     training_problems: int | None
     held_out: tuple[Problem, ...]
@@ -55,6 +58,10 @@ class RunData:
     task: Task | None = None
     notes: tuple[str, ...] = ()
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+
+    def first_prompt(self) -> list[str]:
+        """Return lines that show the first training prompt as the model sees the prompt."""
+        return self.renderer.show(self.source.at(0))
 
     def require_dependencies(self) -> None:
         """Check that the true dependency graph of every problem is known (for the oracle criterion).
@@ -87,26 +94,31 @@ def load_run_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Ru
     )
     held_out = config.eval.problems if config.eval.every else 0
     if task is None:
-        return _load_data(config, tokenizer, held_out, rewards)
+        return _load_data(config, PromptRenderer(tokenizer, config.data.prompts), held_out, rewards)
+    renderer = PromptRenderer(tokenizer, task_prompts(task, replace(config.data.prompts, suffix="")))
     drawer: ProblemDrawer = task
     if task.fits_prompts:
-        drawer = FittedTask(task, tokenizer, config.sampling.max_prompt_tokens, config.data.chat_template)
+        drawer = FittedTask(task, renderer, config.sampling.max_prompt_tokens)
     evaluation = draw_distinct(drawer, held_out, random.Random(EVALUATION_SEED))
     source = ProceduralProblems(drawer, config.seed, frozenset(problem.id for problem in evaluation))
     rewards.probe([source.at(0)])  # raises now, too, if every problem of a small task is held out
-    return RunData(source, None, tuple(evaluation), rewards, task)
+    return RunData(renderer, source, None, tuple(evaluation), rewards, task, notes=renderer.notes)
 
 
-def _load_data(
-    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, held_out: int, rewards: RewardManager
-) -> RunData:
+def task_prompts(task: Task, settings: PromptSettings) -> PromptSettings:
+    """Return the settings for the prompts of a task: no chat template around prompts with a format of their own."""
+    return settings if task.fits_prompts else replace(settings, chat_template="never")
+
+
+def _load_data(config: TrainConfig, renderer: PromptRenderer, held_out: int, rewards: RewardManager) -> RunData:
     data = config.data
     assert data.train is not None  # TrainConfig checks it
     sources = [data.train, data.eval] if data.eval and held_out else [data.train]
     columns = {str(key): name for key, name in data.columns.items()}
-    loaded = [load_problem_set(one, prompt_suffix=data.prompt_suffix, columns=columns) for one in sources]
+    loaded = [load_problem_set(one, columns=columns) for one in sources]
     require_columns(loaded)
-    training, *rest = [_fitted(one, config, tokenizer) for one in loaded]
+    longest = config.sampling.max_prompt_tokens
+    training, *rest = [fit_problem_set(one, renderer, max_prompt_tokens=longest) for one in loaded]
     evaluation = rest[0] if rest else None  # a benchmark keeps duplicates: every row counts
     if data.deduplicate:
         training = leave_out_duplicates(training, data.prompt_suffix)
@@ -120,13 +132,13 @@ def _load_data(
             chosen = tuple(random.Random(EVALUATION_SEED).sample(chosen, held_out))
     sets = [one for one in (training, evaluation) if one is not None]
     sets = [note_unusable(one, rewards.unusable_golds(one.problems)) for one in sets]
-    notes = tuple(note for one in sets for note in one.notes)
+    notes = (*renderer.notes, *(note for one in sets for note in one.notes))
     rewards.probe(training.problems)
     prints = {"data.train": fingerprint(training.problems)}
     if evaluation is not None:
         prints["data.eval"] = fingerprint(evaluation.problems)
     source = ShuffledProblems(training.problems, config.seed)
-    return RunData(source, len(training.problems), chosen, rewards, notes=notes, fingerprints=prints)
+    return RunData(renderer, source, len(training.problems), chosen, rewards, notes=notes, fingerprints=prints)
 
 
 def fingerprint(problems: Sequence[Problem]) -> str:
@@ -135,15 +147,6 @@ def fingerprint(problems: Sequence[Problem]) -> str:
     for problem in problems:
         digest.update(json.dumps([problem.id, problem.prompt, problem.answers], default=dict).encode() + b"\n")
     return digest.hexdigest()
-
-
-def _fitted(data: ProblemSet, config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> ProblemSet:
-    return fit_problem_set(
-        data,
-        tokenizer,
-        max_prompt_tokens=config.sampling.max_prompt_tokens,
-        chat_template=config.data.chat_template,
-    )
 
 
 def held_out_problems(task: str, count: int) -> list[Problem]:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from attnrl.data.fitting import as_chat
+from attnrl.data.fitting import PromptTally
 from attnrl.errors import UserError
 from attnrl.evals.settings import EvalSettings
 from attnrl.evals.suites import Suite
@@ -19,8 +19,8 @@ from attnrl.local.loading import load_model, load_model_config, load_tokenizer
 from attnrl.local.model_files import check_model_files, weights_fingerprint
 from attnrl.local.model_names import find_model
 from attnrl.local.weights import LoadedModel
+from attnrl.prompts.renderer import PromptRenderer
 from attnrl.rl.evaluation import SampleRequest
-from attnrl.tokenization import encode_prompt
 from attnrl.types import Problem, Request
 
 NO_LIMIT = 1 << 62  # tokens
@@ -35,12 +35,14 @@ class SuitePlan:
         sample_requests: every response to sample, in order.
         skipped: ids of problems with a prompt too long for the model.
         shortened: whether the model's positions cut the token budget of some response.
+        remarks: remarks on the prompts, one line each.
     """
 
     suite: Suite
     sample_requests: tuple[SampleRequest, ...]
     skipped: tuple[str, ...]
     shortened: bool
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Candidate:
         directory: the checkpoint directory.
         fingerprint: hash of the weights, see :func:`weights_fingerprint`.
         positions: number of positions of the model, or None without a limit.
-        tokenizer: the model's tokenizer.
+        renderer: renders the prompts; has the model's tokenizer.
         plans: the responses to sample, one plan per suite.
         trust_remote_code: whether Python code in the checkpoint directory may run.
         notes: remarks on the choice of the directory.
@@ -62,7 +64,7 @@ class Candidate:
     directory: Path
     fingerprint: str
     positions: int | None
-    tokenizer: PreTrainedTokenizerBase
+    renderer: PromptRenderer
     plans: tuple[SuitePlan, ...]
     trust_remote_code: bool = False
     notes: tuple[str, ...] = ()
@@ -74,7 +76,8 @@ class Candidate:
             UserError: as :func:`attnrl.local.loading.load_model`.
         """
         trusted = self.trust_remote_code
-        return load_model(self.directory, self.tokenizer, device=device, dtype=dtype, trust_remote_code=trusted)
+        tokenizer = self.renderer.tokenizer
+        return load_model(self.directory, tokenizer, device=device, dtype=dtype, trust_remote_code=trusted)
 
 
 def open_candidate(name: str, suites: Sequence[Suite], settings: EvalSettings, trust_remote_code: bool) -> Candidate:
@@ -90,17 +93,16 @@ def open_candidate(name: str, suites: Sequence[Suite], settings: EvalSettings, t
     config = load_model_config(directory, trust_remote_code=trust_remote_code)
     limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     positions = int(limit) if limit else None
-    plans = tuple(plan_suite(suite, settings, tokenizer, positions) for suite in suites)
+    renderer = PromptRenderer(tokenizer, settings.prompts)
+    plans = tuple(plan_suite(suite, settings, renderer, positions) for suite in suites)
     for plan in plans:
         if not plan.sample_requests:
             raise UserError(f"model {name}: every prompt of {plan.suite.name} is too long for the model")
     fingerprint = weights_fingerprint(name, directory, with_code=trust_remote_code)
-    return Candidate(name, directory, fingerprint, positions, tokenizer, plans, trust_remote_code, found.notes)
+    return Candidate(name, directory, fingerprint, positions, renderer, plans, trust_remote_code, found.notes)
 
 
-def plan_suite(
-    suite: Suite, settings: EvalSettings, tokenizer: PreTrainedTokenizerBase, positions: int | None
-) -> SuitePlan:
+def plan_suite(suite: Suite, settings: EvalSettings, renderer: PromptRenderer, positions: int | None) -> SuitePlan:
     """Plan the responses of a model with ``positions`` positions (None: no limit) to ``suite``.
 
     A token budget beyond the last position is cut. A problem is skipped if the prompt leaves no position for a
@@ -109,17 +111,20 @@ def plan_suite(
     sample_requests: list[SampleRequest] = []
     skipped = []
     shortened = False
+    tally = PromptTally(renderer)
     for problem in suite.problems:
-        prompt = encode_prompt(tokenizer, as_chat(problem, tokenizer), NO_LIMIT)
+        prompt = renderer.encode(problem)
+        tally.add(problem, prompt)
         budget = suite.max_new_tokens if positions is None else min(suite.max_new_tokens, positions - len(prompt))
         if budget < 1 or len(prompt) > (settings.max_prompt_tokens or NO_LIMIT):
             skipped.append(problem.id)
             continue
         shortened |= budget < suite.max_new_tokens
+        asked = renderer.asked(problem)
         for sample in range(suite.samples):
             seed = sample_seed(settings.seed, suite.name, problem.id, sample)
-            sample_requests.append(SampleRequest(problem, sample, Request(prompt, budget, seed)))
-    return SuitePlan(suite, tuple(sample_requests), tuple(skipped), shortened)
+            sample_requests.append(SampleRequest(asked, sample, Request(prompt, budget, seed)))
+    return SuitePlan(suite, tuple(sample_requests), tuple(skipped), shortened, tally.remarks())
 
 
 def sample_seed(seed: int, benchmark: str, problem: str, sample: int) -> int:

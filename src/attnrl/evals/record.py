@@ -133,7 +133,7 @@ def finished_outcomes(directory: EvalDirectory, candidates: Sequence[Candidate])
         if found is None:
             continue
         candidate, sampled = found
-        same_prompt = row["prompt"] == decode(candidate.tokenizer, sampled.request.prompt)
+        same_prompt = row["prompt"] == decode(candidate.renderer.tokenizer, sampled.request.prompt)
         same_answers = tuple(row["answers"]) == sampled.problem.answers
         if not (same_prompt and same_answers and row["seed"] == sampled.request.seed):
             raise UserError(

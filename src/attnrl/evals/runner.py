@@ -134,8 +134,10 @@ class EvaluationRun:
                 yield f"{suite.name}, {where}: its true answer {gold.answers[0][:60]!r} {gold.reason}."
         for candidate in self.candidates:
             yield from candidate.notes
+            yield from (f"{candidate.name}: {note}" for note in candidate.renderer.notes)
             for plan in candidate.plans:
                 name = f"{candidate.name}, {plan.suite.name}"
+                yield from (f"{name}: {remark}" for remark in plan.remarks)
                 if plan.skipped:
                     yield f"{name}: {len(plan.skipped)} prompts too long for the model; they count as not solved."
                 if plan.shortened:
@@ -143,6 +145,8 @@ class EvaluationRun:
                         f"{name}: the model has {candidate.positions:,} positions, so responses end there and not "
                         f"after {plan.suite.max_new_tokens:,} tokens."
                     )
+            first, *more = candidate.renderer.show(self.suites[0].problems[0])
+            yield from (f"{candidate.name}, {first}", *more)
         if finished := self._finished():
             yield f"{finished:,} samples are in {self.output} already."
 
@@ -209,14 +213,14 @@ class EvaluationRun:
         batch = min(rows_that_fit(model, plan.sample_requests), self.max_batch)
         sampler = build_sampler(
             model,
-            candidate.tokenizer,
+            candidate.renderer.tokenizer,
             self.settings.sampling,
             max_batch=batch,
             on_progress=progress.sampled,
         )
         size = self.chunk or chunk_size(model, plan.sample_requests, batch)
         for missing in missing_chunks(plan.sample_requests, size, outcomes):
-            samples = respond(missing, sampler=sampler, rewards=rewards, tokenizer=candidate.tokenizer)
+            samples = respond(missing, sampler=sampler, rewards=rewards, renderer=candidate.renderer)
             for note in rewards.take_notes():
                 print_line(self.console, f"{candidate.name}, {plan.suite.name}: {note}")
             key = {"model": candidate.name, "benchmark": plan.suite.name}

@@ -51,7 +51,6 @@ def load_suites(
     problems: int | None = None,
     samples: int | None = None,
     max_new_tokens: int | None = None,
-    prompt_suffix: str = "",
     columns: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Suite]:
     """Load the suites named by the options of the command line.
@@ -64,7 +63,6 @@ def load_suites(
         problems: number of problems, the first ones.
         samples: responses per problem.
         max_new_tokens: token budget of a response.
-        prompt_suffix: text appended to every prompt that does not end with ``prompt_suffix``.
         columns: names of columns by key; a suite without a named column is read by the popular spellings.
 
     Raises:
@@ -85,7 +83,7 @@ def load_suites(
     else:
         found = find_benchmarks(benchmarks, data_dir)
         suites = [Suite(b.name, b.title, str(b.source), (), b.samples, MAX_NEW_TOKENS) for b in found]
-    sets = [load_problem_set(suite.source, prompt_suffix=prompt_suffix, columns=columns) for suite in suites]
+    sets = [load_problem_set(suite.source, columns=columns) for suite in suites]
     require_columns(sets)
     return [
         replace(

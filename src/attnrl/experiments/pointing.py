@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from attnrl.config.method import BranchingConfig
-from attnrl.data.run_data import held_out_problems
+from attnrl.data.run_data import held_out_problems, task_prompts
 from attnrl.errors import UserError
-from attnrl.evals.candidates import NO_LIMIT, require_positions
+from attnrl.evals.candidates import require_positions
 from attnrl.experiments.disruption.choice import position_bins
 from attnrl.experiments.disruption.summary import mean_over_problems
 from attnrl.fci import CaptureSpec, capture
@@ -36,8 +36,11 @@ from attnrl.local.model_names import find_model
 from attnrl.method.branching import RolloutSignals, branch_points
 from attnrl.method.ranking import eligible_steps, mask_influence
 from attnrl.method.steps import Steps
+from attnrl.prompts.renderer import PromptRenderer
+from attnrl.prompts.settings import PromptSettings
 from attnrl.tasks.dependencies import require_dependencies, step_dependents
-from attnrl.tokenization import encode_prompt, response_steps, step_texts
+from attnrl.tasks.registry import find_task
+from attnrl.tokenization import response_steps, step_texts
 from attnrl.types import Problem, Request, SamplingParams
 from attnrl.utils.console import print_line, progress_bars
 from attnrl.utils.files import require_writable
@@ -140,7 +143,7 @@ def score_rule(
 
 def sample_responses(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    renderer: PromptRenderer,
     problems: Sequence[Problem],
     *,
     samples: int,
@@ -152,7 +155,7 @@ def sample_responses(
 
     Args:
         model: the model.
-        tokenizer: the model's tokenizer.
+        renderer: renders the prompts; has the model's tokenizer.
         problems: problems of a task with a known dependency graph.
         samples: responses per problem.
         max_new_tokens: token budget of a response.
@@ -164,11 +167,12 @@ def sample_responses(
     """
     require_dependencies(problems[0])
     rng = random.Random(f"{seed}/point")
-    prompts = [(problem, encode_prompt(tokenizer, problem, NO_LIMIT)) for problem in problems for _ in range(samples)]
+    prompts = [(problem, renderer.encode(problem)) for problem in problems for _ in range(samples)]
     for problem, prompt in prompts:
         require_positions(model, problem, prompt, max_new_tokens)
     requests = [Request(prompt, max_new_tokens, rng.getrandbits(62)) for _, prompt in prompts]
     bar = progress.add_task("responses", total=2 * len(requests))
+    tokenizer = renderer.tokenizer
     sampler = build_sampler(
         model,
         tokenizer,
@@ -250,9 +254,12 @@ def run_pointing(
         print_line(console, note)
     model = loaded.model
     require_influence(model)
+    renderer = PromptRenderer(tokenizer, task_prompts(find_task(task), PromptSettings()))
+    for line in renderer.show(held_out[0]):
+        print_line(console, line)
     with progress_bars(console) as progress:
         responses = sample_responses(
-            model, tokenizer, held_out, samples=samples, max_new_tokens=max_new_tokens, seed=seed, progress=progress
+            model, renderer, held_out, samples=samples, max_new_tokens=max_new_tokens, seed=seed, progress=progress
         )
     results = {
         "model": model_name,

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 
-from transformers import PreTrainedTokenizerBase
-
 from attnrl.grading.rewards import RewardManager
+from attnrl.prompts.renderer import PromptRenderer
 from attnrl.rl.metrics import CORRECT, verdict_ratios
-from attnrl.tokenization import decode, encode_prompt, finished_response
+from attnrl.tokenization import decode
 from attnrl.types import Problem, Request, Sampler, Verdict
 from attnrl.utils.statistics import standard_error
 
@@ -122,7 +121,7 @@ def evaluate(
     *,
     sampler: Sampler,
     rewards: RewardManager,
-    tokenizer: PreTrainedTokenizerBase,
+    renderer: PromptRenderer,
     samples: int,
     max_new_tokens: int,
     max_prompt_tokens: int,
@@ -135,7 +134,7 @@ def evaluate(
         problems: the problems.
         sampler: samples all responses in one batch.
         rewards: grades the responses.
-        tokenizer: renders prompts and decodes responses.
+        renderer: renders prompts and has the tokenizer.
         samples: responses per problem.
         max_new_tokens: token budget of a response.
         max_prompt_tokens: longest allowed prompt in tokens.
@@ -146,13 +145,13 @@ def evaluate(
         UserError: a prompt has more than ``max_prompt_tokens`` tokens.
     """
     rng = random.Random(f"{seed}/evaluation")
-    prompts = {problem.id: encode_prompt(tokenizer, problem, max_prompt_tokens) for problem in problems}
+    prompts = {problem.id: renderer.encode(problem, max_prompt_tokens) for problem in problems}
     sample_requests = [
         SampleRequest(problem, k, Request(prompts[problem.id], max_new_tokens, rng.getrandbits(62)))
         for problem in problems
         for k in range(samples)
     ]
-    evaluated = respond(sample_requests, sampler=sampler, rewards=rewards, tokenizer=tokenizer, step=step)
+    evaluated = respond(sample_requests, sampler=sampler, rewards=rewards, renderer=renderer, step=step)
     return Evaluation(tuple(evaluated), samples, tuple(rewards.take_notes()))
 
 
@@ -161,15 +160,13 @@ def respond(
     *,
     sampler: Sampler,
     rewards: RewardManager,
-    tokenizer: PreTrainedTokenizerBase,
+    renderer: PromptRenderer,
     step: int = 0,
 ) -> list[EvaluatedSample]:
     """Sample all requests in one batch, grade the responses, and return the samples in the order of the requests."""
     completions = sampler.generate([sampled.request for sampled in sample_requests])
     responses = [
-        finished_response(
-            tokenizer, sampled.problem, sampled.request.prompt, completion.tokens, completion.finish_reason
-        )
+        renderer.finished_response(sampled.problem, completion.tokens, completion.finish_reason)
         for sampled, completion in zip(sample_requests, completions, strict=True)
     ]
     grades = rewards.grade(responses, step=step)
@@ -177,7 +174,7 @@ def respond(
         EvaluatedSample(
             problem=sampled.problem.id,
             sample=sampled.sample,
-            prompt=decode(tokenizer, sampled.request.prompt),
+            prompt=decode(renderer.tokenizer, sampled.request.prompt),
             response=response.text,
             answers=sampled.problem.answers,
             reward=grade.reward or 0.0,

@@ -11,18 +11,17 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from transformers import PreTrainedTokenizerBase
-
 from attnrl.config.schema import TrainConfig
 from attnrl.data.stream import ProblemSource
 from attnrl.grading.rewards import RewardManager
 from attnrl.method.advantage import influence_weights
 from attnrl.method.ranking import mask_influence
 from attnrl.method.steps import Steps
+from attnrl.prompts.renderer import PromptRenderer
 from attnrl.rl.clock import PhaseClock
 from attnrl.rl.grading_thread import OverlappedGrading
 from attnrl.rl.rollout import BranchPlan, Group, PartialGroup, RolloutTree, Sample, SampledTokens, Trunk
-from attnrl.tokenization import encode_prompt, finished_response, response_steps
+from attnrl.tokenization import response_steps
 from attnrl.types import Completion, Grade, Policy, Problem, Request, Sampler, Score
 
 NOTHING = SampledTokens((), (), (), ())
@@ -97,7 +96,7 @@ class Generation:
     sampler: Sampler
     rewards: RewardManager
     policy: Policy
-    tokenizer: PreTrainedTokenizerBase
+    renderer: PromptRenderer
     source: ProblemSource
     clock: PhaseClock
     step: int
@@ -145,7 +144,7 @@ class Generation:
         )
 
     def _new_group(self, position: int) -> PartialGroup:
-        prompt = encode_prompt(self.tokenizer, self.source.at(position), self.config.sampling.max_prompt_tokens)
+        prompt = self.renderer.encode(self.source.at(position), self.config.sampling.max_prompt_tokens)
         return PartialGroup(position, prompt, (NOTHING,) * self.config.method.trunks)
 
     def _whole(self, group: PartialGroup) -> Group:
@@ -196,10 +195,8 @@ class Generation:
             def grade(index: int, completion: Completion) -> None:
                 continuation = continuations[index]
                 tokens = continuation.kept + continuation.sampled(completion)
-                problem, prompt = continuation.problem, continuation.prompt
-                grading.submit(
-                    index, finished_response(self.tokenizer, problem, prompt, tokens, completion.finish_reason)
-                )
+                response = self.renderer.finished_response(continuation.problem, tokens, completion.finish_reason)
+                grading.submit(index, response)
 
             def stop_or_raise(unfinished: Collection[int]) -> bool:
                 grading.check()  # a grader that has failed need not wait for the longest response
@@ -218,7 +215,7 @@ class Generation:
         """Return the steps of each graded response whose steps are read: trunks, and branches if credit is weighed."""
         return {
             index: response_steps(
-                self.tokenizer,
+                self.renderer.tokenizer,
                 continuations[index].sampled(completions[index]),
                 ended=completions[index].ends_with_eos,
                 split=self.config.method.steps.split,

@@ -13,13 +13,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
-from transformers import PreTrainedTokenizerBase
 
 from attnrl.config.schema import TrainConfig
 from attnrl.data.stream import ProblemSource
 from attnrl.method.adaptive import BatchSizeController, RunningMean
+from attnrl.prompts.renderer import PromptRenderer
 from attnrl.rl.rollout import Group, PartialGroup, SampledTokens, Trunk
-from attnrl.tokenization import encode_prompt
 
 LARGEST_INTEGER = 2**53  # beyond, a float does not hold every integer
 LARGEST_TOKEN_ID = 2**31 - 1
@@ -80,7 +79,7 @@ def initial_state(config: TrainConfig) -> TrainerState:
 
 
 def drop_stale_samples(
-    state: TrainerState, source: ProblemSource, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int
+    state: TrainerState, source: ProblemSource, renderer: PromptRenderer, max_prompt_tokens: int
 ) -> TrainerState:
     """Return the state without stale samples: samples of another problem than ``source`` has at the same position.
 
@@ -88,7 +87,7 @@ def drop_stale_samples(
     """
 
     def prompt(position: int) -> tuple[int, ...]:
-        return encode_prompt(tokenizer, source.at(position), max_prompt_tokens)
+        return renderer.encode(source.at(position), max_prompt_tokens)
 
     def is_current(group: Group) -> bool:
         problem = source.at(group.position)

@@ -27,13 +27,12 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from transformers import PreTrainedTokenizerBase
-
 from attnrl.config.schema import TrainConfig
 from attnrl.data.stream import ProblemSource
 from attnrl.grading.rewards import RewardManager
 from attnrl.method.adaptive import RunningMean, choose_trunks, expansion_count, keep_problem
 from attnrl.method.branching import RolloutSignals, branch_points
+from attnrl.prompts.renderer import PromptRenderer
 from attnrl.rl.clock import PhaseClock, Span
 from attnrl.rl.generation import Generation
 from attnrl.rl.metrics import step_metrics
@@ -71,7 +70,7 @@ class Trainer:
         sampler: Sampler,
         rewards: RewardManager,
         policy: Policy,
-        tokenizer: PreTrainedTokenizerBase,
+        renderer: PromptRenderer,
         source: ProblemSource,
         state: TrainerState | None = None,
         on_phase: Callable[[str], None] | None = None,
@@ -81,7 +80,7 @@ class Trainer:
         self.sampler = sampler
         self.rewards = rewards
         self.policy = policy
-        self.tokenizer = tokenizer
+        self.renderer = renderer
         self.source = source
         self.state = state or initial_state(config)
         self.clock = PhaseClock(on_phase)
@@ -187,7 +186,7 @@ class Trainer:
         signals = group.trunks[trunk].signals
         if not self.config.method.branching.reads("dependents"):
             return signals
-        texts = step_texts(self.tokenizer, group.trunks[trunk].tokens, signals.steps)
+        texts = step_texts(self.renderer.tokenizer, group.trunks[trunk].tokens, signals.steps)
         return replace(signals, dependents=step_dependents(self.source.at(group.position), texts))
 
     def _sample(
@@ -195,7 +194,7 @@ class Trainer:
     ) -> tuple[list[RolloutTree], tuple[Group, ...], TrainerState]:
         """Run one generation; return the rollout trees of ``plans``, the groups of ``batch``, and the new state."""
         generation = Generation(
-            self.config, self.sampler, self.rewards, self.policy, self.tokenizer, self.source, self.clock, state.step
+            self.config, self.sampler, self.rewards, self.policy, self.renderer, self.source, self.clock, state.step
         )
         seeds = self._rng(state.step, f"sample/{'mixed' if plans else 'initial'}")
         done = generation.run(plans, batch.carried, batch.positions, seeds)

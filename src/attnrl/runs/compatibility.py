@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from attnrl.config.load import validate_config
 from attnrl.config.schema import TrainConfig
@@ -15,6 +15,7 @@ from attnrl.data.run_data import RunData
 from attnrl.data.stream import ProblemSource
 from attnrl.errors import UserError
 from attnrl.local.checkpoint import Checkpoint, data_of, records_of
+from attnrl.prompts.renderer import PromptRenderer
 from attnrl.rl.state import TrainerState, drop_stale_samples
 from attnrl.runs.directory import METRICS, RECORDS, TIMELINE, RunDirectory, step_of
 
@@ -152,7 +153,7 @@ def spans(steps: Collection[int]) -> str:
 def resumed_state(
     state: TrainerState,
     source: ProblemSource,
-    tokenizer: PreTrainedTokenizerBase,
+    renderer: PromptRenderer,
     max_prompt_tokens: int,
     say: Callable[[str], None],
 ) -> TrainerState:
@@ -161,11 +162,11 @@ def resumed_state(
     Args:
         state: trainer state of a checkpoint.
         source: training problems.
-        tokenizer: tokenizer of the model.
+        renderer: renders the prompts.
         max_prompt_tokens: limit of the prompts, in tokens.
         say: called with one line if any sample was dropped.
     """
-    kept = drop_stale_samples(state, source, tokenizer, max_prompt_tokens)
+    kept = drop_stale_samples(state, source, renderer, max_prompt_tokens)
     dropped = len(state.pending) + len(state.carried) - len(kept.pending) - len(kept.carried)
     if dropped:
         say(f"{dropped} problems in flight changed with the data: their samples are dropped")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transformers import PreTrainedTokenizerBase
-
 from attnrl.config.schema import TrainConfig
 from attnrl.data.run_data import EVALUATION_SEED
 from attnrl.grading.rewards import RewardManager
+from attnrl.prompts.renderer import PromptRenderer
 from attnrl.rl.evaluation import Evaluation, evaluate
 from attnrl.types import Problem, Sampler
 
@@ -24,7 +23,7 @@ def evaluate_held_out(
     *,
     sampler: Sampler,
     rewards: RewardManager,
-    tokenizer: PreTrainedTokenizerBase,
+    renderer: PromptRenderer,
     step: int,
 ) -> Evaluation:
     """Sample ``eval.samples`` responses per held-out problem after ``step`` and grade them; the seed is fixed."""
@@ -32,7 +31,7 @@ def evaluate_held_out(
         held_out,
         sampler=sampler,
         rewards=rewards,
-        tokenizer=tokenizer,
+        renderer=renderer,
         samples=config.eval.samples,
         max_new_tokens=config.sampling.max_new_tokens,
         max_prompt_tokens=config.sampling.max_prompt_tokens,

@@ -31,7 +31,6 @@ from attnrl.runs.compatibility import (
 from attnrl.runs.directory import RunDirectory
 from attnrl.runs.model_record import changed_weights, find_run_model
 from attnrl.runs.trackers import require_trackers
-from attnrl.tokenization import encode_prompt
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def prepare(config: TrainConfig) -> PreparedRun:
         if config.method.branching.reads("dependents"):
             data.require_dependencies()
         for problem in data.held_out:
-            encode_prompt(tokenizer, problem, config.sampling.max_prompt_tokens)
+            data.renderer.encode(problem, config.sampling.max_prompt_tokens)
         loaded = load_model(
             checkpoint.directory if checkpoint else source.directory,
             tokenizer,

@@ -107,7 +107,7 @@ class TrainingSession:
             sampler=self._watched_sampler(sampling.params),
             rewards=prepared.rewards,
             policy=self.policy,
-            tokenizer=prepared.tokenizer,
+            renderer=prepared.data.renderer,
             source=prepared.data.source,
             state=state,
             on_phase=self._enter_phase,
@@ -122,8 +122,8 @@ class TrainingSession:
     def _load(self, checkpoint: Checkpoint) -> TrainerState:
         state = load_checkpoint(checkpoint, self.policy)
         limit = self.config.sampling.max_prompt_tokens
-        source, tokenizer = self.prepared.data.source, self.prepared.tokenizer
-        return resumed_state(state, source, tokenizer, limit, self.display.say)
+        data = self.prepared.data
+        return resumed_state(state, data.source, data.renderer, limit, self.display.say)
 
     def run(self) -> list[Metrics]:
         """Train until the run is over or interrupted; return the rows of ``metrics.jsonl``.
@@ -239,7 +239,7 @@ class TrainingSession:
             self.prepared.data.held_out,
             sampler=self.evaluation_sampler,
             rewards=self.prepared.rewards,
-            tokenizer=self.prepared.tokenizer,
+            renderer=self.prepared.data.renderer,
             step=self.trainer.state.step,
         )
 

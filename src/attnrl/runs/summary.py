@@ -22,6 +22,7 @@ def describe_run(prepared: PreparedRun) -> list[str]:
         f"step        {config.prompts} problems x {method.trunks} initial responses, up to {responses:,} "
         f"responses to train on, at most {responses * config.sampling.max_new_tokens:,} tokens",
         f"resumes     {prepared.checkpoint.directory if prepared.checkpoint else 'nothing: a new run'}",
+        *prepared.data.first_prompt(),
         *run_warnings(prepared),
     ]
 

@@ -94,7 +94,7 @@ class AttnRLTrainer(PPOTrainer):  # type: ignore[misc]
                 policy=VerlPolicy(
                     self.actor_rollout_wg, self.ref_policy_wg if self.use_reference_policy else None, self.recipe
                 ),
-                tokenizer=self.tokenizer,
+                renderer=self.data.renderer,
                 source=self.data.source,
                 state=self.state,
             )
@@ -132,7 +132,7 @@ class AttnRLTrainer(PPOTrainer):  # type: ignore[misc]
             self.data.held_out,
             sampler=self.evaluation_sampler,
             rewards=self.rewards,
-            tokenizer=self.tokenizer,
+            renderer=self.data.renderer,
             step=step,
         )
         return self.recorder.record_evaluation(step, evaluation)
@@ -178,7 +178,7 @@ class AttnRLTrainer(PPOTrainer):  # type: ignore[misc]
         with open_dict(self.config):
             self.config.trainer.val_before_train = False  # the last session evaluated this step, if due
         limit = self.recipe.sampling.max_prompt_tokens
-        self.state = resumed_state(state, self.data.source, self.tokenizer, limit, print)
+        self.state = resumed_state(state, self.data.source, self.data.renderer, limit, print)
 
     def _compute_metrics(
         self, batch: KVBatchMeta, metrics: dict[str, Any], timing_raw: dict[str, float], global_steps: int, epoch: int

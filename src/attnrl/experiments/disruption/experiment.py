@@ -8,7 +8,7 @@ from functools import partial
 from statistics import fmean
 
 from rich.progress import Progress
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from attnrl.config.method import BranchingConfig
 from attnrl.config.schema import LossConfig, OptimizerConfig
@@ -21,8 +21,9 @@ from attnrl.grading.rewards import RewardManager
 from attnrl.inference.sampler import build_sampler
 from attnrl.local.policy import LocalPolicy
 from attnrl.method.steps import Steps
+from attnrl.prompts.renderer import PromptRenderer
 from attnrl.rl.evaluation import SampleRequest
-from attnrl.tokenization import decode, end_of_sequence_ids, finished_response, response_steps
+from attnrl.tokenization import decode, end_of_sequence_ids, response_steps
 from attnrl.types import Completion, Grade
 
 #: Settings of branching that make the policy compute each attention signal.
@@ -60,12 +61,12 @@ class ScoredResponse:
 
 
 class DisruptionExperiment:
-    """One model with tokenizer, grader and settings."""
+    """One model with renderer of prompts, grader and settings."""
 
     def __init__(
         self,
         model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        renderer: PromptRenderer,
         rewards: RewardManager,
         settings: DisruptSettings,
         batch: int,
@@ -73,7 +74,8 @@ class DisruptionExperiment:
     ) -> None:
         """``batch`` is the number of rows decoded at the same time."""
         self.model = model
-        self.tokenizer = tokenizer
+        self.renderer = renderer
+        self.tokenizer = renderer.tokenizer
         self.rewards = rewards
         self.settings = settings
         self.batch = batch
@@ -112,7 +114,7 @@ class DisruptionExperiment:
     ) -> list[Grade]:
         return self.rewards.grade(
             [
-                finished_response(self.tokenizer, one.problem, one.request.prompt, tokens, completion.finish_reason)
+                self.renderer.finished_response(one.problem, tokens, completion.finish_reason)
                 for one, tokens, completion in zip(requests, responses, completions, strict=True)
             ],
             step=0,

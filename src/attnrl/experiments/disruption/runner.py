@@ -19,13 +19,13 @@ from statistics import fmean
 from typing import Any
 
 from rich.console import Console
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from attnrl import __version__
-from attnrl.data.fitting import as_chat
+from attnrl.data.fitting import PromptTally
 from attnrl.errors import UserError
 from attnrl.evals.batching import MAX_BATCH, rows_that_fit
-from attnrl.evals.candidates import NO_LIMIT, require_positions, sample_seed
+from attnrl.evals.candidates import require_positions, sample_seed
 from attnrl.evals.settings import EvalSettings, open_rewards
 from attnrl.evals.suites import Suite
 from attnrl.experiments.disruption.choice import hideable_steps
@@ -37,9 +37,9 @@ from attnrl.experiments.disruption.summary import HiddenStep, summarize_hidden_s
 from attnrl.inference.sampler import check_cache
 from attnrl.local.loading import choose_device, load_model, load_tokenizer, require_influence
 from attnrl.local.model_names import find_model
+from attnrl.prompts.renderer import PromptRenderer
 from attnrl.report.pictures import pyplot_for
 from attnrl.rl.evaluation import SampleRequest
-from attnrl.tokenization import encode_prompt
 from attnrl.types import Request
 from attnrl.utils.console import print_line, progress_bars
 from attnrl.utils.files import require_writable
@@ -85,13 +85,14 @@ def run_disruption(
             print_line(console, note)
         model = loaded.model
         require_influence(model)
-        requests = _sample_requests(suite, settings.evaluation, tokenizer, model)
+        renderer = PromptRenderer(tokenizer, settings.evaluation.prompts)
+        requests = _sample_requests(suite, settings.evaluation, renderer, model, console)
         batch = min(rows_that_fit(model, requests), max_batch or MAX_BATCH)
         check_cache(model)
         check_hiding(model)
         try:
             with progress_bars(console) as progress:
-                experiment = DisruptionExperiment(model, tokenizer, rewards, settings, batch, progress)
+                experiment = DisruptionExperiment(model, renderer, rewards, settings, batch, progress)
                 responses = experiment.sample_responses(requests)
                 usable = [r for r in responses if len(hideable_steps(r.steps, settings.lag)) >= 2 * settings.bins]
                 if not usable:
@@ -129,17 +130,25 @@ def run_disruption(
 
 
 def _sample_requests(
-    suite: Suite, settings: EvalSettings, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+    suite: Suite, settings: EvalSettings, renderer: PromptRenderer, model: PreTrainedModel, console: Console
 ) -> list[SampleRequest]:
-    """Return the requests of all responses; raise UserError if a response does not fit the model's positions."""
+    """Return the requests of all responses, and print remarks on the prompts and the first prompt.
+
+    Raises:
+        UserError: a prompt fails, or a response does not fit the model's positions.
+    """
     prompts = {}
+    tally = PromptTally(renderer)
     for problem in suite.problems:
-        prompt = encode_prompt(tokenizer, as_chat(problem, tokenizer), settings.max_prompt_tokens or NO_LIMIT)
+        prompt = renderer.encode(problem, settings.max_prompt_tokens)
         require_positions(model, problem, prompt, suite.max_new_tokens)
+        tally.add(problem, prompt)
         prompts[problem.id] = prompt
+    for line in (*suite.notes, *renderer.notes, *tally.remarks(), *renderer.show(suite.problems[0])):
+        print_line(console, line)
     return [
         SampleRequest(
-            problem,
+            renderer.asked(problem),
             sample,
             Request(
                 prompts[problem.id],
