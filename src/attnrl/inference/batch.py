@@ -9,7 +9,6 @@ Shape letters: see CONTRIBUTING.md.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,8 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from attnrl.inference.base import SamplerStats, UnsupportedModelError
 from attnrl.inference.decode_attention import DECODE_ATTENTION
-from attnrl.inference.kv_cache import DecodeCache, KeysValues, cache_argument
+from attnrl.inference.kv_cache import DecodeCache, KeysValues
+from attnrl.inference.model_call import ModelCall
 from attnrl.inference.prefixes import carriers, shared_prefixes, worth_grouping
 from attnrl.inference.token_sampling import sample_token, uniforms, wrapped
 from attnrl.types import Request, SamplingParams
@@ -47,6 +47,10 @@ class DecodeSettings:
     def segment_steps(self) -> int:
         """Return the decoding steps of a segment, at most."""
         return STOP_SEGMENT_STEPS if self.params.stop else SEGMENT_STEPS
+
+
+class SharedKeysError(Exception):
+    """The model does not pass its cached keys to the attention function unchanged, so no prefix can be shared."""
 
 
 class LiveBatch:
@@ -79,8 +83,7 @@ class LiveBatch:
         self._regrouped = False
         self._token_B = torch.empty(0, dtype=torch.long, device=self.device)
         self._eos_tokens = torch.tensor(settings.eos_token_ids, dtype=torch.long, device=self.device)
-        self._inputs = frozenset(inspect.signature(model.forward).parameters)
-        self._cache_argument = cache_argument(self._inputs)
+        self._call = ModelCall(model)
         # True if all layers use the decoding attention and see the same columns.
         config = model.config.get_text_config(decoder=True)
         self._uniform = config._attn_implementation == DECODE_ATTENTION and not windowed
@@ -101,7 +104,8 @@ class LiveBatch:
         for i, prefix in enumerate(prefixes):
             users.setdefault(prefix, {}).setdefault(shared[i], []).append(i)
 
-        first_slot, columns = len(self.slots), max(own)
+        # One column at least: transformers takes a decoding step from an empty cache for a prefill without padding.
+        first_slot, columns = len(self.slots), max(1, *own)
         shift = max(0, columns - self.cache.columns)
         sources: dict[tuple[int, ...], tuple[list[KeysValues], int]] = {}
         longest = carriers(users)
@@ -135,17 +139,9 @@ class LiveBatch:
         pad = self.settings.pad_token_id
         ids_BT = torch.tensor([[*prompt, *[pad] * (width - len(prompt))] for prompt in prompts], device=self.device)
         cache = DynamicCache()  # without the config: sliding layers would drop columns that shorter rows need
-        self._forward(ids_BT, torch.arange(width, device=self.device)[None], cache)
+        self._call(ids_BT, torch.arange(width, device=self.device)[None], cache, None)
         self.stats.prefilled_tokens += sum(map(len, prompts))
         return [(layer.keys, layer.values) for layer in cache.layers]
-
-    def _forward(self, ids: Tensor, position_ids: Tensor, cache: Any, **mask: Tensor) -> Tensor:
-        """Return the logits [B, V] after the last token of each row; the keys and values go to ``cache``."""
-        optional = {"position_ids": position_ids, "logits_to_keep": 1}
-        accepted = {name: value for name, value in optional.items() if name in self._inputs}
-        output: Any = self.model(input_ids=ids, use_cache=True, **{self._cache_argument: cache}, **mask, **accepted)
-        logits_BV: Tensor = output.logits[:, -1]
-        return logits_BV
 
     def decode_segment(self, sampled: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Decode all slots for up to ``segment_steps`` steps; tokens of a row past its end are not used.
@@ -159,7 +155,7 @@ class LiveBatch:
             Sampled tokens and log-probs in nats, each [J, B].
 
         Raises:
-            UnsupportedModelError: the model does not pass the cached keys to the attention function unchanged.
+            SharedKeysError: the model does not pass the cached keys to the attention function unchanged.
         """
         settings, cache = self.settings, self.cache
         rows = len(self.slots)
@@ -186,12 +182,9 @@ class LiveBatch:
                 cache.grow()
                 mask = self._mask()
             mask[..., cache.columns] = 0.0 if mask.is_floating_point() else True
-            logits_BV = self._forward(self._token_B[:, None], position_B[:, None], cache, attention_mask=mask)
+            logits_BV = self._call(self._token_B[:, None], position_B[:, None], cache, mask)
             if any(layer.unread for layer in cache.layers):
-                raise UnsupportedModelError(
-                    f"{type(self.model).__name__} does not pass its cached keys to the attention function unchanged: "
-                    "pass share_attention=False"
-                )
+                raise SharedKeysError
             self._token_B, logprob_B = sample_token(logits_BV, uniform_JB[step], settings.params)
             tokens.append(self._token_B)
             logprobs.append(logprob_B)

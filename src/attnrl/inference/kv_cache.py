@@ -18,7 +18,7 @@ Shape letters: see CONTRIBUTING.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -202,7 +202,7 @@ class DecodeCache(Cache):  # type: ignore[misc]
 
     def add_groups(self, prefixes: Sequence[tuple[Sequence[KeysValues], int, int]]) -> None:
         """Append a group per ``(prefill, row, length)``: the prefix is the first ``length`` tokens of the row."""
-        width = _aligned(max(length for _, _, length in prefixes))
+        width = _aligned(max(1, *(length for _, _, length in prefixes)))
         for i, layer in enumerate(self.layers):
             stores = []
             for side in (0, 1):
@@ -217,7 +217,7 @@ class DecodeCache(Cache):  # type: ignore[misc]
         for layer in self.layers:
             if layer.shared is not None:
                 index_U = torch.tensor(kept, dtype=torch.long, device=layer.shared[0].device)
-                keys, values = (tensor[:, :, : _aligned(width)].index_select(0, index_U) for tensor in layer.shared)
+                keys, values = (tensor[:, :, : _aligned(max(1, width))].index_select(0, index_U) for tensor in layer.shared)
                 layer.shared = (keys, values) if kept else None
 
     def set_groups(self, group_of: Sequence[int], lengths: Sequence[int]) -> None:
@@ -237,14 +237,6 @@ class DecodeCache(Cache):  # type: ignore[misc]
             layer.rows = rows
             if not rows:
                 layer.columns = 0
-
-
-def cache_argument(parameters: Collection[str]) -> str:
-    """Return the name of the cache argument among the parameters of a model's ``forward``.
-
-    The name is ``past_key_values`` up to transformers 5.23 and ``cache`` from transformers 5.24.
-    """
-    return "cache" if "cache" in parameters and "past_key_values" not in parameters else "past_key_values"
 
 
 def _aligned(columns: int) -> int:

@@ -12,6 +12,9 @@ than ``model.generate``:
   one mask for all layers.
 - **Segments** (:mod:`attnrl.inference.batch`): many decoding steps between two updates of the host's records.
 
+Models with layers of linear attention, state spaces or convolutions decode with transformers' own cache instead
+(:mod:`attnrl.inference.plain_batch`): the same draws, more slowly.
+
 Randomness: the uniform draw for a request's ``i``-th token is ``uniforms(seed, i)``, a counter-based hash, inverted
 through the cumulative distribution in token-id order. The draw depends on nothing else, so a request yields the same
 tokens in any batch, in any order, on any device, as far as the logits are numerically equal.
@@ -22,14 +25,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from attnrl.config.schema import TrainConfig
 from attnrl.errors import UserError, one_line
+from attnrl.fci import evaluating
 from attnrl.inference.base import (
     ProgressHook,
     SamplerFactory,
@@ -38,8 +44,10 @@ from attnrl.inference.base import (
     check_range,
     check_requests,
 )
-from attnrl.inference.batch import DecodeSettings, LiveBatch, cached_layers, max_positions
+from attnrl.inference.batch import DecodeSettings, LiveBatch, SharedKeysError, cached_layers, max_positions
 from attnrl.inference.decode_attention import decoding
+from attnrl.inference.plain_batch import PlainBatch
+from attnrl.inference.plain_cache import plain_cache
 from attnrl.inference.stop_strings import StopStrings
 from attnrl.tokenization import decode, end_of_sequence_ids
 from attnrl.types import Completion, FinishReason, Request, SamplingParams
@@ -72,18 +80,18 @@ class LocalSampler:
             max_batch: rows decoded at the same time; further requests wait for a free slot.
             prefill_tokens: tokens of one prefill batch, padding included; a longer prompt is a batch of its own.
             share_attention: read the keys and values of a shared prefix once per group of rows, where possible (CPU,
-                full attention, sdpa) and faster; the logits are the same up to rounding.
+                full attention, sdpa, keys not transformed after the cache) and faster; the logits are the same up to
+                rounding.
             on_progress: called between segments.
 
         Raises:
-            UnsupportedModelError: the model is stateful (linear attention, SSM), an encoder-decoder, or has another
-                kind of cache.
+            UnsupportedModelError: the model is an encoder-decoder, or has a cache of unknown layers.
             ValueError: a setting is out of range; the message names the setting.
         """
         check_range("max_batch", max_batch, max_batch >= 1, ">= 1")
         check_range("prefill_tokens", prefill_tokens, prefill_tokens >= 1, ">= 1")
-        cached_layers(model)
         self.model = model
+        self.batch_class = batch_class(model)
         self.settings = DecodeSettings(
             eos_token_ids=tuple(eos_token_ids),
             pad_token_id=pad_token_id,
@@ -117,7 +125,12 @@ class LocalSampler:
         if not requests:
             return []
         with decoding(self.model):
-            return _Generation(self, requests, on_completion).run(should_stop)
+            try:
+                return _Generation(self, requests, on_completion).run(should_stop)
+            except SharedKeysError:  # raised by the first decoding step, before any request is complete
+                self.settings = replace(self.settings, share_attention=False)
+                self.stats = SamplerStats(prompt_tokens=self.stats.prompt_tokens)
+                return _Generation(self, requests, on_completion).run(should_stop)
 
     def sync(self) -> None:
         """Do nothing: the sampler decodes with the policy's own model."""
@@ -138,7 +151,7 @@ class _Generation:
         self.on_progress = sampler.on_progress
         self.on_completion = on_completion
         self.requests = requests
-        self.batch = LiveBatch(sampler.model, sampler.settings, requests, sampler.stats)
+        self.batch = sampler.batch_class(sampler.model, sampler.settings, requests, sampler.stats)
         # The longest first: a long request admitted last would be decoded alone. The order never changes a result.
         self.waiting = sorted(range(len(requests)), key=lambda r: requests[r].max_new_tokens, reverse=True)[::-1]
         self.tokens: list[list[int]] = [[] for _ in requests]
@@ -201,6 +214,20 @@ class _Generation:
         )
 
 
+def batch_class(model: PreTrainedModel) -> type[LiveBatch] | type[PlainBatch]:
+    """Return the live batch for the model's cache: :class:`LiveBatch`, or :class:`PlainBatch` for other states.
+
+    Raises:
+        UnsupportedModelError: neither supports the model's cache.
+    """
+    try:
+        cached_layers(model)
+    except UnsupportedModelError:
+        plain_cache(model)
+        return PlainBatch
+    return LiveBatch
+
+
 def build_sampler(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -214,7 +241,8 @@ def build_sampler(
     Raises:
         UserError: the local sampler does not support the model's cache.
     """
-    check_cache(model)
+    with _naming_the_model():
+        batch_class(model)
     return LocalSampler(
         model,
         params,
@@ -226,16 +254,56 @@ def build_sampler(
     )
 
 
-def check_cache(model: PreTrainedModel) -> None:
-    """Check that the local sampler supports the model's key/value cache.
-
-    Raises:
-        UserError: the model caches another state than keys and values.
-    """
+@contextmanager
+def _naming_the_model() -> Iterator[None]:
     try:
-        cached_layers(model)
+        yield
     except UnsupportedModelError as error:
         raise UserError(f"model: {one_line(error)}") from None
+
+
+def check_cache(model: PreTrainedModel) -> str | None:
+    """Check the model's cache, and with samples of a few tokens that decoding gives the model's log-probs.
+
+    Returns:
+        A note for the user if the model decodes with transformers' own cache, else None.
+
+    Raises:
+        UserError: the model's cache is not supported, or decoding with the cache changes the log-probs.
+    """
+    with _naming_the_model():
+        plain = batch_class(model) is PlainBatch
+        check_decoding(model)
+    name = type(model).__name__
+    return f"{name}: not a plain key/value cache, so sampled through transformers' own cache (slower)" if plain else None
+
+
+def check_decoding(model: PreTrainedModel) -> None:
+    """Check, with greedy samples of a few tokens, that decoding gives the log-probs of a forward without a cache.
+
+    Raises:
+        UnsupportedModelError: the log-probs differ, or the model fails.
+    """
+    name = type(model).__name__
+    # Prompts of two lengths, rows that end at different times, and a row admitted last.
+    requests = [Request((0, 1, 2, 3, 1), 2, 0), Request((3, 1), 4, 0), Request((0, 1, 2), 3, 0)]
+    sampler = LocalSampler(model, SamplingParams(temperature=0.0), eos_token_ids=(), pad_token_id=0, max_batch=2)
+    try:
+        completions = sampler.generate(requests)
+        with evaluating(model), torch.inference_mode():
+            sequences = [torch.tensor([[*r.prompt, *c.tokens]]) for r, c in zip(requests, completions, strict=True)]
+            logits = [model(ids_1T.to(model.device), use_cache=False).logits[0].float() for ids_1T in sequences]
+    except Exception as error:  # whatever a model raises for a cache that the model does not know
+        raise UnsupportedModelError(f"{name}: decoding with a cache fails ({one_line(error)})") from error
+    difference = 0.0
+    for request, completion, logits_TV in zip(requests, completions, logits, strict=True):
+        logprobs_JV = logits_TV[len(request.prompt) - 1 : -1].log_softmax(-1).cpu()
+        alone_J = logprobs_JV.gather(1, torch.tensor(completion.tokens)[:, None])[:, 0]
+        difference = max(difference, float((torch.tensor(completion.logprobs) - alone_J).abs().max()))
+    if not difference <= (1e-3 if model.dtype == torch.float32 else 0.25):
+        raise UnsupportedModelError(
+            f"{name}: decoding with a cache changes log-probs (by {difference:.2g})"
+        )
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicCache
 
 from attnrl.errors import UserError
 from attnrl.inference.decode_attention import decoding
-from attnrl.inference.kv_cache import cache_argument
+from attnrl.inference.model_call import ModelCall
 from attnrl.inference.stop_strings import StopStrings
 from attnrl.inference.token_sampling import sample_token, uniforms, wrapped
 from attnrl.types import Completion, FinishReason, SamplingParams
@@ -72,13 +72,12 @@ class HiddenRows:
 
     def __init__(self, model: PreTrainedModel, requests: Sequence[HiddenRequest], room: int, pad: int) -> None:
         """Prefill each distinct prefix once; ``room`` is the largest number of later tokens, ``pad`` the pad token."""
-        self.model = model
+        self._call = ModelCall(model)
         device = model.device
         prefixes = [request.prefix for request in requests]
         distinct = list(dict.fromkeys(prefixes))
         index = {prefix: place for place, prefix in enumerate(distinct)}
         self.width = max(map(len, distinct))
-        self._inputs = frozenset(inspect.signature(model.forward).parameters)
         padding = [self.width - len(prefix) for prefix in distinct]
         ids_UP = torch.tensor([[pad] * p + list(prefix) for p, prefix in zip(padding, distinct, strict=True)])
         position_UP = torch.arange(self.width) - torch.tensor(padding)[:, None]
@@ -97,7 +96,7 @@ class HiddenRows:
         """Feed the next token [B] of each row, and return the logits [B, V] of the token after."""
         self.columns += 1
         visible = self.visible_BC[:, : self.columns]
-        logits_BV = self._forward(token_B[:, None], visible, self.position_B[:, None])
+        logits_BV = self._call(token_B[:, None], self.position_B[:, None], self.cache, visible)
         self.position_B = self.position_B + 1
         return logits_BV
 
@@ -115,7 +114,7 @@ class HiddenRows:
             place = slice(start, start + size)
             self.cache = DynamicCache()  # without a config: sliding layers would drop keys that shorter rows need
             positions = position_UP[place]
-            self._forward(ids_UP[place], positions >= 0, positions.clamp(min=0))
+            self._call(ids_UP[place], positions.clamp(min=0), self.cache, positions >= 0)
             parts.append(self.cache)
         if len(parts) == 1:
             return parts[0]
@@ -124,19 +123,6 @@ class HiddenRows:
             keys, values = (torch.cat([getattr(part, side) for part in of_parts]) for side in ("keys", "values"))
             whole.update(keys, values, layer)
         return whole
-
-    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        optional = {"logits_to_keep": 1} if "logits_to_keep" in self._inputs else {}
-        output: Any = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            **{cache_argument(self._inputs): self.cache},
-            use_cache=True,
-            **optional,
-        )
-        logits: Tensor = output.logits[:, -1]
-        return logits
 
 
 def continue_hidden(
@@ -244,10 +230,15 @@ def check_hiding(model: PreTrainedModel) -> None:
     """Check that the model's logits do not depend on hidden tokens.
 
     Raises:
-        UserError: the logits depend on hidden tokens, or the model derives positions from the attention mask.
+        UserError: the logits depend on hidden tokens, the model derives positions from the attention mask, or a layer
+            caches a state beside keys and values.
     """
     name = type(model).__name__
     config: Any = model.config.get_text_config(decoder=True)
+    try:
+        cached_layers(model)
+    except UnsupportedModelError:
+        raise UserError(f"model: {name} caches a state beside keys and values, so no step can be hidden") from None
     if "position_ids" not in inspect.signature(model.forward).parameters or getattr(config, "alibi", False):
         raise UserError(f"model: {name} derives positions from the attention mask, so no step can be hidden")
     generator = torch.Generator().manual_seed(0)
