@@ -44,6 +44,7 @@ from attnrl.tokenization import response_steps, step_texts
 from attnrl.types import Problem, Request, SamplingParams
 from attnrl.utils.console import print_line, progress_bars
 from attnrl.utils.files import require_writable
+from attnrl.utils.model_outputs import logits_only
 
 #: The compared rules, as settings of training.
 RULES: dict[str, BranchingConfig] = {
@@ -203,7 +204,7 @@ def _analyse(
     ids_1T = torch.tensor([[*prompt, *response]], device=model.device)
     starts = [len(prompt) + start for start in steps.starts]
     spec = CaptureSpec([starts], [ids_1T.shape[1]], BranchingConfig().delta, lookups=True)
-    with capture(model, spec) as captured:
+    with capture(model, spec) as captured, logits_only(model):
         logits_TV = model(ids_1T, use_cache=False).logits[0, len(prompt) - 1 : -1]
     logprobs_TV = logits_TV.float().log_softmax(-1)
     entropy_T = -(logprobs_TV.exp() * logprobs_TV).sum(-1)

@@ -17,6 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from attnrl.inference.kv_cache import DecodeLayer
+from attnrl.utils.model_outputs import logits_only
 
 DECODE_ATTENTION = "attnrl_decode"
 
@@ -120,7 +121,7 @@ AttentionMaskInterface.register(DECODE_ATTENTION, sdpa_mask)
 
 @contextmanager
 def decoding(model: PreTrainedModel) -> Iterator[None]:
-    """Switch to evaluation mode, inference mode and the decoding attention; restore the model on exit."""
+    """Switch to evaluation mode, inference mode, logits only and the decoding attention; restore the model on exit."""
     training = [module for module in model.modules() if module.training]
     configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values()
     # Only sdpa is replaced: another implementation (eager for soft-capped scores, flash attention) is a choice.
@@ -129,7 +130,7 @@ def decoding(model: PreTrainedModel) -> Iterator[None]:
         for config in replaced:
             config._attn_implementation = DECODE_ATTENTION
         model.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), logits_only(model):
             yield
     finally:
         for config in replaced:

@@ -217,7 +217,9 @@ class DecodeCache(Cache):  # type: ignore[misc]
         for layer in self.layers:
             if layer.shared is not None:
                 index_U = torch.tensor(kept, dtype=torch.long, device=layer.shared[0].device)
-                keys, values = (tensor[:, :, : _aligned(max(1, width))].index_select(0, index_U) for tensor in layer.shared)
+                keys, values = (
+                    tensor[:, :, : _aligned(max(1, width))].index_select(0, index_U) for tensor in layer.shared
+                )
                 layer.shared = (keys, values) if kept else None
 
     def set_groups(self, group_of: Sequence[int], lengths: Sequence[int]) -> None:

@@ -51,6 +51,7 @@ from attnrl.inference.plain_cache import plain_cache
 from attnrl.inference.stop_strings import StopStrings
 from attnrl.tokenization import decode, end_of_sequence_ids
 from attnrl.types import Completion, FinishReason, Request, SamplingParams
+from attnrl.utils.model_outputs import logits_only
 
 
 class LocalSampler:
@@ -275,7 +276,9 @@ def check_cache(model: PreTrainedModel) -> str | None:
         plain = batch_class(model) is PlainBatch
         check_decoding(model)
     name = type(model).__name__
-    return f"{name}: not a plain key/value cache, so sampled through transformers' own cache (slower)" if plain else None
+    return (
+        f"{name}: not a plain key/value cache, so sampled through transformers' own cache (slower)" if plain else None
+    )
 
 
 def check_decoding(model: PreTrainedModel) -> None:
@@ -290,7 +293,7 @@ def check_decoding(model: PreTrainedModel) -> None:
     sampler = LocalSampler(model, SamplingParams(temperature=0.0), eos_token_ids=(), pad_token_id=0, max_batch=2)
     try:
         completions = sampler.generate(requests)
-        with evaluating(model), torch.inference_mode():
+        with evaluating(model), torch.inference_mode(), logits_only(model):
             sequences = [torch.tensor([[*r.prompt, *c.tokens]]) for r, c in zip(requests, completions, strict=True)]
             logits = [model(ids_1T.to(model.device), use_cache=False).logits[0].float() for ids_1T in sequences]
     except Exception as error:  # whatever a model raises for a cache that the model does not know
@@ -301,9 +304,7 @@ def check_decoding(model: PreTrainedModel) -> None:
         alone_J = logprobs_JV.gather(1, torch.tensor(completion.tokens)[:, None])[:, 0]
         difference = max(difference, float((torch.tensor(completion.logprobs) - alone_J).abs().max()))
     if not difference <= (1e-3 if model.dtype == torch.float32 else 0.25):
-        raise UnsupportedModelError(
-            f"{name}: decoding with a cache changes log-probs (by {difference:.2g})"
-        )
+        raise UnsupportedModelError(f"{name}: decoding with a cache changes log-probs (by {difference:.2g})")
 
 
 @contextmanager

@@ -115,6 +115,7 @@ def load_model(
     check_model_files(directory, trust_remote_code=trust_remote_code)
     settings = read_config(directory)
     config = load_model_config(directory, trust_remote_code=trust_remote_code)
+    outputs = drop_attentions(directory, config)
     expected = build_without_weights(directory, config, trust_remote_code=trust_remote_code)
     check_shapes(directory, settings, expected)
     try:
@@ -131,12 +132,23 @@ def load_model(
             )
     except Exception as error:  # as load_model_config
         raise _not_loaded(directory, "cannot be loaded", error) from None
-    notes = check_loading(directory, info, model, expected)
+    notes = [*outputs, *check_loading(directory, info, model, expected)]
     moved: Any = model.to(device)
     loaded: PreTrainedModel = moved.eval()
     check_finite(directory, loaded)
     check_token_ids(directory, tokenizer, trial_forward(directory, loaded))
     return LoadedModel(loaded, notes)
+
+
+def drop_attentions(directory: Path, config: Any) -> list[str]:
+    """Turn ``output_attentions`` off in a model's config; return a note if the setting was on.
+
+    Only eager attention returns probabilities, and transformers refuses to save the setting beside another attention.
+    """
+    parts = [part for part in (config, config.get_text_config(decoder=True)) if getattr(part, "output_attentions", 0)]
+    for part in parts:
+        part.output_attentions = False
+    return [f"model {directory}: output_attentions in config.json is turned off, also in checkpoints"] if parts else []
 
 
 def build_without_weights(directory: Path, config: Any, *, trust_remote_code: bool = False) -> PreTrainedModel:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from attnrl.fci import FciUnsupportedError, evaluating
 from attnrl.local.packing import Pack, pack_rows, pack_trees
+from attnrl.utils.model_outputs import logits_only
 
 LOGIT_BYTES = 256 * 2**20  # largest fp32 logits converted to log-probs at one time
 
@@ -54,7 +55,8 @@ def token_logprobs(
         empty = [torch.zeros(0, device=device) for _ in counts]
         return empty, empty if with_entropy else []
     place_W, slot_N = torch.unique(predicting_N, return_inverse=True)
-    logits_WV = _logits(model, pack, place_W)
+    with logits_only(model):
+        logits_WV = _logits(model, pack, place_W)
 
     order_N = slot_N.argsort(stable=True)  # a slice of logits then predicts a slice of tokens
     size = max(1, LOGIT_BYTES // (4 * logits_WV.shape[1]))

@@ -25,6 +25,7 @@ from attnrl.local.weights import LoadedModel
 from attnrl.tasks.base import DemonstratedTask
 from attnrl.tasks.registry import find_demonstrated_task
 from attnrl.utils.files import require_writable
+from attnrl.utils.model_outputs import logits_only
 
 IGNORED = -100  # label of positions without a target
 POOL_BATCHES = 8  # batches drawn together and sorted by length, to reduce padding
@@ -169,7 +170,8 @@ def train_sft(prepared: PreparedSft, on_step: Callable[[SftProgress], None] | No
             for group in optimizer.param_groups:
                 group["lr"] = warmup * learning_rate(stage, step_in_stage)
             # Right padding needs no mask: attention is causal and padded positions have no label.
-            logits_BTV = model(input_ids=input_ids_BT, use_cache=False).logits
+            with logits_only(model):
+                logits_BTV = model(input_ids=input_ids_BT, use_cache=False).logits
             loss = cross_entropy(
                 logits_BTV[:, :-1].flatten(0, 1).float(), labels_BT[:, 1:].flatten(), ignore_index=IGNORED
             )
