@@ -125,10 +125,11 @@ def policies(config: TrainConfig, args: argparse.Namespace) -> dict[str, LocalPo
     model = measured_model(config, args)
     found = {}
     for way, packing in WAYS.items():
-        settings = config.optimizer.model_copy(update={"packing": packing})
+        settings = config.optimizer
         if args.micro_batch_tokens is not None:
             settings = settings.model_copy(update={"micro_batch_tokens": args.micro_batch_tokens})
-        found[way] = build_policy(config.model_copy(update={"optimizer": settings}), copy.deepcopy(model), None)
+        sized = config.model_copy(update={"optimizer": settings})
+        found[way] = build_policy(sized, copy.deepcopy(model), None, packing)
     return found
 
 

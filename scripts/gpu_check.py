@@ -382,9 +382,15 @@ def tree():
     say(paths=len(rows), path_tokens=tokens)
     grads = {}
     for way in ("tree", "none"):
-        settings = OptimizerConfig(packing=way, mini_batches=1, micro_batch_tokens=500 if TINY else 16384)
+        settings = OptimizerConfig(mini_batches=1, micro_batch_tokens=500 if TINY else 16384)
         policy = LocalPolicy(
-            model, None, loss=LossConfig(kl=0.0), optimizer=settings, branching=BranchingConfig(), temperature=1.0
+            model,
+            None,
+            loss=LossConfig(kl=0.0),
+            optimizer=settings,
+            branching=BranchingConfig(),
+            temperature=1.0,
+            packing=way,
         )
         masters = list(policy.optimizer.masters.values())
         model.train()
@@ -610,9 +616,10 @@ def parity():
             model,
             None,
             loss=LossConfig(kl=0.0),
-            optimizer=OptimizerConfig(packing=packing),
+            optimizer=OptimizerConfig(),
             branching=BranchingConfig(),
             temperature=1.0,
+            packing=packing,
         )
         made = [Steps(tuple(range(0, len(r), 6)), len(r)) for _, r in pairs]
         scores = policy.score([p for p, _ in pairs], [r for _, r in pairs], made)

@@ -19,7 +19,6 @@ from transformers import (
 
 from attnrl.inference import batch as batch_module
 from attnrl.inference import decode_attention as decoding
-from attnrl.inference.base import UnsupportedModelError
 from attnrl.inference.prefixes import GROUP_ROWS, shared_prefixes
 from attnrl.inference.sampler import LocalSampler
 from attnrl.inference.token_sampling import sample_token, uniforms
@@ -353,9 +352,12 @@ def test_progress_is_reported(model: Any) -> None:
     assert calls[-1] == (sum(len(c.tokens) for c in completions), len(requests))
 
 
-def test_stateful_models_are_refused() -> None:
-    from transformers import MambaConfig, MambaForCausalLM
-
-    config = MambaConfig(vocab_size=16, hidden_size=8, state_size=4, num_hidden_layers=1)
-    with pytest.raises(UnsupportedModelError, match="Mamba"):
-        LocalSampler(MambaForCausalLM(config), eos_token_ids=[], pad_token_id=0)
+def test_prompts_of_one_token_alone_share_nothing() -> None:
+    """With windows too: a decoding step from an empty cache must see no padding."""
+    for factory in (qwen2, hybrid):
+        model = build(factory, scale=2.0)
+        requests = [Request((7,), 6, seed) for seed in range(5)] + [Request((7, 8, 9, 10), 6, 5)]
+        for settings in ({}, {"max_batch": 1}, {"max_batch": 2}):
+            for request, completion in zip(requests, sample(model, requests, **settings), strict=True):
+                expected = forward_logprobs(model, request, completion.tokens)
+                torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-5, rtol=0)

@@ -41,7 +41,9 @@ TEMPERATURE = 0.9
 VOCABULARY = 61
 
 
-def build_policy(model: PreTrainedModel, reference: PreTrainedModel | None = None, **optimizer: object) -> LocalPolicy:
+def build_policy(
+    model: PreTrainedModel, reference: PreTrainedModel | None = None, packing: str = "tree", **optimizer: object
+) -> LocalPolicy:
     settings = {"mini_batches": 1, "micro_batch_tokens": 100_000, "learning_rate": 3e-4, **optimizer}
     policy = LocalPolicy(
         copy.deepcopy(model),
@@ -50,6 +52,7 @@ def build_policy(model: PreTrainedModel, reference: PreTrainedModel | None = Non
         optimizer=OptimizerConfig(**settings),
         branching=BranchingConfig(),
         temperature=TEMPERATURE,
+        packing=packing,
     )
     policy.starts_at_reference = False  # the references of some tests are other models
     return policy

@@ -132,7 +132,7 @@ def random_forests(rng):
     return rows
 
 
-def build_policy(model, reference=None, *, loss=None, **optimizer):
+def build_policy(model, reference=None, *, loss=None, packing="tree", **optimizer):
     return LocalPolicy(
         copy.deepcopy(model),
         reference,
@@ -140,6 +140,7 @@ def build_policy(model, reference=None, *, loss=None, **optimizer):
         optimizer=OptimizerConfig(**optimizer),
         branching=BranchingConfig(delta=1),
         temperature=0.8,
+        packing=packing,
     )
 
 

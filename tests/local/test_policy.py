@@ -43,6 +43,7 @@ def build_policy(
     temperature: float = 1.0,
     loss: LossConfig | None = None,
     branching: BranchingConfig | None = None,
+    packing: str = "tree",
     **optimizer: object,
 ) -> LocalPolicy:
     policy = LocalPolicy(
@@ -52,6 +53,7 @@ def build_policy(
         optimizer=OptimizerConfig(**optimizer),
         branching=branching or BranchingConfig(),
         temperature=temperature,
+        packing=packing,
     )
     policy.starts_at_reference = False  # the references of most tests are other models
     return policy

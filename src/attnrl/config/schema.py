@@ -65,9 +65,10 @@ class OptimizerConfig(Strict):
         description="tokens per forward and backward pass, padding included, shared prefixes counted once; halved when "
         "memory runs out",
     )
-    packing: Literal["tree", "none"] = Field(
-        "tree",
-        description="tree: a prefix shared by several responses is scored and trained once; none: once per response",
+    packing: Literal["auto", "tree", "none"] = Field(
+        "auto",
+        description="tree: a prefix shared by several responses is scored and trained once; none: once per response; "
+        "auto: tree where the model's log-probs allow, else none, and the run says so",
     )
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass: less memory, more time"

@@ -26,7 +26,7 @@ from attnrl.evals.suites import Suite
 from attnrl.evals.summary import Summary, summarize_outcomes
 from attnrl.evals.tables import EvalProgress, Report
 from attnrl.grading.rewards import RewardManager
-from attnrl.inference.sampler import build_sampler
+from attnrl.inference.sampler import build_sampler, check_cache
 from attnrl.local.loading import choose_device
 from attnrl.rl.evaluation import respond
 from attnrl.utils.console import print_line
@@ -163,7 +163,7 @@ class EvaluationRun:
             The first of the models by name; the others are released again and loaded when their turn comes.
 
         Raises:
-            UserError: a model cannot be loaded.
+            UserError: a model cannot be loaded or sampled.
         """
         needed = [
             candidate
@@ -172,7 +172,8 @@ class EvaluationRun:
         ]
         for candidate in reversed(needed):
             loaded = candidate.load(self.device, self.settings.dtype)
-            for note in loaded.notes:
+            slower = check_cache(loaded.model)
+            for note in (*loaded.notes, *([f"{candidate.name}: {slower}"] if slower else [])):
                 print_line(self.console, note)
             if candidate is needed[0]:
                 return {candidate.name: loaded.model}

@@ -29,12 +29,12 @@ class SamplerBackend:
         open: opens the samplers of a run.
         require_device: raises UserError unless the backend is installed and supports the device; called before the
             model is loaded.
-        require_model: raises UserError unless the backend supports the model.
+        require_model: raises UserError unless the backend supports the model; returns a note for the user, or None.
     """
 
     open: Opener
     require_device: Callable[[torch.device], None] = _no_requirement
-    require_model: Callable[[PreTrainedModel], None] = _no_requirement
+    require_model: Callable[[PreTrainedModel], str | None] = _no_requirement
 
 
 SAMPLERS: Mapping[str, SamplerBackend] = {

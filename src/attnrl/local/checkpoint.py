@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from attnrl.errors import UserError, one_line
 from attnrl.local.model_files import refuse_pickles
+from attnrl.local.packing import Packing
 from attnrl.local.policy import LocalPolicy
 from attnrl.rl.rollout import Group, PartialGroup
 from attnrl.rl.state import TrainerState, count, state_from_json, state_to_json
@@ -90,6 +91,7 @@ def save_checkpoint(
             state,
             updates=policy.optimizer.updates,
             micro_batch_tokens=policy.micro_batch_tokens,
+            packing=policy.packing,
             data=dict(data or {}),
         )
     _remove_others(root, state.step, keep)
@@ -247,6 +249,18 @@ def data_of(checkpoint: Checkpoint) -> dict[str, str]:
         UserError: the checkpoint's state is not readable.
     """
     return dict(_read_state(checkpoint.directory)["data"])
+
+
+def packing_of(checkpoint: Checkpoint) -> Packing | None:
+    """Return the packing recorded in a checkpoint; None for a checkpoint without a record.
+
+    Raises:
+        UserError: the checkpoint's state is not readable, or records another word.
+    """
+    found = _read_state(checkpoint.directory).get("packing")
+    if found not in (None, "tree", "none"):
+        raise UserError(f"checkpoint file {checkpoint.directory / STATE_FILE}: damaged (packing {found!r})")
+    return cast("Packing | None", found)
 
 
 def load_checkpoint(checkpoint: Checkpoint, policy: LocalPolicy) -> TrainerState:

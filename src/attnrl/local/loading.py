@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -27,6 +27,7 @@ from attnrl.fci import FciUnsupportedError, check_attention
 from attnrl.local.logprobs import TreesUnsupportedError, check_trees
 from attnrl.local.model_config import check_token_ids, read_config
 from attnrl.local.model_files import TRUST, check_model_files
+from attnrl.local.packing import Packing
 from attnrl.local.policy import LocalPolicy
 from attnrl.local.weights import LoadedModel, check_finite, check_loading, check_shapes, trial_forward
 
@@ -202,25 +203,41 @@ def require_influence(model: PreTrainedModel) -> dict[int, str]:
         raise UserError(f"model: {one_line(error)}") from None
 
 
-def require_trees(model: PreTrainedModel) -> None:
-    """Check that the model can be scored and trained on packed trees.
+def choose_packing(
+    setting: Literal["auto", "tree", "none"], model: PreTrainedModel, recorded: Packing | None = None
+) -> tuple[Packing, str | None]:
+    """Return the packing of sequences for the setting ``optimizer.packing``, and a note if ``auto`` chose ``none``.
+
+    Args:
+        setting: ``auto`` chooses ``recorded``, or else ``tree`` if packed trees keep the model's log-probs.
+        model: the model to train.
+        recorded: packing in the checkpoint to resume from; None for a new run.
 
     Raises:
-        UserError: packed trees change the model's log-probs; the message suggests ``optimizer.packing=none``.
+        UserError: packed trees change the model's log-probs, and ``setting`` or ``recorded`` is ``tree``.
     """
+    wanted = recorded or setting if setting == "auto" else setting
+    if wanted == "none":
+        return "none", "optimizer.packing=none, as before the checkpoint" if setting == "auto" else None
     try:
         check_trees(model)
     except TreesUnsupportedError as error:
-        raise UserError(f"model: {one_line(error)}: set optimizer.packing=none") from None
+        if wanted == "tree":
+            raise UserError(f"model: {one_line(error)}: set optimizer.packing=none") from None
+        return "none", f"optimizer.packing=none chosen, each response is a row of its own: {one_line(error)}"
+    return "tree", None
 
 
-def build_policy(config: TrainConfig, model: PreTrainedModel, reference: PreTrainedModel | None) -> LocalPolicy:
+def build_policy(
+    config: TrainConfig, model: PreTrainedModel, reference: PreTrainedModel | None, packing: Packing = "tree"
+) -> LocalPolicy:
     """Return the policy to train.
 
     Args:
         config: the run's.
         model: the model to train.
         reference: the frozen initial model of the KL penalty; None without a KL penalty.
+        packing: see :func:`choose_packing`.
 
     Raises:
         RunError: not enough memory for the optimizer's moments.
@@ -232,6 +249,7 @@ def build_policy(config: TrainConfig, model: PreTrainedModel, reference: PreTrai
         optimizer=config.optimizer,
         branching=config.method.branching,
         temperature=config.sampling.temperature,
+        packing=packing,
     )
     policy.optimizer.allocate_moments()
     return policy

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ from transformers import PreTrainedModel
 
 from attnrl.fci import Capture, CaptureSpec, capture
 from attnrl.inference.prefixes import common_length
+
+Packing = Literal["tree", "none"]
+"""``tree``: packs of trees (:func:`pack_trees`); ``none``: packs of rows (:func:`pack_rows`)."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from attnrl.config.schema import LossConfig, OptimizerConfig
 from attnrl.errors import RunError
 from attnrl.local.logprobs import token_logprobs
 from attnrl.local.optimizer import MasterOptimizer, is_out_of_memory
-from attnrl.local.packing import Pack, pack_rows, pack_trees
+from attnrl.local.packing import Pack, Packing, pack_rows, pack_trees
 from attnrl.method.loss import cut_mini_batches, kl_k3, policy_loss, truncated_importance
 from attnrl.method.steps import Steps
 from attnrl.types import Score, TrainingRow
@@ -59,13 +59,18 @@ class LocalPolicy:
         optimizer: OptimizerConfig,
         branching: BranchingConfig,
         temperature: float,
+        packing: Packing = "tree",
     ) -> None:
-        """Take ownership of ``model``; ``reference`` is the frozen initial model, None without a KL penalty."""
+        """Take ownership of ``model``; ``reference`` is the frozen initial model, None without a KL penalty.
+
+        ``packing`` is the resolved ``optimizer.packing``: see :func:`attnrl.local.loading.choose_packing`.
+        """
         self.model = model
         self.loss = loss
         self.settings = optimizer
         self.branching = branching
         self.temperature = temperature
+        self.packing = packing
         self.micro_batch_tokens = optimizer.micro_batch_tokens
         self.reference = reference
         self.starts_at_reference = reference is not None
@@ -133,7 +138,7 @@ class LocalPolicy:
         return [scores[index] for index in range(len(sequences))]
 
     def _packs(self, sequences: Sequence[Sequence[int]], shareable: Sequence[int] | None = None) -> Iterator[Pack]:
-        if self.settings.packing == "tree":
+        if self.packing == "tree":
             return pack_trees(sequences, self.micro_batch_tokens, shareable)
         return pack_rows(sequences, self.micro_batch_tokens)
 

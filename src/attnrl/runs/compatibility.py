@@ -24,7 +24,8 @@ MUTABLE_ON_RESUME = {
     *("steps", "tokens", "resume", "device", "threads", "output_dir", "vllm", "eval", "checkpoint", "log"),
     *("verl.rollout", "verl.tensor_parallel", "verl.gpu_memory_utilization", "verl.enforce_eager", "verl.offload"),
     *("verl.remove_padding", "verl.set", "verl.architecture", "verl.gpu_memory_gib"),
-    *("sampling.stall_seconds", "sampling.retries", "optimizer.max_nonfinite_steps", "data.allow_changed"),
+    *("sampling.stall_seconds", "sampling.retries", "optimizer.max_nonfinite_steps", "optimizer.packing"),
+    "data.allow_changed",
 }
 
 

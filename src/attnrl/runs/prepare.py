@@ -13,15 +13,16 @@ from attnrl.config.schema import TrainConfig
 from attnrl.data.run_data import RunData, load_run_data
 from attnrl.grading.rewards import RewardManager
 from attnrl.inference.registry import SamplerBackend, find_sampler
-from attnrl.local.checkpoint import Checkpoint, find_checkpoint, list_checkpoints
+from attnrl.local.checkpoint import Checkpoint, find_checkpoint, list_checkpoints, packing_of
 from attnrl.local.loading import (
     choose_device,
+    choose_packing,
     load_model,
     load_tokenizer,
     require_influence,
-    require_trees,
 )
 from attnrl.local.model_names import ModelSource
+from attnrl.local.packing import Packing
 from attnrl.runs.compatibility import (
     missing_record_warnings,
     require_positions,
@@ -44,6 +45,7 @@ class PreparedRun:
         device: device of the model.
         tokenizer: tokenizer of the model.
         model: the model, with the checkpoint's weights when resuming.
+        packing: the resolved ``optimizer.packing``.
         sampler: opens the samplers.
         data: training problems, held-out problems and fingerprints of the data files.
         rewards: rewards of the responses.
@@ -51,7 +53,8 @@ class PreparedRun:
         layers_without_fci: kind of each layer without softmax attention (FCI skips these layers), by layer index;
             empty if the method does not need FCI.
         checkpoints: checkpoints in the output directory, oldest first.
-        notes: warnings about the weights, the data files, the run directory and damaged checkpoints, one line each.
+        notes: warnings about the weights, the data files, the run directory, damaged checkpoints and slower ways that
+            the model needs, one line each.
     """
 
     config: TrainConfig
@@ -60,6 +63,7 @@ class PreparedRun:
     device: torch.device
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
+    packing: Packing
     sampler: SamplerBackend
     data: RunData
     rewards: RewardManager
@@ -109,9 +113,10 @@ def prepare(config: TrainConfig) -> PreparedRun:
         model = loaded.model
         changed = changed_weights(config, begun_in, source)
         require_positions(model, config.sampling.max_prompt_tokens + config.sampling.max_new_tokens)
-        sampler.require_model(model)
-        if config.optimizer.packing == "tree":
-            require_trees(model)
+        sampler_note = sampler.require_model(model)
+        recorded = packing_of(checkpoint) if checkpoint else None
+        packing, packing_note = choose_packing(config.optimizer.packing, model, recorded)
+        of_model = [*loaded.notes, *(note for note in (sampler_note, packing_note) if note)]
         of_run = [*changed, *resume_point.skipped, *missing_record_warnings(run, checkpoint)]
         return PreparedRun(
             config=config,
@@ -120,11 +125,12 @@ def prepare(config: TrainConfig) -> PreparedRun:
             device=device,
             tokenizer=tokenizer,
             model=model,
+            packing=packing,
             sampler=sampler,
             data=data,
             rewards=rewards,
             layers_without_fci=require_influence(model) if config.method.needs_influence else {},
             checkpoints=checkpoints,
-            notes=[*source.notes, *loaded.notes, *of_run, *data.notes],
+            notes=[*source.notes, *of_model, *of_run, *data.notes],
             resources=resources.pop_all(),
         )

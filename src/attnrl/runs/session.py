@@ -98,7 +98,7 @@ class TrainingSession:
                 trust_remote_code=self.config.trust_remote_code,
             ).model
             reference.requires_grad_(False)
-        self.policy = build_policy(self.config, prepared.model, reference)
+        self.policy = build_policy(self.config, prepared.model, reference, prepared.packing)
         state = self._load(prepared.checkpoint) if prepared.checkpoint else None
         sampling = self.config.sampling
         self.evaluation_sampler = self._watched_sampler(self.config.eval.params(sampling.stop))

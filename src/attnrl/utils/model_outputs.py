@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 #: Settings of a model's config that change the outputs of a forward, and the value for logits only. With
-#: ``output_router_logits`` a mixture of experts computes a load-balancing loss, which needs the masks of a padded batch.
+#: ``output_router_logits`` a mixture of experts computes a load-balancing loss, which needs a padding mask.
 LOGITS_ONLY = {"output_router_logits": False, "output_hidden_states": False, "return_dict": True}
 
 

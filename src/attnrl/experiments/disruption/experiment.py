@@ -129,9 +129,10 @@ class DisruptionExperiment:
             self.model,
             None,
             loss=LossConfig(),
-            optimizer=OptimizerConfig(packing="none"),  # works with any architecture
+            optimizer=OptimizerConfig(),
             branching=branching,
             temperature=self.settings.evaluation.sampling.temperature or 1.0,
+            packing="none",  # works with any architecture
         )
         bar = self.progress.add_task("influence", total=len(ATTENTION_SIGNALS) * len(requests))
         all_signals: list[dict[str, tuple[float, ...]]] = [{} for _ in requests]

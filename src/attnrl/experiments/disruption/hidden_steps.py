@@ -20,6 +20,8 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from attnrl.errors import UserError
+from attnrl.inference.base import UnsupportedModelError
+from attnrl.inference.batch import cached_layers
 from attnrl.inference.decode_attention import decoding
 from attnrl.inference.model_call import ModelCall
 from attnrl.inference.stop_strings import StopStrings
