@@ -15,7 +15,7 @@ from attnrl.inference.base import UnsupportedModelError
 from attnrl.inference.batch import LiveBatch
 from attnrl.inference.plain_batch import PlainBatch
 from attnrl.inference.sampler import LocalSampler, batch_class, check_cache
-from attnrl.types import Completion, Request
+from attnrl.types import Completion, Request, SamplingParams
 
 EOS = [5, 9, 13, 20, 33]
 SHAPE: dict[str, Any] = {
@@ -79,8 +79,11 @@ def rollouts() -> list[Request]:
     return requests
 
 
-def sample(model: PreTrainedModel, requests: list[Request], **settings: Any) -> list[Completion]:
-    return LocalSampler(model, eos_token_ids=EOS, pad_token_id=0, **settings).generate(requests)
+def sample(
+    model: PreTrainedModel, requests: list[Request], temperature: float = 1.0, **settings: Any
+) -> list[Completion]:
+    params = SamplingParams(temperature=temperature)
+    return LocalSampler(model, params, eos_token_ids=EOS, pad_token_id=0, **settings).generate(requests)
 
 
 def forward_logprobs(model: PreTrainedModel, request: Request, tokens: tuple[int, ...]) -> torch.Tensor:

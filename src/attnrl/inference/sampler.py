@@ -276,9 +276,7 @@ def check_cache(model: PreTrainedModel) -> str | None:
         plain = batch_class(model) is PlainBatch
         check_decoding(model)
     name = type(model).__name__
-    return (
-        f"{name}: not a plain key/value cache, so sampled through transformers' own cache (slower)" if plain else None
-    )
+    return f"{name}: not a plain key/value cache: sampled through transformers' own cache, slower" if plain else None
 
 
 def check_decoding(model: PreTrainedModel) -> None:
@@ -290,9 +288,11 @@ def check_decoding(model: PreTrainedModel) -> None:
     name = type(model).__name__
     # Prompts of two lengths, rows that end at different times, and a row admitted last.
     requests = [Request((0, 1, 2, 3, 1), 2, 0), Request((3, 1), 4, 0), Request((0, 1, 2), 3, 0)]
-    sampler = LocalSampler(model, SamplingParams(temperature=0.0), eos_token_ids=(), pad_token_id=0, max_batch=2)
+    greedy = SamplingParams(temperature=0.0)
+    sampler = LocalSampler(model, greedy, eos_token_ids=(), pad_token_id=0, max_batch=2, share_attention=False)
     try:
-        completions = sampler.generate(requests)
+        with decoding(model):
+            completions = _Generation(sampler, requests, None).run(None)
         with evaluating(model), torch.inference_mode(), logits_only(model):
             sequences = [torch.tensor([[*r.prompt, *c.tokens]]) for r, c in zip(requests, completions, strict=True)]
             logits = [model(ids_1T.to(model.device), use_cache=False).logits[0].float() for ids_1T in sequences]
