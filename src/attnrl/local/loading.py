@@ -116,7 +116,7 @@ def load_model(
     check_model_files(directory, trust_remote_code=trust_remote_code)
     settings = read_config(directory)
     config = load_model_config(directory, trust_remote_code=trust_remote_code)
-    outputs = drop_attentions(directory, config)
+    dropped = drop_attentions(directory, config)
     expected = build_without_weights(directory, config, trust_remote_code=trust_remote_code)
     check_shapes(directory, settings, expected)
     try:
@@ -133,7 +133,7 @@ def load_model(
             )
     except Exception as error:  # as load_model_config
         raise _not_loaded(directory, "cannot be loaded", error) from None
-    notes = [*outputs, *check_loading(directory, info, model, expected)]
+    notes = (*dropped, *check_loading(directory, info, model, expected))
     moved: Any = model.to(device)
     loaded: PreTrainedModel = moved.eval()
     check_finite(directory, loaded)
