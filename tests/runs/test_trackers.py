@@ -30,7 +30,7 @@ def test_tensorboard_gets_every_metric_at_its_step(tmp_path: Path) -> None:
     for step in (1, 2):
         trackers.log({"reward": step / 4, "eval/accuracy": step / 8}, step)
     trackers.end_training()
-    (events,) = tmp_path.rglob("events.out.tfevents*")
+    (events,) = (tmp_path / "trackers" / "attnrl").glob("events.out.tfevents*")  # not the hyperparameters' below
     written = EventAccumulator(str(events)).Reload()
     assert [(event.step, event.value) for event in written.Scalars("reward")] == [(1, 0.25), (2, 0.5)]
     assert [(event.step, event.value) for event in written.Scalars("eval/accuracy")] == [(1, 0.125), (2, 0.25)]

@@ -219,3 +219,13 @@ def test_top_k_is_off_by_verls_value(tmp_path):
     settings["actor_rollout_ref"]["rollout"] |= {"top_k": -1, "val_kwargs": {"top_k": 7}}
     config = from_verl(settings)
     assert (config.sampling.top_k, config.eval.top_k) == (0, 7)
+
+
+def test_trackers_write_below_the_run_directory_under_the_name_of_the_run(tmp_path):
+    plain = to_verl(recipe(f"output_dir={tmp_path}/mine"), cpu=False)
+    assert plain["trainer.experiment_name"] == "mine"
+    named = to_verl(recipe(f"output_dir={tmp_path}/mine", "log.trackers=[wandb]", "log.run_name=other"), cpu=False)
+    assert named["trainer.experiment_name"] == "other"
+    folders = named["ray_kwargs.ray_init.runtime_env.env_vars"]
+    assert Path(folders["WANDB_DIR"]) == tmp_path / "mine" / "trackers"
+    assert all(Path(folders[name]).is_relative_to(tmp_path / "mine") for name in ("TENSORBOARD_DIR", "TRACKIO_DIR"))

@@ -98,6 +98,9 @@ class LogConfig(Strict):
         (), description="experiment trackers that receive the metrics as well"
     )
     project: PlainName = Field("attnrl", description="project name in the trackers")
+    run_name: str | None = Field(
+        None, min_length=1, description="name of the run in the trackers; null: the name of output_dir"
+    )
 
 
 class TrainConfig(Strict):
@@ -159,6 +162,11 @@ class TrainConfig(Strict):
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+
+    @property
+    def run_name(self) -> str:
+        """Return the name of the run in the trackers."""
+        return self.log.run_name or self.output_dir.absolute().name or "run"
 
     def is_over(self, step: int, sampled_tokens: float) -> bool:
         """Return True if ``step`` done steps or ``sampled_tokens`` sampled tokens reach the limits of the run."""

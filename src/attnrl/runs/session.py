@@ -87,7 +87,8 @@ class TrainingSession:
         """
         self.prepared, self.config, self.display = prepared, prepared.config, display
         self.build_sampler = build_sampler
-        self.trackers = open_trackers(self.config)
+        checkpoint = prepared.checkpoint
+        self.trackers = open_trackers(self.config, checkpoint.step if checkpoint else None)
         reference = None
         if self.config.loss.kl > 0:
             reference = load_model(

@@ -24,6 +24,8 @@ from attnrl.local.model_names import ModelSource
 from attnrl.runs.compatibility import require_same_settings
 from attnrl.runs.directory import METRICS, RunDirectory
 from attnrl.runs.model_record import changed_weights, find_run_model, record_model
+from attnrl.runs.trackers import TRACKERS
+from attnrl.runs.wandb_account import require_wandb_account
 from attnrl.verl.export import NEWEST
 from attnrl.verl.settings import MODEL, STATE_FILE, check_requirements, environment_of, is_own_cluster, to_verl
 
@@ -139,6 +141,8 @@ def prepare(config: TrainConfig, say: Callable[[str], None] = print) -> tuple[An
         UserError: verl is missing; or naming the invalid setting, file or model.
     """
     require_verl()
+    if "wandb" in config.log.trackers:
+        require_wandb_account()
     find_sampler(config.sampler)  # verl samples by verl.rollout; a misspelt sampler is an error all the same
     if on_cpu(config) and config.verl.rollout != "transformers":
         raise UserError(f"verl.rollout={config.verl.rollout}: no GPU found: set verl.rollout=transformers")
@@ -194,6 +198,8 @@ def try_to_compose(config: TrainConfig) -> str:
     if installed_version() is None:
         return "verl        not installed: verl's own settings were not checked"
     require_verl()
+    if "wandb" in config.log.trackers:
+        require_wandb_account()
     compose(config, config.model)
     return f"verl        {VERSION}, accepts the settings"
 
@@ -211,6 +217,8 @@ def train(config: TrainConfig, say: Callable[[str], None] = print) -> list[dict[
 
     directory = RunDirectory(config.output_dir)
     with directory.locked():
+        if config.log.trackers:
+            (directory.root / TRACKERS).mkdir(exist_ok=True)  # wandb takes another folder for a missing one
         record_model(directory, source, resumed=_begun_in(config, directory) is not None)
         try:
             run_ppo(composed, task_runner_class=TaskRunnerV1)

@@ -16,6 +16,7 @@ from typing import Any
 from attnrl.config.load import read_recipe, validate_config
 from attnrl.config.schema import TrainConfig
 from attnrl.errors import UserError
+from attnrl.runs.trackers import tracker_folders
 
 #: Name of the trainer, the engine's vendor and the agent loop in verl's registries.
 NAME = "attnrl"
@@ -85,7 +86,7 @@ def to_verl(config: TrainConfig, *, cpu: bool) -> dict[str, Any]:
         "trainer.v1.trainer_mode": NAME,
         "trainer.use_v1": True,
         "trainer.default_local_dir": str((config.output_dir / "checkpoints").absolute()),
-        "trainer.experiment_name": config.output_dir.name,
+        "trainer.experiment_name": config.run_name,
         "trainer.logger": ["console", *config.log.trackers],
         "trainer.resume_mode": {"auto": "auto", "never": "disable"}.get(config.resume, "resume_path"),
         "trainer.val_before_train": config.eval.every > 0,
@@ -134,7 +135,8 @@ def to_verl(config: TrainConfig, *, cpu: bool) -> dict[str, Any]:
             "ray_kwargs.ray_init.num_cpus": 16 + 4 * processes,
             "ray_kwargs.ray_init.include_dashboard": False,
         }
-    settings["ray_kwargs.ray_init.runtime_env.env_vars"] = environment_of(cpu)
+    folders = tracker_folders(config) if config.log.trackers else {}
+    settings["ray_kwargs.ray_init.runtime_env.env_vars"] = {**environment_of(cpu), **folders}
     for setting in config.verl.set:
         name, equals, _ = setting.lstrip("+~").partition("=")
         own_name = next((own for own, verl in VERL_NAMES.items() if verl == name), None)
