@@ -188,8 +188,7 @@ def taken(result: StepResult, wall: float, cpu: float) -> Taken:
         path
         for problem in result.problems
         if problem.plan.kept and problem.forest.has_signal
-        for path in problem.forest.paths()
-        if path.trained
+        for path in problem.trained_paths()
     ]
     return Taken(
         wall=wall,

@@ -18,10 +18,9 @@ def gain_over_parent(forest: Forest) -> list[list[float]]:
     """Return ``(V(s) - V(parent(s))) / sqrt(leaves below s)`` for every token of every path."""
     advantages = []
     for path in forest.paths():
-        parent_value, tokens = forest.root_value, list[float]()
+        tokens = list[float]()
         for segment in path.segments:
-            gain = (segment.value - parent_value) / math.sqrt(segment.leaves)
+            gain = (segment.value - segment.parent_value) / math.sqrt(segment.leaves)
             tokens += [gain] * segment.length
-            parent_value = segment.value
         advantages.append(tokens)
     return advantages

@@ -103,16 +103,16 @@ class Loop:
 
     def plan(self, group: Group) -> dict[int, tuple[int, ...]]:
         """Choose the trunks to expand (eq. 8, 9) and the branch points of each trunk (eq. 7); {} drops the problem."""
-        rewards = [trunk.reward for trunk in group.trunks]
+        correct = [trunk.reward == 1.0 for trunk in group.trunks]
         fci = mean_influence([trunk.influence for trunk in group.trunks])
-        kept, self.solved_fci = keep_problem(rewards, fci, self.solved_fci)
+        kept, self.solved_fci = keep_problem(correct, fci, self.solved_fci)
         if not kept:
             return {}
-        count = expansion_count(sum(rewards) / len(rewards), len(rewards))
+        count = expansion_count(sum(correct) / len(correct), len(correct))
         signals = [RolloutSignals(trunk.steps, influence=trunk.influence) for trunk in group.trunks]
         return {
             index: branch_points(signals[index], criterion=CRITERIA["fci"], count=POINTS, rng=self.rng)
-            for index in choose_trunks([reward == 1.0 for reward in rewards], count, self.rng)
+            for index in choose_trunks(correct, count, self.rng)
         }
 
     def step(self) -> dict[str, float]:

@@ -21,7 +21,7 @@ from attnrl.method.steps import Steps
 from attnrl.prompts.renderer import PromptRenderer
 from attnrl.rl.state import TrainerState
 from attnrl.rl.trainer import Trainer
-from attnrl.types import Completion, Grade, Problem, Request, Score, TrainingRow
+from attnrl.types import Completion, Grade, Problem, Request, Score, TrainingRow, Verdict
 
 
 def tiny_model(*, vocab_size: int = 61, seed: int = 0, **settings: object) -> PreTrainedModel:
@@ -105,19 +105,24 @@ def cut_off(completion: Completion, seed: int) -> Completion:
     return Completion(completion.tokens[:kept], completion.logprobs[:kept], "unfinished")
 
 
+def fake_verdict(reward: float | None) -> Verdict:
+    return "not_judged" if reward is None else "correct" if reward >= 1 else "wrong"
+
+
 @dataclass
 class FakeGrader:
     """Grades by a rule, and remembers what it was asked."""
 
     overlaps: ClassVar[bool] = True
-    rule: Callable[[str, str], float] = hash_reward
+    rule: Callable[[str, str], float | None] = hash_reward
     asked: list[tuple[str, str]] = field(default_factory=list)
+    rewards: dict[str, float] = field(default_factory=dict)
 
     def grade(self, problems: Sequence[Problem], responses: Sequence[str]) -> list[Grade]:
         pairs = [(problem.answers[0], response) for problem, response in zip(problems, responses, strict=True)]
         self.asked += pairs
         rewards = [self.rule(answer, response) for answer, response in pairs]
-        return [Grade(reward, "correct" if reward >= 1 else "wrong") for reward in rewards]
+        return [Grade(reward, fake_verdict(reward), rewards=self.rewards) for reward in rewards]
 
 
 @dataclass
@@ -185,7 +190,7 @@ def fake_loop(
     tokenizer: PreTrainedTokenizerBase,
     recipe: str = "attnrl",
     *overrides: str,
-    rule: Callable[[str, str], float] = hash_reward,
+    rule: Callable[[str, str], float | None] = hash_reward,
     state: TrainerState | None = None,
     version: int = 0,
 ) -> Loop:

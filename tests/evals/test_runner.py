@@ -107,7 +107,7 @@ def test_what_is_written(use: Any, model: str, tmp_path: Path) -> None:
     expected += [("few", f"s:{i}", k) for i in range(2) for k in range(2)]
     assert [(row["benchmark"], row["problem"], row["sample"]) for row in rows] == expected
     fields = {"model", "benchmark", "problem", "sample", "seed", "prompt", "response", "answers", "extracted"}
-    assert set(rows[0]) == fields | {"verdict", "reward", "tokens", "finish_reason"}
+    assert set(rows[0]) == fields | {"verdict", "reward", "rewards", "tokens", "finish_reason"}
     assert [row["seed"] for row in rows] == engine.asked == [sample_seed(0, *key) for key in expected]
     assert len(set(engine.asked)) == len(engine.asked)
     assert rows[0]["prompt"] == "A=0; B+1?" and rows[0]["answers"] == ["1"]
@@ -115,7 +115,8 @@ def test_what_is_written(use: Any, model: str, tmp_path: Path) -> None:
     assert {"attnrl", "torch", "transformers", "device"} <= set(results["versions"])
     first, second = results["results"]
     assert (first["benchmark"], first["problems"], first["samples"]) == ("sums", 5, 3)
-    assert first["accuracy"] == sum(row["reward"] for row in rows[:15]) / 15
+    assert first["accuracy"] == first["reward"] == sum(row["reward"] for row in rows[:15]) / 15
+    assert first["not_judged"] == 0
     assert first["response_length"] == sum(row["tokens"] for row in rows[:15]) / 15
     assert set(first["pass_at_k"]) == {"1", "2", "3"} and set(second["pass_at_k"]) == {"1", "2"}
     assert results["averages"][0]["accuracy"] == pytest.approx((first["accuracy"] + second["accuracy"]) / 2)

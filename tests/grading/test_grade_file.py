@@ -37,7 +37,7 @@ def test_grade_writes_verdicts_in_order(tmp_path: Path) -> None:
         ("correct", "6", 1.0),
         ("wrong", "7", 0.0),
         ("no_answer", None, 0.0),
-        ("bad_gold", "\ud83d", 0.0),
+        ("bad_gold", "\ud83d", None),
         ("wrong", "2+3", 0.0),
     ]
     assert [{key: row[key] for key in old} for row, old in zip(written, rows, strict=True)] == rows

@@ -27,18 +27,17 @@ def test_running_mean(values: list[float]) -> None:
 
 def test_only_all_correct_problems_are_judged() -> None:
     running = RunningMean()
-    assert keep_problem([1.0, 0.0], 0.1, running) == (True, running)
-    assert keep_problem([0.0, 0.0], 0.1, running) == (True, running)
-    assert keep_problem([1.0, 0.5], 0.1, running) == (True, running)
+    assert keep_problem([True, False], 0.1, running) == (True, running)
+    assert keep_problem([False, False], 0.1, running) == (True, running)
 
-    solved = [1.0, 1.0]
+    solved = [True, True]
     decisions = []
     for mean_fci in (2.0, 1.0, 1.6, 1.4):  # against nothing, 2.0, 1.5, 1.533
         kept, running = keep_problem(solved, mean_fci, running)
         decisions.append(kept)
     assert decisions == [True, False, True, False]
     assert running == RunningMean(4, pytest.approx(1.5))
-    with pytest.raises(ValueError, match="reward"):
+    with pytest.raises(ValueError, match="judged"):
         keep_problem([], 0.0, running)
 
 

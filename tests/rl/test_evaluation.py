@@ -27,7 +27,7 @@ def evaluation(rewards: Sequence[Sequence[float]], lengths: Sequence[int] | None
                 "!",
                 ("1",),
                 reward,
-                "correct" if reward else "wrong",
+                "not_judged" if reward is None else "correct" if reward == 1 else "wrong",
                 length,
                 "stop" if length < 100 else "length",
             )
@@ -63,8 +63,17 @@ def test_a_single_problem_has_no_error() -> None:
 
 def test_a_part_of_a_reward_is_not_a_solution() -> None:
     result = evaluation([[0.5, 0.5], [0.5, 1.0]])
-    assert result.accuracy == pytest.approx(0.625)
+    assert (result.accuracy, result.reward) == (0.25, pytest.approx(0.625))
     assert (result.pass_at_k, result.always_solved) == (0.5, 0.0)
+
+
+def test_a_response_that_is_not_judged_counts_in_the_accuracy_but_not_in_the_mean_reward() -> None:
+    result = evaluation([[None, 1.0], [-2.0, None]])
+    metrics = result.metrics()
+    assert (metrics["accuracy"], metrics["reward"]) == (0.25, -0.5)
+    assert (metrics["not_judged/responses"], metrics["not_judged/ratio"]) == (2, 0.5)
+    nothing = evaluation([[None]]).metrics()
+    assert nothing["accuracy"] == 0.0 and "reward" not in nothing
 
 
 @dataclass

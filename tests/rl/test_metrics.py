@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import helpers
@@ -24,6 +25,14 @@ from attnrl.types import TrainingRow
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 
+SETTINGS = {
+    "mask_truncated": False,
+    "prompt_batch_size": 1,
+    "generated_tokens": 8,
+    "sampled_tokens": 8,
+    "carried_over": 0,
+    "phases": {},
+}
 VERDICTS = {0.0: "wrong", 0.5: "wrong", 1.0: "correct"}
 
 
@@ -72,6 +81,7 @@ def metrics() -> dict[str, float]:
         [rescued, filtered, hopeless, mixed],
         [mixed, rescued],
         {"loss/policy": 0.25},
+        mask_truncated=False,
         prompt_batch_size=4,
         generated_tokens=120,
         sampled_tokens=500,
@@ -84,10 +94,58 @@ def test_rewards_and_lengths(metrics):
     assert metrics["reward"] == pytest.approx((3 + 2 + 0 + 4) / 15)  # per leaf, not per problem
     assert metrics["reward/initial"] == pytest.approx(5 / 8)
     assert metrics["reward/mc"] == pytest.approx(4 / 7)
+    for suffix in ("", "/initial", "/mc"):  # every reward is 1 for correct and 0 otherwise
+        assert metrics[f"accuracy{suffix}"] == metrics[f"reward{suffix}"]
     whole_responses = [10, 5, 3 + 4, 6 + 2, 4, 6, 4, 4, 2 + 3, 8, 8, 2 + 1, 6 + 1, 2 + 1, 4 + 1]
     assert metrics["response_length"] == pytest.approx(sum(whole_responses) / 15)
     assert metrics["truncated_ratio"] == pytest.approx(1 / 15)
     assert metrics["entropy"] == pytest.approx((1.0 + 14 * 0.4) / 15)
+
+
+def test_rewards_and_correctness_are_two_things():
+    """Rewards beside the verdicts, a response not judged, functions that do not always apply."""
+    trunks = [
+        replace(trunk(4, 0.0), reward=-1.0, rewards={"length": -3.0, "format": None}),
+        replace(trunk(4, 1.0), reward=2.5, rewards={"length": 1.0, "format": 0.5}),
+        replace(trunk(4, 0.0), reward=None, verdict="bad_gold"),
+    ]
+    mixed = problem(trunks, {0: (2,), 1: (2,)}, [replace(sample(3, 1.0), reward=-1.0), sample(2, 0.0)])
+    lost = problem([replace(trunk(4, 0.0), reward=None, verdict="not_judged")] * 2, {}, [], kept=False)
+    metrics = step_metrics([mixed, lost], [mixed], {}, **SETTINGS)
+    assert metrics["reward"] == pytest.approx((-1 + 2.5 - 1 + 0) / 4)
+    assert metrics["accuracy"] == pytest.approx(2 / 4)
+    assert (metrics["reward/initial"], metrics["accuracy/initial"]) == (0.75, 0.5)
+    assert (metrics["reward/mc"], metrics["accuracy/mc"]) == (-0.5, 0.5)
+    assert metrics["reward/functions/length"] == -1.0
+    assert metrics["reward/functions/format"] == 0.5
+    assert metrics["not_judged/responses"] == 3
+    assert metrics["not_judged/ratio"] == pytest.approx(3 / 7)
+    assert metrics["not_judged/groups"] == 1
+    assert metrics["grade/bad_gold_ratio"] == pytest.approx(1 / 7)
+    assert metrics["filtered_ratio"] == 0.0  # not by eq. 8
+    assert metrics["initial/valid_ratio"] == 1.0  # of the problems with a judged response
+    assert metrics["trained_responses"] == 4
+    assert metrics["tokens/valid"] == 4 + 4 + 3 + 2
+    assert metrics["branch/agreement_ratio"] == 0.5  # -1 at the first point; 2.5 against 0 at the second
+
+
+def test_wrong_responses_with_different_rewards_are_valid_and_equal_rewards_are_not():
+    def ratios(rewards: list[float], verdict: str) -> list[float]:
+        one = problem([replace(trunk(4, 0.0), reward=reward, verdict=verdict) for reward in rewards], {}, [])
+        metrics = step_metrics([one], [], {}, **SETTINGS)
+        return [metrics[f"all/{name}_ratio"] for name in ("solve_all", "solve_none", "valid")]
+
+    assert ratios([-1.0, -0.2], "wrong") == [0, 1, 1]
+    assert ratios([-1.0, -1.0], "wrong") == [0, 1, 0]
+    assert ratios([0.8, 1.0], "correct") == [1, 0, 1]
+
+
+def test_masked_responses_are_counted_and_their_shared_tokens_are_trained_on():
+    branches = [sample(3, 0.0, "length"), sample(2, 1.0)]
+    one = problem([trunk(6, 1.0), trunk(4, 0.0)], {0: (2, 4)}, branches)
+    metrics = step_metrics([one], [one], {}, **SETTINGS | {"mask_truncated": True})
+    assert (metrics["trained_responses"], metrics["masked_responses"]) == (2, 1)
+    assert metrics["tokens/valid"] == 6 + 2
 
 
 def test_tokens(metrics):
@@ -120,8 +178,7 @@ def test_mismatch_of_sampler_and_policy(metrics):
 
 def test_a_mismatch_beyond_the_range_of_floats_is_a_number():
     far = problem([trunk(4, 0.0), trunk(4, 1.0)], {0: (2,)}, [sample(3, 0.0, drift=5_000.0)])
-    settings = {"prompt_batch_size": 1, "generated_tokens": 8, "sampled_tokens": 8, "carried_over": 0, "phases": {}}
-    assert math.isfinite(step_metrics([far], [far], {}, **settings)["mismatch/k3"])
+    assert math.isfinite(step_metrics([far], [far], {}, **SETTINGS)["mismatch/k3"])
 
 
 def test_branch_places(metrics):
@@ -140,16 +197,7 @@ def test_update_and_times_are_passed_on(metrics):
 def test_names_without_a_meaning_are_absent():
     """GRPO: no continuations, and here nothing to update with."""
     flat = problem([trunk(4, 0.0), trunk(4, 0.0)], {0: (), 1: ()}, [])
-    metrics = step_metrics(
-        [flat],
-        [],
-        {},
-        prompt_batch_size=1,
-        generated_tokens=8,
-        sampled_tokens=8,
-        carried_over=0,
-        phases={"generate": 1.0},
-    )
+    metrics = step_metrics([flat], [], {}, **SETTINGS)
     assert not [name for name in metrics if name.startswith(("mc/", "branch/", "loss/", "reward/mc"))]
     assert metrics["update_skipped"] == 1.0
     assert metrics["tokens/valid_ratio"] == 0.0
@@ -221,8 +269,11 @@ def every_name(tokenizer) -> set[str]:
         temperature=1.0,
     )
     updated = policy.update([TrainingRow((1, 2), (3, 4), (-1.0, -1.0), (-1.0, -1.0), (1.0, 1.0))])
-    evaluated = Evaluation((EvaluatedSample("p", 0, "", "", ("1",), 1.0, "correct", 3, "stop"),), 1).metrics()
-    stepped = fake_loop(tokenizer).trainer.step().metrics
+    evaluated = EvaluatedSample("p", 0, "", "", ("1",), 1.0, "correct", 3, "stop", rewards={"NAME": 0.5})
+    evaluated = Evaluation((evaluated,), 1).metrics()
+    loop = fake_loop(tokenizer)
+    loop.grader.rewards = {"NAME": 0.5}
+    stepped = loop.trainer.step().metrics
     return {*stepped, *updated, *(f"eval/{name}" for name in evaluated)}
 
 

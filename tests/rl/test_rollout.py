@@ -9,21 +9,29 @@ import pytest
 
 from attnrl.method.advantage import ADVANTAGES
 from attnrl.method.steps import Steps
-from attnrl.rl.rollout import BranchPlan, Group, RolloutTree, Sample, Trunk, sampled_tokens
+from attnrl.rl.rollout import BranchPlan, Group, RolloutTree, Sample, Trunk
+from attnrl.types import FinishReason, Verdict
 
 OLD, NEW = -1.0, -2.0  # log-probs of the policies that sampled trunks and branches
 
 
-def sample(tokens: list[int], reward: float) -> Sample:
+def verdict(reward: float | None) -> Verdict:
+    return "not_judged" if reward is None else "correct" if reward == 1 else "wrong"
+
+
+def sample(tokens: list[int], reward: float | None, finish: FinishReason = "stop") -> Sample:
+    size = len(tokens)
     return Sample(
-        tuple(tokens), (NEW,) * len(tokens), (NEW - 0.1,) * len(tokens), (0.5,) * len(tokens), reward, "wrong", "stop"
-    )
+        tuple(tokens), (NEW,) * size, (NEW - 0.1,) * size, (0.5,) * size, reward, verdict(reward), finish
+    )  # fmt: skip
 
 
-def trunk(tokens: list[int], reward: float, starts: tuple[int, ...] = (0, 2), fci: tuple[float, ...] = ()) -> Trunk:
+def trunk(
+    tokens: list[int], reward: float | None, starts: tuple[int, ...] = (0, 2), fci: tuple[float, ...] = ()
+) -> Trunk:
     size = len(tokens)
     return Trunk(
-        tuple(tokens), (OLD,) * size, (OLD - 0.1,) * size, (0.5,) * size, reward, "wrong", "stop",
+        tuple(tokens), (OLD,) * size, (OLD - 0.1,) * size, (0.5,) * size, reward, verdict(reward), "stop",
         steps=Steps(starts, size), influence=fci,
     )  # fmt: skip
 
@@ -135,4 +143,50 @@ def test_group_numbers():
     group = Group(0, "p", ("1",), (9,), trunks)
     assert group.accuracy == 0.5
     assert group.mean_influence == pytest.approx((1.5 + 0.5) / 2)
-    assert sampled_tokens(trunks) == 7
+
+
+def test_the_numbers_of_a_group_are_those_of_its_judged_trunks():
+    judged = (trunk([1] * 4, 1.0, (0, 2), (0.0, 3.0)), trunk([2] * 3, -7.0, (0, 1, 2), (0.0, 0.0, 1.5)))
+    group = Group(0, "p", ("1",), (9,), (judged[0], trunk([3] * 4, None, (0, 2), (0.0, 100.0)), judged[1]))
+    assert (group.judged, group.correct, group.accuracy) == ([0, 2], [True, False], 0.5)
+    assert group.mean_influence == Group(0, "p", ("1",), (9,), judged).mean_influence
+    with pytest.raises(ValueError):
+        _ = Group(0, "p", ("1",), (9,), (trunk([1], None, (0,)),)).accuracy
+
+
+def test_a_branch_that_is_not_judged_has_no_row_and_leaves_no_trace(rollout_tree):
+    """The advantages of the other rows are those of a tree without the branch."""
+    plan = rollout_tree.plan
+    three = (sample([40], 1.0), sample([60, 61, 62], 0.0), sample([70], 0.0))
+    without = RolloutTree(BranchPlan(plan.group, True, {0: (4, 2, 2), 1: ()}, 1), three)
+    with_it = RolloutTree(plan, (three[0], sample([50, 51], None), *three[1:]))
+    assert with_it.training_rows(ADVANTAGES["tree"]) == without.training_rows(ADVANTAGES["tree"])
+
+
+def test_the_prefix_of_a_trunk_that_is_not_judged_is_trained_on_through_its_branches():
+    group = Group(0, "p", ("1",), (9,), (trunk([10, 11, 12, 13], None), trunk([20, 21], 0.0, (0,))))
+    branches = (sample([40], 1.0), sample([50], 0.0))
+    tree = RolloutTree(BranchPlan(group, True, {0: (2,), 1: ()}, 2), branches)
+    rows = tree.training_rows(ADVANTAGES["tree"])
+    assert [row.response for row in rows] == [(10, 11, 40), (10, 11, 50), (20, 21)]
+    assert rows[0].old_logprobs == (OLD, OLD, NEW)
+    prefix = 2 * (1 / 2 - 1 / 3) / math.sqrt(2)
+    assert rows[0].advantages == pytest.approx([prefix, prefix, (1 - 1 / 3) + (1 - 1 / 2)])
+
+
+def test_a_truncated_response_is_masked_but_counts_in_the_values(rollout_tree):
+    cut = (*rollout_tree.branches[:1], sample([50, 51], 0.0, "length"), *rollout_tree.branches[2:])
+    tree = RolloutTree(rollout_tree.plan, cut)
+    rows, masked = (tree.training_rows(ADVANTAGES["tree"], mask_truncated=mask) for mask in (False, True))
+    assert rows == rollout_tree.training_rows(ADVANTAGES["tree"])
+    assert masked == rows[:2] + rows[3:]
+    assert len(tree.trained_paths()) == 6 and len(tree.trained_paths(mask_truncated=True)) == 5
+
+
+def test_a_problem_with_no_judged_response_has_no_rows():
+    tree = RolloutTree(BranchPlan(Group(0, "p", ("1",), (9,), (trunk([1, 1], None, (0,)),)), True, {0: ()}, 2), ())
+    assert not tree.forest.has_signal and tree.forest.paths() == []
+    for advantage in ADVANTAGES.values():
+        assert tree.training_rows(advantage) == []
+    with pytest.raises(ValueError, match="judged"):
+        _ = tree.forest.root_value

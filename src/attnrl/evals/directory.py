@@ -28,7 +28,7 @@ SAMPLE_FIELDS: dict[str, tuple[type, ...]] = {
     "sample": (int,),
     "answers": (list,),
     "seed": (int,),
-    "reward": (int, float),
+    "reward": (int, float, type(None)),
     "tokens": (int,),
 }
 

@@ -1,4 +1,4 @@
-"""Numbers of one model on one benchmark: avg@k with a confidence interval, pass@k, lengths, verdicts."""
+"""Numbers of one model on one benchmark: avg@k with a confidence interval, mean reward, pass@k, lengths, verdicts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from statistics import fmean
 
 from torch import Tensor
 
-from attnrl.rl.metrics import CORRECT, verdict_ratios
+from attnrl.rl.evaluation import mean_reward
+from attnrl.rl.metrics import verdict_ratios
 from attnrl.types import Verdict
 from attnrl.utils.statistics import bootstrap_means, estimate_pass_at_k, pass_ks, percentile_interval, standard_error
 
@@ -18,10 +19,15 @@ class EvaluationOutcome:
     """The graded outcome of one response: an :class:`attnrl.rl.evaluation.EvaluatedSample` without texts."""
 
     problem: str
-    reward: float
+    reward: float | None
     verdict: Verdict
     tokens: int
     finish_reason: str
+
+    @property
+    def is_correct(self) -> bool:
+        """Return True for the verdict ``correct``."""
+        return self.verdict == "correct"
 
 
 @dataclass(frozen=True)
@@ -33,9 +39,13 @@ class Summary:
         skipped: number of problems with a prompt too long for the model. A skipped problem has no responses and
             counts as not solved, so that all models are measured on the same problems.
         samples: responses per problem.
-        accuracy: avg@k, the mean over problems of the problem's mean reward.
+        accuracy: avg@k, the mean over problems of the problem's share of correct responses; a response that is not
+            judged is not correct.
         standard_error: standard error of ``accuracy`` over problems.
         means: bootstrap means of ``accuracy``.
+        reward: mean reward of the judged responses; None without judged responses.
+        rewards_tell_more: True if some reward is another number than 1 for correct and 0 for not correct.
+        not_judged: number of responses without a reward.
         pass_at_k: unbiased estimates of pass@k, by k.
         response_length: mean number of tokens per response.
         truncated_ratio: share of responses cut off at the token budget.
@@ -48,6 +58,9 @@ class Summary:
     accuracy: float
     standard_error: float
     means: Tensor
+    reward: float | None
+    rewards_tell_more: bool
+    not_judged: int
     pass_at_k: dict[int, float]
     response_length: float
     truncated_ratio: float
@@ -67,6 +80,8 @@ class Summary:
             "accuracy": self.accuracy,
             "confidence_interval": list(self.interval),
             "standard_error": self.standard_error,
+            "reward": self.reward,
+            "not_judged": self.not_judged,
             "pass_at_k": {str(k): value for k, value in self.pass_at_k.items()},
             "response_length": self.response_length,
             "truncated_ratio": self.truncated_ratio,
@@ -86,13 +101,14 @@ def summarize_outcomes(outcomes: Sequence[EvaluationOutcome], *, samples: int, s
     Raises:
         ValueError: ``outcomes`` is empty, or a problem has more or fewer than ``samples`` outcomes.
     """
-    rewards: dict[str, list[float]] = {}
+    of_problems: dict[str, list[bool]] = {}
     for outcome in outcomes:
-        rewards.setdefault(outcome.problem, []).append(outcome.reward)
-    if not rewards or any(len(of_problem) != samples for of_problem in rewards.values()):
+        of_problems.setdefault(outcome.problem, []).append(outcome.is_correct)
+    if not of_problems or any(len(of_problem) != samples for of_problem in of_problems.values()):
         raise ValueError(f"expected {samples} outcomes per problem")
-    means = [fmean(of_problem) for of_problem in rewards.values()] + [0.0] * skipped
-    correct = [sum(reward >= CORRECT for reward in of_problem) for of_problem in rewards.values()] + [0] * skipped
+    correct = [sum(of_problem) for of_problem in of_problems.values()] + [0] * skipped
+    means = [count / samples for count in correct]
+    judged = [outcome for outcome in outcomes if outcome.reward is not None]
     return Summary(
         problems=len(means),
         skipped=skipped,
@@ -100,6 +116,9 @@ def summarize_outcomes(outcomes: Sequence[EvaluationOutcome], *, samples: int, s
         accuracy=fmean(means),
         standard_error=standard_error(means),
         means=bootstrap_means(means, seed),
+        reward=mean_reward([outcome.reward for outcome in outcomes]),
+        rewards_tell_more=any(outcome.reward != float(outcome.is_correct) for outcome in judged),
+        not_judged=len(outcomes) - len(judged),
         pass_at_k={k: fmean(estimate_pass_at_k(samples, c, k) for c in correct) for k in pass_ks(samples)},
         response_length=fmean(outcome.tokens for outcome in outcomes),
         truncated_ratio=fmean(outcome.finish_reason == "length" for outcome in outcomes),

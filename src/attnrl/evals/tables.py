@@ -116,28 +116,43 @@ class Report:
             table.add_row(Text(f"{name} (paper)"), *[f"{value:.1f}" for value in shown], style="dim")
 
     def details_table(self) -> Table:
-        """Return the table of pass@k, lengths and verdicts: one row per model and benchmark."""
+        """Return the table of pass@k, rewards, lengths and verdicts: one row per model and benchmark.
+
+        The column of rewards is left out if every reward is 1 for correct and 0 otherwise.
+        """
         ks = sorted({k for summary in self.summaries.values() for k in summary.pass_at_k if k > 1})
         table = Table()
         table.add_column("model", overflow="fold")
         table.add_column("benchmark")
-        heads = ["problems", *[f"pass@{k}" for k in ks], "mean\nlength", "truncated", "no\nanswer", "grading\nfailed"]
+        # The built-in graders give reward 1 for correct and 0 otherwise: the mean reward is the accuracy.
+        with_reward = any(summary.rewards_tell_more for summary in self.summaries.values())
+        with_not_judged = any(summary.not_judged for summary in self.summaries.values())
+        heads = [
+            "problems",
+            *[f"pass@{k}" for k in ks],
+            *(["mean\nreward"] if with_reward else []),
+            *("mean\nlength", "truncated", "no\nanswer", "grading\nfailed"),
+            *(["not\njudged"] if with_not_judged else []),
+        ]
         for head in heads:
             table.add_column(head, justify="right")
         for model in self.models:
             for name, title in self.benchmarks:
                 summary = self.summaries[model, name]
                 skipped = f"\n{summary.skipped} skipped" if summary.skipped else ""
-                failed = sum(summary.verdicts[verdict] for verdict in ("timeout", "error", "bad_gold"))
+                failed = sum(summary.verdicts[verdict] for verdict in ("timeout", "error"))
+                reward = "" if summary.reward is None else f"{summary.reward:.3f}"
                 table.add_row(
                     Text(model),
                     title,
                     f"{summary.problems}{skipped}",
                     *[f"{summary.pass_at_k[k]:.1%}" if k in summary.pass_at_k else "" for k in ks],
+                    *([reward] if with_reward else []),
                     f"{summary.response_length:,.0f}",
                     f"{summary.truncated_ratio:.1%}",
                     f"{summary.verdicts['no_answer']:.1%}",
                     f"{failed:.1%}",
+                    *([f"{summary.not_judged:,}"] if with_not_judged else []),
                 )
         return table
 

@@ -40,7 +40,9 @@ class MathGrader(ClosableGrader):
     """Grade mathematical answers: equal spelling first, then the comparison by type in worker processes.
 
     Every box of a response has to be correct, or the boxes together list the values of the true answer. Copies of the
-    problem and work not carried out are wrong (:mod:`attnrl.grading.guards.copies`).
+    problem and work not carried out are wrong (:mod:`attnrl.grading.guards.copies`). The reward is 1 for correct; 0 for
+    wrong, and for a comparison that takes too long or fails because of the answer; None for a problem without a usable
+    true answer (not judged).
 
     Args:
         flexible: if the response has no box, let math-verify extract an answer from the end of the response.
@@ -78,7 +80,7 @@ class MathGrader(ClosableGrader):
         answer = extract_boxed(response)
         golds = tuple(gold for gold in true_answers(problem.answers) if len(gold) <= MAX_GOLD_CHARS)
         if not golds:
-            return Grade(0.0, "bad_gold", answer)
+            return Grade(None, "bad_gold", answer)
         text = question_of(problem)[:MAX_PROBLEM_CHARS]
         if answer is None and self.flexible:
             end = conclusion_of(response)[-MAX_ANSWER_CHARS:]
@@ -122,6 +124,8 @@ def _with_result(pending: _Pending, result: JobResult) -> Grade:
     answer = pending.answer if pending.answer is not None else result.answer
     if result.verdict == "not_judged":
         return Grade(None, "not_judged", answer, fault="grader math: the worker was killed, or workers cannot start")
+    if result.verdict == "bad_gold":
+        return Grade(None, result.verdict, answer)
     return Grade(float(result.verdict == "correct"), result.verdict, answer)
 
 

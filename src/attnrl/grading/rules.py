@@ -15,6 +15,8 @@ from attnrl.types import Grade, Problem
 class RulesGrader(ClosableGrader):
     """Grade with reward 1 if every box of the response equals an accepted answer in spelling, else 0.
 
+    A problem without a usable true answer has no reward: not judged.
+
     Attributes:
         flexible: if the response has no box, take the last number. For models too small to follow the format; if the
             response continues after the answer, the last number is arbitrary.
@@ -32,7 +34,7 @@ class RulesGrader(ClosableGrader):
         accepted = true_answers(problem.answers)
         answer = self._extract(response)
         if not accepted:
-            return Grade(0.0, "bad_gold", answer)
+            return Grade(None, "bad_gold", answer)
         if answer is None or spelling(answer) is None:
             return Grade(0.0, "no_answer", answer)
         correct = all(is_spelled_as(box, accepted, amounts=True) for box in (answer, *all_boxes(response)))

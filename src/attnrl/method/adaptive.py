@@ -1,4 +1,9 @@
-"""Adaptive sampling: which problems and trunks to spend samples on, and how many problems to draw."""
+"""Adaptive sampling: which problems and trunks to spend samples on, and how many problems to draw.
+
+Eq. 8, eq. 9 and the choice of trunks read correctness, never rewards: "all correct" means that every judged initial
+response has the verdict ``correct``, whatever the rewards; a partial reward is not correct. The discarding of problems
+without signal reads rewards, never correctness (:attr:`attnrl.method.forest.Forest.has_signal`).
+"""
 
 from __future__ import annotations
 
@@ -24,15 +29,15 @@ class RunningMean:
         return RunningMean(count, self.mean + (value - self.mean) / count)
 
 
-def keep_problem(rewards: Sequence[float], mean_influence: float, running: RunningMean) -> tuple[bool, RunningMean]:
+def keep_problem(correct: Sequence[bool], mean_influence: float, running: RunningMean) -> tuple[bool, RunningMean]:
     """Decide whether a problem is worth expanding (eq. 8).
 
-    A problem whose initial responses are all correct (reward 1) is kept if the problem's mean influence is above the
-    running mean over earlier all-correct problems; the first all-correct problem is kept. Every all-correct problem,
-    kept or not, enters the running mean. A problem with a wrong initial response is always kept.
+    A problem whose initial responses are all correct is kept if the problem's mean influence is above the running mean
+    over earlier all-correct problems; the first all-correct problem is kept. Every all-correct problem, kept or not,
+    enters the running mean. A problem with an initial response that is not correct is always kept.
 
     Args:
-        rewards: rewards of the n initial responses.
+        correct: whether each judged initial response is correct.
         mean_influence: the problem's :func:`~attnrl.method.ranking.mean_influence`.
         running: the mean over the all-correct problems so far.
 
@@ -40,11 +45,11 @@ def keep_problem(rewards: Sequence[float], mean_influence: float, running: Runni
         Whether to keep the problem, and the running mean to pass on.
 
     Raises:
-        ValueError: no rewards.
+        ValueError: no judged initial response.
     """
-    if not rewards:
-        raise ValueError("keep_problem needs at least one reward")
-    if min(rewards) < 1.0:
+    if not correct:
+        raise ValueError("keep_problem needs at least one judged response")
+    if not all(correct):
         return True, running
     return running.count == 0 or mean_influence > running.mean, running.add(mean_influence)
 
@@ -56,8 +61,8 @@ def expansion_count(accuracy: float, trunks: int, rounding: Rounding = "ceil") -
     (the paper; halves go up) gives 6, 5, 4, 4, 3, 3, 2. Never below 1.
 
     Args:
-        accuracy: share z of correct initial responses, in [0, 1].
-        trunks: number n of initial responses, at least 1.
+        accuracy: share z of correct initial responses among the judged, in [0, 1].
+        trunks: number n of judged initial responses, at least 1.
         rounding: ``ceil`` or ``round``.
 
     Raises:
@@ -76,12 +81,12 @@ def expansion_count(accuracy: float, trunks: int, rounding: Rounding = "ceil") -
 def choose_trunks(correct: Sequence[bool], count: int, rng: random.Random) -> list[int]:
     """Choose the trunks to expand.
 
-    All correct or all wrong: the first ``count`` trunks. Mixed: all trunks of the minority side and random trunks of
-    the majority side; if ``count`` is below the size of the minority, random trunks of the minority. The generator
-    breaks a tie between the sides.
+    All correct or none correct: the first ``count`` trunks. Mixed: all trunks of the minority side (correct or not) and
+    random trunks of the majority side; if ``count`` is below the size of the minority, random trunks of the minority. The
+    generator breaks a tie between the sides.
 
     Args:
-        correct: whether each trunk is correct.
+        correct: whether each judged trunk is correct.
         count: how many to choose, between 0 and the number of trunks.
         rng: makes the random choices.
 

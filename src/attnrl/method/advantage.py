@@ -1,8 +1,9 @@
 """Advantages: of a segment of a tree (eq. 3), of a response in a group (GRPO), and weights of steps (ours).
 
 A new advantage is one function ``forest -> advantages``: for every path of ``forest.paths()``, in order, one number for
-each token. Mark a function that is defined without branches with :func:`whole_responses`. Select the function by
-``method.advantage=module:object``, or add a row to :data:`ADVANTAGES`::
+each token. The paths are those of the judged leaves, so every reward is a finite number. Mark a function that is
+defined without branches with :func:`whole_responses`. Select the function by ``method.advantage=module:object``, or add a
+row to :data:`ADVANTAGES`::
 
     def leaf_reward(forest):
         "Give every token the reward of the path's leaf minus the value of the root."
@@ -42,7 +43,7 @@ def grpo_advantages(rewards: Sequence[float], normalize_std: bool = True, eps: f
     (also a group of one response) give exact zeros.
 
     Args:
-        rewards: rewards of the G responses.
+        rewards: rewards of the G judged responses, any finite numbers.
         normalize_std: divide by the standard deviation (False: "Dr. GRPO").
         eps: added to the standard deviation.
     """

@@ -4,13 +4,16 @@ A node is a sampled completion, and ends in a leaf. Node 0 of a tree is the trun
 node is a branch: the first ``at`` tokens of the path of an earlier node (the parent), followed by the node's own
 tokens. The owner of a token is the node that sampled the token; owner and offset in the owner's own tokens identify a
 token. The own tokens of a node are cut into segments at every branch point.
+
+A reward is any finite number. A leaf without a reward is not judged: values and advantages are those of the same forest
+with the unjudged leaf never sampled.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import mean  # exact: the mean of equal rewards is the reward; fmean rounds twice
@@ -28,10 +31,10 @@ def tree_advantage(value: float, parent_value: float, root_value: float, leaves:
     shared segment are trained once per leaf.
 
     Args:
-        value: V(s), mean reward of the leaves below the segment (eq. 2).
+        value: V(s), mean reward of the judged leaves below the segment (eq. 2).
         parent_value: V of the parent segment; V(root) for a trunk's first segment.
-        root_value: V(root), mean reward of all leaves of the problem.
-        leaves: number of leaves below the segment.
+        root_value: V(root), mean reward of all judged leaves of the problem.
+        leaves: number of judged leaves below the segment.
 
     Raises:
         ValueError: fewer than one leaf.
@@ -49,25 +52,27 @@ class Node:
         parent: index of the parent, the node with the path that this node continues; None for a trunk.
         at: the branch point: number of kept tokens of the parent's path; 0 for a trunk.
         length: number of own tokens; 0 for an empty completion.
-        reward: reward of the leaf.
+        reward: reward of the leaf, any finite number; None if the leaf is not judged.
     """
 
     parent: int | None
     at: int
     length: int
-    reward: float
+    reward: float | None
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A range of tokens with the same leaves below, therefore with the same value and advantage.
+    """A range of tokens with the same judged leaves below, therefore with the same value and advantage.
 
     Attributes:
         owner: index of the node that sampled the tokens.
         start: offset of the first token in the owner's own tokens.
         end: offset after the last token.
-        leaves: number of leaves below the segment.
-        value: V(s), the mean reward of the leaves below the segment (eq. 2).
+        leaves: number of judged leaves below the segment, at least 1.
+        value: V(s), the mean reward of the judged leaves below the segment (eq. 2).
+        parent_value: V of the parent, the last segment before with more judged leaves below; without such a segment
+            V(root).
         advantage: advantage of each token (eq. 3).
     """
 
@@ -76,6 +81,7 @@ class Segment:
     end: int
     leaves: int
     value: float
+    parent_value: float
     advantage: float
 
     @property
@@ -86,7 +92,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Path:
-    """A whole response, from the root to the leaf of a node.
+    """A whole response, from the root to the judged leaf of a node.
 
     Attributes:
         tree: index of the tree.
@@ -193,7 +199,8 @@ class Forest:
     def from_dict(cls, case: Mapping[str, Any]) -> Forest:
         """Read ``{"trees": [{"length", "reward", "branches": [{"at", "length", "reward"}]}]}``.
 
-        Optional keys: ``parent`` of a branch (default 0, the trunk), ``trained`` of a tree (default true).
+        Optional keys: ``parent`` of a branch (default 0, the trunk), ``trained`` of a tree (default true). A reward of
+        None: not judged.
 
         Raises:
             ValueError: a missing key, or trees that are not valid.
@@ -205,21 +212,32 @@ class Forest:
 
     @property
     def leaf_rewards(self) -> list[float]:
-        """Return the rewards of all leaves, in the order tree, then node."""
-        return [node.reward for tree in self.trees for node in tree.nodes]
+        """Return the rewards of all judged leaves, in the order tree, then node."""
+        return [node.reward for tree in self.trees for node in tree.nodes if node.reward is not None]
 
     @property
     def root_value(self) -> float:
-        """Return V(root): the mean reward of all leaves of the problem, trunks without branches included (eq. 2)."""
+        """Return V(root): the mean reward of all judged leaves, trunks without branches included (eq. 2).
+
+        Raises:
+            ValueError: no leaf is judged.
+        """
+        if not self.leaf_rewards:
+            raise ValueError("no leaf of the forest is judged, so the root has no value")
         return mean(self.leaf_rewards)
 
     @property
     def has_signal(self) -> bool:
-        """Return True if the rewards of the leaves differ; otherwise every advantage is 0: no training signal."""
+        """Return True if the rewards of the judged leaves differ; otherwise every advantage is 0: no training signal.
+
+        Correctness does not matter: wrong leaves with partial or negative rewards that differ are a signal.
+        """
         return len(set(self.leaf_rewards)) > 1
 
     def paths(self) -> list[Path]:
-        """Return the path to every leaf, in the order tree, then node, with values and advantages."""
+        """Return the path to every judged leaf, in the order tree, then node, with values and advantages."""
+        if not self.leaf_rewards:
+            return []
         root_value = self.root_value
         return [path for index in range(len(self.trees)) for path in self._tree_paths(index, root_value)]
 
@@ -228,30 +246,47 @@ class Forest:
         spans_of_node = [tree.segment_spans(node) for node in range(len(tree.nodes))]
         rewards_below: defaultdict[Span, list[float]] = defaultdict(list)
         for node, spans in zip(tree.nodes, spans_of_node, strict=True):
-            for span in spans:
-                rewards_below[span].append(node.reward)
-        value = {span: mean(rewards) for span, rewards in rewards_below.items()}
+            if node.reward is not None:
+                for span in spans:
+                    rewards_below[span].append(node.reward)
+        below = {span: (len(rewards), mean(rewards)) for span, rewards in rewards_below.items()}
+        return [
+            Path(index, number, node.reward, tree.trained, tuple(_segments(spans, below, root_value)))
+            for number, (node, spans) in enumerate(zip(tree.nodes, spans_of_node, strict=True))
+            if node.reward is not None
+        ]
 
-        paths = []
-        for number, (node, spans) in enumerate(zip(tree.nodes, spans_of_node, strict=True)):
-            segments = []
-            parent_value = root_value
-            for span in spans:
-                leaves = len(rewards_below[span])
-                advantage = tree_advantage(value[span], parent_value, root_value, leaves)
-                segments.append(Segment(*span, leaves, value[span], advantage))
-                parent_value = value[span]
-            paths.append(Path(index, number, node.reward, tree.trained, tuple(segments)))
-        return paths
+
+def _segments(spans: Sequence[Span], below: Mapping[Span, tuple[int, float]], root_value: float) -> list[Segment]:
+    """Return the segments of one path, with values and advantages; spans cut by unjudged leaves only are joined.
+
+    ``below`` maps a span to the number of judged leaves below the span, and to their mean reward.
+    """
+    segments: list[Segment] = []
+    parent_value = root_value
+    for owner, start, end in spans:
+        leaves, value = below[owner, start, end]
+        if segments and leaves == segments[-1].leaves:  # the same leaves: no judged leaf branches off at the cut
+            if owner == segments[-1].owner:
+                start = segments.pop().start
+        elif segments:
+            parent_value = segments[-1].value
+        advantage = tree_advantage(value, parent_value, root_value, leaves)
+        segments.append(Segment(owner, start, end, leaves, value, parent_value, advantage))
+    return segments
 
 
 def _read_tree(tree: Mapping[str, Any]) -> Tree:
-    trunk = Node(None, 0, tree["length"], float(tree["reward"]))
+    trunk = Node(None, 0, tree["length"], _read_reward(tree))
     branches = (
-        Node(branch.get("parent", 0), branch["at"], branch["length"], float(branch["reward"]))
+        Node(branch.get("parent", 0), branch["at"], branch["length"], _read_reward(branch))
         for branch in tree.get("branches", ())
     )
     return Tree((trunk, *branches), tree.get("trained", True))
+
+
+def _read_reward(node: Mapping[str, Any]) -> float | None:
+    return None if node["reward"] is None else float(node["reward"])
 
 
 def _check_tree(tree: Tree, name: str) -> None:
@@ -262,7 +297,7 @@ def _check_tree(tree: Tree, name: str) -> None:
         where = f"{name} node {index}"
         if node.length < 0:
             raise ValueError(f"{where}: length {node.length} is negative")
-        if not math.isfinite(node.reward):
+        if node.reward is not None and not math.isfinite(node.reward):
             raise ValueError(f"{where}: reward {node.reward} is not finite")
         if index == 0:
             if node.parent is not None or node.at != 0:

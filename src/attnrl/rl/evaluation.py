@@ -1,15 +1,19 @@
-"""Evaluation of a policy: sample responses to a set of problems, grade the responses, report accuracy and pass@k."""
+"""Evaluation of a policy: sample responses to a set of problems, grade the responses, report accuracy and pass@k.
+
+Accuracy counts verdicts, and every response: a response that is not judged is not correct. The mean reward is over the
+judged responses.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from statistics import fmean
 
 from attnrl.grading.rewards import RewardManager
 from attnrl.prompts.renderer import PromptRenderer
-from attnrl.rl.metrics import CORRECT, verdict_ratios
+from attnrl.rl.metrics import function_means, verdict_ratios
 from attnrl.tokenization import decode
 from attnrl.types import Problem, Request, Sampler, Verdict
 from attnrl.utils.statistics import standard_error
@@ -25,12 +29,13 @@ class EvaluatedSample:
         prompt: text of the prompt.
         response: text of the response.
         answers: reference answers of the problem.
-        reward: the grader's reward.
+        reward: the reward; None: not judged.
         verdict: the grader's verdict.
         tokens: length of the response in tokens.
         finish_reason: ``stop`` or ``length``.
         extracted: the answer that the grader extracted from the response.
         seed: seed of the sampling request.
+        rewards: the reward of each reward function, None where a function does not apply.
     """
 
     problem: str
@@ -38,12 +43,18 @@ class EvaluatedSample:
     prompt: str
     response: str
     answers: tuple[str, ...]
-    reward: float
+    reward: float | None
     verdict: Verdict
     tokens: int
     finish_reason: str
     extracted: str | None = None
     seed: int | None = None
+    rewards: Mapping[str, float | None] = field(default_factory=dict)
+
+    @property
+    def is_correct(self) -> bool:
+        """Return True for the verdict ``correct``."""
+        return self.verdict == "correct"
 
     def as_dict(self) -> dict[str, object]:
         """Return the sample as a row of a JSON lines file."""
@@ -71,33 +82,47 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """Return avg@k: the mean reward over all samples."""
-        return fmean(sample.reward for sample in self.samples)
+        """Return avg@k: the share of correct samples among all samples."""
+        return fmean(sample.is_correct for sample in self.samples)
+
+    @property
+    def reward(self) -> float | None:
+        """Return the mean reward of the judged samples; None without judged samples."""
+        return mean_reward([sample.reward for sample in self.samples])
+
+    @property
+    def not_judged(self) -> list[EvaluatedSample]:
+        """Return the samples without a reward."""
+        return [sample for sample in self.samples if sample.reward is None]
 
     @property
     def standard_error(self) -> float:
         """Return the standard error of :attr:`accuracy` over problems (0 for a single problem)."""
-        return standard_error([fmean(sample.reward for sample in samples) for samples in self._problems])
+        return standard_error([fmean(correct) for correct in self._correct])
 
     @property
     def pass_at_k(self) -> float:
         """Return the share of problems with at least one correct sample."""
-        return fmean(any(rewards) for rewards in self._correct)
+        return fmean(any(correct) for correct in self._correct)
 
     @property
     def always_solved(self) -> float:
         """Return the share of problems with only correct samples."""
-        return fmean(all(rewards) for rewards in self._correct)
+        return fmean(all(correct) for correct in self._correct)
 
     @property
     def _correct(self) -> list[list[bool]]:
-        return [[sample.reward >= CORRECT for sample in samples] for samples in self._problems]
+        return [[sample.is_correct for sample in samples] for samples in self._problems]
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics written to ``metrics.jsonl`` with the prefix ``eval/``."""
         return {
             "accuracy": self.accuracy,
             "standard_error": self.standard_error,
+            **({} if self.reward is None else {"reward": self.reward}),
+            **function_means([sample.rewards for sample in self.samples]),
+            "not_judged/responses": len(self.not_judged),
+            "not_judged/ratio": len(self.not_judged) / len(self.samples),
             "pass_at_k": self.pass_at_k,
             "always_solved": self.always_solved,
             "never_solved": 1.0 - self.pass_at_k,
@@ -105,6 +130,12 @@ class Evaluation:
             "truncated_ratio": fmean(sample.finish_reason == "length" for sample in self.samples),
             **verdict_ratios([sample.verdict for sample in self.samples]),
         }
+
+
+def mean_reward(rewards: Sequence[float | None]) -> float | None:
+    """Return the mean of the rewards of judged responses; None if no response is judged."""
+    judged = [reward for reward in rewards if reward is not None]
+    return fmean(judged) if judged else None
 
 
 @dataclass(frozen=True)
@@ -177,12 +208,13 @@ def respond(
             prompt=decode(renderer.tokenizer, sampled.request.prompt),
             response=response.text,
             answers=sampled.problem.answers,
-            reward=grade.reward or 0.0,
+            reward=grade.reward,
             verdict=grade.verdict,
             tokens=len(completion.tokens),
             finish_reason=completion.finish_reason,
             extracted=grade.answer,
             seed=sampled.request.seed,
+            rewards=grade.rewards,
         )
         for sampled, completion, response, grade in zip(sample_requests, completions, responses, grades, strict=True)
     ]

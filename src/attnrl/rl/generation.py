@@ -262,10 +262,11 @@ class Generation:
             weights = influence_weights(score.influence, steps, credit.top_share, credit.rest_weight)
         sample = Sample(
             **vars(tokens),
-            reward=grade.reward or 0.0,
+            reward=grade.reward,
             verdict=grade.verdict,
             finish_reason=completion.finish_reason,
             advantage_weights=weights,
+            rewards=grade.rewards,
         )
         if continuation.tag.kind == "branch":
             return sample

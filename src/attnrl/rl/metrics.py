@@ -1,4 +1,8 @@
-"""Compute the metrics of a training step; docs/metrics.md documents every metric."""
+"""Compute the metrics of a training step; docs/metrics.md documents every metric.
+
+Rewards and correctness are independent: ``reward`` metrics are means of the rewards, ``accuracy`` metrics are shares of
+correct responses. Both leave out responses that are not judged.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import get_args
 
-from attnrl.rl.rollout import RolloutTree, Sample, sampled_tokens
+from attnrl.rl.rollout import RolloutTree, Sample
 from attnrl.types import Verdict
 
-CORRECT = 1.0  # reward of a correct response
 MAX_EXPONENT = 700.0  # exp of a larger number overflows a float
 
 
@@ -19,6 +22,7 @@ def step_metrics(
     trained: Sequence[RolloutTree],
     updated: Mapping[str, float],
     *,
+    mask_truncated: bool,
     prompt_batch_size: int,
     generated_tokens: int,
     sampled_tokens: int,
@@ -31,6 +35,7 @@ def step_metrics(
         rollout_trees: the rollouts of the step's batch.
         trained: the rollouts used for the policy update.
         updated: metrics of the policy update; without ``loss/policy`` if the update was skipped.
+        mask_truncated: truncated responses were left out of the update (``reward.truncated=mask``).
         prompt_batch_size: problems in the batch.
         generated_tokens: tokens sampled during the step, also for the next batch.
         sampled_tokens: tokens sampled since the start of the run.
@@ -44,34 +49,37 @@ def step_metrics(
         for problem in rollout_trees
         for (_, at), sample in zip(problem.plan.branches, problem.branches, strict=True)
     ]
-    batch_tokens = sum(len(sample.tokens) for sample in [*trunks, *branches])
-    valid_tokens = sum(_trained_tokens(problem) for problem in trained)
+    samples: list[Sample] = [*trunks, *branches]
+    batch_tokens = sum(len(sample.tokens) for sample in samples)
+    valid_tokens = sum(_trained_tokens(problem, mask_truncated) for problem in trained)
+    responses = sum(len(problem.trained_paths()) for problem in trained)
+    unmasked = sum(len(problem.trained_paths(mask_truncated)) for problem in trained)
     solved = [problem for problem in rollout_trees if _all_correct(problem.plan.group.trunks)]
-    rewards_initial = [[t.reward for t in problem.plan.group.trunks] for problem in rollout_trees]
-    rewards_mc = [[branch.reward for branch in problem.branches] for problem in rollout_trees if problem.branches]
-    rewards_all = [problem.forest.leaf_rewards for problem in rollout_trees]
     return {
-        "reward": fmean([reward for rewards in rewards_all for reward in rewards]),
-        "reward/initial": fmean([trunk.reward for trunk in trunks]),
-        **({"reward/mc": fmean([branch.reward for branch in branches])} if branches else {}),
-        "entropy": fmean([fmean(s.entropy) for s in [*trunks, *branches] if s.entropy]),
+        **_means("", samples),
+        **_means("/initial", trunks),
+        **_means("/mc", branches),
+        **function_means([sample.rewards for sample in samples]),
+        **_not_judged(rollout_trees, samples),
+        "entropy": fmean([fmean(s.entropy) for s in samples if s.entropy]),
         "response_length": fmean(paths),
-        "truncated_ratio": fmean([s.finish_reason == "length" for s in [*trunks, *branches]]),
+        "truncated_ratio": fmean([s.finish_reason == "length" for s in samples]),
         "prompt_batch_size": prompt_batch_size,
         "carried_over": carried_over,
-        "trained_responses": sum(_trained_paths(problem) for problem in trained),
+        "trained_responses": unmasked,
+        "masked_responses": responses - unmasked,
         "tokens/generated": generated_tokens,
         "tokens/total": sampled_tokens,
         "tokens/valid": valid_tokens,
         "tokens/valid_ratio": valid_tokens / max(1, batch_tokens),
-        "filtered_ratio": fmean([not problem.plan.kept for problem in rollout_trees]),
-        **verdict_ratios([sample.verdict for sample in [*trunks, *branches]]),
-        **_solve_ratios("initial", rewards_initial),
-        **_solve_ratios("mc", rewards_mc),
-        **_solve_ratios("all", rewards_all),
+        "filtered_ratio": fmean([problem.plan.is_filtered for problem in rollout_trees]),
+        **verdict_ratios([sample.verdict for sample in samples]),
+        **_solve_ratios("initial", [problem.plan.group.trunks for problem in rollout_trees]),
+        **_solve_ratios("mc", [problem.branches for problem in rollout_trees]),
+        **_solve_ratios("all", [[*problem.plan.group.trunks, *problem.branches] for problem in rollout_trees]),
         "all_correct_then_valid_ratio": (fmean([problem.forest.has_signal for problem in solved]) if solved else 0.0),
         **_branch_places(rollout_trees),
-        **_mismatch([*trunks, *branches]),
+        **_mismatch(samples),
         "nonfinite/problems": sum(not problem.is_finite for problem in rollout_trees),
         "update_skipped": float("loss/policy" not in updated),
         **updated,
@@ -85,16 +93,48 @@ def verdict_ratios(verdicts: Sequence[Verdict]) -> dict[str, float]:
     return {f"grade/{name}_ratio": verdicts.count(name) / len(verdicts) for name in get_args(Verdict)}
 
 
-def _solve_ratios(samples: str, rewards_of_problems: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Return the shares of problems with only correct samples, with only wrong samples, and with both (valid)."""
-    if not rewards_of_problems:
+def function_means(rewards_of_samples: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
+    """Return the mean reward of each reward function over the responses where the function applies."""
+    applied: dict[str, list[float]] = {}
+    for rewards in rewards_of_samples:
+        for name, reward in rewards.items():
+            if reward is not None:
+                applied.setdefault(name, []).append(reward)
+    return {f"reward/functions/{name}": fmean(values) for name, values in applied.items()}
+
+
+def _means(suffix: str, samples: Sequence[Sample]) -> dict[str, float]:
+    """Return mean reward and accuracy of the judged samples; empty without judged samples."""
+    judged = [(sample.reward, sample.is_correct) for sample in samples if sample.reward is not None]
+    if not judged:
         return {}
-    solve_all = fmean([min(rewards) >= CORRECT for rewards in rewards_of_problems])
-    solve_none = fmean([max(rewards) < CORRECT for rewards in rewards_of_problems])
+    rewards, correct = zip(*judged, strict=True)
+    return {f"reward{suffix}": fmean(rewards), f"accuracy{suffix}": fmean(correct)}
+
+
+def _not_judged(rollout_trees: Sequence[RolloutTree], samples: Sequence[Sample]) -> dict[str, float]:
+    """Return the number and the share of responses without a reward, and of problems without a judged trunk."""
+    responses = sum(not sample.is_judged for sample in samples)
     return {
-        f"{samples}/solve_all_ratio": solve_all,
-        f"{samples}/solve_none_ratio": solve_none,
-        f"{samples}/valid_ratio": 1.0 - solve_all - solve_none,
+        "not_judged/responses": responses,
+        "not_judged/ratio": responses / len(samples),
+        "not_judged/groups": sum(not problem.plan.group.judged for problem in rollout_trees),
+    }
+
+
+def _solve_ratios(name: str, samples_of_problems: Sequence[Sequence[Sample]]) -> dict[str, float]:
+    """Return the shares of problems with only correct samples, without correct samples, and with different rewards.
+
+    Only judged samples count; problems without judged samples are left out.
+    """
+    judged = [[sample for sample in samples if sample.is_judged] for samples in samples_of_problems]
+    known = [samples for samples in judged if samples]
+    if not known:
+        return {}
+    return {
+        f"{name}/solve_all_ratio": fmean([_all_correct(samples) for samples in known]),
+        f"{name}/solve_none_ratio": fmean([not any(sample.is_correct for sample in samples) for samples in known]),
+        f"{name}/valid_ratio": fmean([len({sample.reward for sample in samples}) > 1 for samples in known]),
     }
 
 
@@ -102,14 +142,15 @@ def _branch_places(rollout_trees: Sequence[RolloutTree]) -> dict[str, float]:
     """Return position, spread and agreement of the branch points; empty without branch points.
 
     Position is a share of the trunk's tokens; spread is the share of trunks with branch points other than the first
-    possible steps; agreement is the share of branch points with equal rewards of the trunk and all continuations.
+    possible steps; agreement is the share of branch points with equal rewards of the trunk and all continuations (those
+    that are judged).
     """
     shares, beyond, agree = [], [], []
     for problem in rollout_trees:
-        at_point: dict[tuple[int, int], set[float]] = {}
+        at_point: dict[tuple[int, int], set[float | None]] = {}
         for (index, at), sample in zip(problem.plan.branches, problem.branches, strict=True):
             at_point.setdefault((index, at), {problem.plan.group.trunks[index].reward}).add(sample.reward)
-        agree += [len(rewards) == 1 for rewards in at_point.values()]
+        agree += [len(rewards - {None}) <= 1 for rewards in at_point.values()]
         for index, points in problem.plan.points.items():
             trunk = problem.plan.group.trunks[index]
             if points:
@@ -141,13 +182,16 @@ def _mismatch(samples: Sequence[Sample]) -> dict[str, float]:
 
 
 def _all_correct(samples: Sequence[Sample]) -> bool:
-    return all(sample.reward >= CORRECT for sample in samples)
+    """Return True if all judged samples are correct, and at least one is judged."""
+    judged = [sample for sample in samples if sample.is_judged]
+    return bool(judged) and all(sample.is_correct for sample in judged)
 
 
-def _trained_paths(problem: RolloutTree) -> int:
-    return sum(path.trained for path in problem.forest.paths())
-
-
-def _trained_tokens(problem: RolloutTree) -> int:
+def _trained_tokens(problem: RolloutTree, mask_truncated: bool) -> int:
     """Return the number of distinct sampled tokens used for training."""
-    return sum(sampled_tokens(problem.node_samples(tree)) for tree in problem.plan.points)
+    spans = {
+        (path.tree, segment.owner, segment.start, segment.end)
+        for path in problem.trained_paths(mask_truncated)
+        for segment in path.segments
+    }
+    return sum(end - start for _, _, start, end in spans)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import fmean
 
 from attnrl.errors import UserError
 from attnrl.method.advantage import Advantage, weigh_advantages
@@ -43,16 +44,28 @@ class Sample(SampledTokens):
     """Sampled tokens that complete a response.
 
     Attributes:
-        reward: reward of the whole response.
-        verdict: the reason for the reward.
+        reward: reward of the whole response, any finite number; None: not judged.
+        verdict: the verdict of the grader, independent of the reward.
         finish_reason: the reason for the end of the sample.
         advantage_weights: weight of each token's advantage (``method.credit``); empty: equal weights.
+        rewards: the reward of each reward function, None where a function does not apply; empty without functions.
     """
 
-    reward: float
+    reward: float | None
     verdict: Verdict
     finish_reason: FinishReason
     advantage_weights: tuple[float, ...] = field(default=(), kw_only=True)
+    rewards: Mapping[str, float | None] = field(default_factory=dict, kw_only=True)
+
+    @property
+    def is_judged(self) -> bool:
+        """Return True if the response has a reward."""
+        return self.reward is not None
+
+    @property
+    def is_correct(self) -> bool:
+        """Return True for the verdict ``correct``."""
+        return self.verdict == "correct"
 
 
 @dataclass(frozen=True)
@@ -87,9 +100,23 @@ class Group:
     trunks: tuple[Trunk, ...]
 
     @property
+    def judged(self) -> list[int]:
+        """Return the indices of the judged initial responses: the only ones that plans and baselines read."""
+        return [index for index, trunk in enumerate(self.trunks) if trunk.is_judged]
+
+    @property
+    def correct(self) -> list[bool]:
+        """Return whether each judged initial response is correct, in order."""
+        return [trunk.is_correct for trunk in self.trunks if trunk.is_judged]
+
+    @property
     def accuracy(self) -> float:
-        """Return the share of correct initial responses."""
-        return sum(trunk.reward >= 1.0 for trunk in self.trunks) / len(self.trunks)
+        """Return the share of correct initial responses among the judged.
+
+        Raises:
+            ValueError: no initial response is judged.
+        """
+        return fmean(self.correct)
 
     @cached_property
     def is_finite(self) -> bool:
@@ -98,8 +125,8 @@ class Group:
 
     @property
     def mean_influence(self) -> float:
-        """Return the mean influence of eq. 8."""
-        return mean_influence([trunk.influence for trunk in self.trunks])
+        """Return the mean influence of eq. 8, over the judged initial responses."""
+        return mean_influence([trunk.influence for trunk in self.trunks if trunk.is_judged])
 
 
 @dataclass(frozen=True)
@@ -128,7 +155,8 @@ class BranchPlan:
 
     Attributes:
         group: the initial responses.
-        kept: False for a problem that attention-based filtering drops for this step.
+        kept: False for a problem dropped for this step: filtered by eq. 8, with NaN or inf, or without a judged initial
+            response.
         points: trunk chosen for expansion (and training) -> branch points, as numbers of kept response tokens.
         samples: continuations from each branch point.
     """
@@ -142,6 +170,11 @@ class BranchPlan:
     def branches(self) -> list[tuple[int, int]]:
         """Return ``(trunk, kept tokens)`` of every continuation to sample, in order."""
         return [(trunk, at) for trunk, ats in self.points.items() for at in ats for _ in range(self.samples)]
+
+    @property
+    def is_filtered(self) -> bool:
+        """Return True if attention-based filtering (eq. 8) drops the problem."""
+        return not self.kept and self.group.is_finite and bool(self.group.judged)
 
 
 @dataclass(frozen=True)
@@ -179,14 +212,29 @@ class RolloutTree:
         samples = self.node_samples(path.tree)
         return tuple(token for node, a, b in path.spans() for token in samples[node].tokens[a:b])
 
-    def training_rows(self, advantage: Advantage) -> list[TrainingRow]:
-        """Return one training row per path of the trained trees.
+    def trained_paths(self, mask_truncated: bool = False) -> list[Path]:
+        """Return the paths to train on: non-empty judged paths of the trained trees.
+
+        Args:
+            mask_truncated: leave out the paths that end in a response cut off at ``sampling.max_new_tokens``; tokens
+                shared with other paths stay.
+        """
+        return [path for path in self.forest.paths() if self._is_trained(path, mask_truncated)]
+
+    def _is_trained(self, path: Path, mask_truncated: bool) -> bool:
+        if not path.trained or path.length == 0:
+            return False
+        return not (mask_truncated and self.node_samples(path.tree)[path.node].finish_reason == "length")
+
+    def training_rows(self, advantage: Advantage, mask_truncated: bool = False) -> list[TrainingRow]:
+        """Return one training row per path of :meth:`trained_paths`.
 
         Each token keeps the log-probability of the sampling policy: for trunk tokens in a one-step off-policy pipeline,
         the policy of the step before.
 
         Args:
             advantage: a row of ``ADVANTAGES``, or a function of the same form.
+            mask_truncated: as in :meth:`trained_paths`.
 
         Raises:
             UserError: the number of advantages of a path is not the number of the path's tokens.
@@ -195,7 +243,7 @@ class RolloutTree:
         for path, advantages in zip(self.forest.paths(), advantage(self.forest), strict=True):
             if len(advantages) != path.length:
                 raise UserError(f"method.advantage: {len(advantages)} advantages for a path of {path.length} tokens")
-            if not path.trained or path.length == 0:
+            if not self._is_trained(path, mask_truncated):
                 continue
             samples = self.node_samples(path.tree)
             weights = [weight for node, a, b in path.spans() for weight in samples[node].advantage_weights[a:b]]
@@ -211,8 +259,3 @@ class RolloutTree:
                 )
             )
         return rows
-
-
-def sampled_tokens(samples: Sequence[Sample]) -> int:
-    """Return the number of sampled tokens."""
-    return sum(len(sample.tokens) for sample in samples)

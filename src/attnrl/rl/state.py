@@ -175,8 +175,11 @@ def _faults_of(response: SampledTokens) -> Iterator[tuple[str, str]]:
         yield "tokens", "token ids expected"
     lengths = {"logprobs": {tokens}, "sampler_logprobs": {tokens}, "entropy": {tokens}}
     if isinstance(response, Trunk):
-        if not 0 <= response.reward <= 1:
-            yield "reward", "not between 0 and 1"
+        if response.reward is not None and not math.isfinite(response.reward):
+            yield "reward", "not finite"
+        for name, reward in response.rewards.items():
+            if reward is not None and not math.isfinite(reward):
+                yield f"rewards.{name}", "not finite"
         if response.steps.length != tokens:
             yield "steps.length", f"{response.steps.length} for {tokens} tokens"
         # Empty: not measured.

@@ -6,15 +6,16 @@ policy and the initial responses of batch m + 1:
 ========  ==========================================================  ====================================
 phase     consumes                                                    produces
 ========  ==========================================================  ====================================
-plan      initial responses of batch m (rewards, influence, entropy)  branch points on the trunks to expand
+plan      initial responses of batch m (verdicts, influence, entropy) branch points on the trunks to expand
 generate  branch points of batch m, problems of batch m + 1, pi_m     continuations and initial responses
-grade     whole responses, reference answers                          rewards
+grade     whole responses, reference answers                          verdicts and rewards
 score     sampled tokens, pi_m                                        old log-probs, entropy, influence
 train     forests of batch m that have signal                         pi_{m+1}
 ========  ==========================================================  ====================================
 
 The state changes once, at the end of a step: if sampling fails or is stopped before the train phase, the same step can
-be taken again, with the same outcome. Problems with a NaN or inf are left out and counted.
+be taken again, with the same outcome. Problems with a NaN or inf are left out and counted, and so are responses without
+a reward (not judged) and problems without a judged initial response.
 
 The two-phase pipeline samples the initial responses of batch m at the start of step m, in a generation of its own, and
 leaves nothing pending. Grading overlaps with generating; the grade phase is the rest of grading. With
@@ -108,7 +109,8 @@ class Trainer:
         with self.clock.phase("train"):
             trained = [p for p in problems if p.plan.kept and p.is_finite and p.forest.has_signal]
             self._rng(state.step, "mini-batches").shuffle(trained)
-            rows = [row for problem in trained for row in problem.training_rows(method.advantage_function)]
+            masked = self.config.reward.truncated == "mask"
+            rows = [row for problem in trained for row in problem.training_rows(method.advantage_function, masked)]
             updated = self.policy.update(rows) if rows else {}
         with self.clock.phase("sync"):
             self.sampler.sync()
@@ -117,6 +119,7 @@ class Trainer:
             problems,
             trained,
             updated,
+            mask_truncated=masked,
             prompt_batch_size=len(groups),
             generated_tokens=state.sampled_tokens - before.sampled_tokens,
             sampled_tokens=state.sampled_tokens,
@@ -153,17 +156,16 @@ class Trainer:
         """Return the plan of one group (eq. 7 to 9), and the running mean of eq. 8 with the group."""
         branching, adaptive = self.config.method.branching, self.config.method.adaptive
         dropped = BranchPlan(group, False, {}, branching.samples)
-        if not group.is_finite:
+        if not group.is_finite or not group.judged:
             return dropped, solved_influence
-        rewards = [trunk.reward for trunk in group.trunks]
         if adaptive.filter:
-            kept, solved_influence = keep_problem(rewards, group.mean_influence, solved_influence)
+            kept, solved_influence = keep_problem(group.correct, group.mean_influence, solved_influence)
             if not kept:
                 return dropped, solved_influence
-        chosen: Sequence[int] = range(len(group.trunks))
+        chosen = group.judged
         if adaptive.expansion != "all":
-            count = expansion_count(group.accuracy, len(group.trunks), adaptive.expansion)
-            chosen = choose_trunks([reward >= 1.0 for reward in rewards], count, rng)
+            count = expansion_count(group.accuracy, len(group.judged), adaptive.expansion)
+            chosen = [group.judged[index] for index in choose_trunks(group.correct, count, rng)]
         points = {trunk: self._branch_points(group, trunk, rng) for trunk in chosen}
         return BranchPlan(group, True, points, branching.samples), solved_influence
 

@@ -24,10 +24,14 @@ from attnrl.utils.console import print_line
 
 SPARKS = "▁▂▃▄▅▆▇█"
 MIN_SECONDS_BETWEEN_LINES = 5.0  # in plain output
+HISTORIES = ("eval/accuracy", "eval/reward", "reward", "accuracy")  # metrics shown with a sparkline
 
 
 class Display:
-    """Shows the progress of a run; call :meth:`start` first. Every method is cheap enough for the training loop."""
+    """Shows the progress of a run; call :meth:`start` first. Every method is cheap enough for the training loop.
+
+    Reward and accuracy are two numbers. With the built-in graders both are the same number, shown once.
+    """
 
     _config: TrainConfig
 
@@ -49,8 +53,7 @@ class Display:
         self._phase_started = time.monotonic()
         self._sampled = 0
         self._latest: dict[str, float] = {}
-        self._accuracies: list[float] = []
-        self._rewards: list[float] = []
+        self._history: dict[str, list[float]] = {name: [] for name in HISTORIES}
         self._last_line = 0.0
 
     def start(self, config: TrainConfig, steps: int, tokens: int) -> None:
@@ -98,13 +101,11 @@ class Display:
         self._latest |= metrics
         step = int(metrics["step"])
         self._advance(step, self._latest.get("tokens/total", 0.0))
-        if "reward" in metrics:
-            self._rewards.append(metrics["reward"])
-        if "eval/accuracy" in metrics:
-            self._accuracies.append(metrics["eval/accuracy"])
+        for name, history in self._history.items():
+            if name in metrics:
+                history.append(metrics[name])
         if metrics.get("update_skipped"):
-            reason = "NaN or inf" if metrics.get("nonfinite/mini_batches") else "no problem had signal"
-            self.say(f"step {step}: {reason}; update skipped")
+            self.say(f"step {step}: {_reason_of_skipped_update(metrics)}; update skipped")
         if not self.console.is_terminal:
             self._print_line(step, metrics)
 
@@ -117,7 +118,11 @@ class Display:
         parts = [f"step {step}/{self._config.steps}"]
         if self._config.tokens is not None:
             parts = [f"step {step}", f"{self._latest.get('tokens/total', 0.0):,.0f}/{self._config.tokens:,} tokens"]
-        for name, label in (("reward", "reward"), ("entropy", "entropy"), ("response_length", "length")):
+        if "reward" in metrics:
+            parts.append(f"reward {metrics['reward']:.3g}")
+        if tells_more(metrics):
+            parts.append(f"accuracy {metrics['accuracy']:.1%}")
+        for name, label in (("entropy", "entropy"), ("response_length", "length")):
             if name in metrics:
                 parts.append(f"{label} {metrics[name]:.3g}")
         if "time/step" in metrics:
@@ -125,6 +130,8 @@ class Display:
             parts.append(f"{metrics['time/generated_tokens_per_second']:,.0f} tokens/s")
         if evaluated:
             parts.append(f"held-out accuracy {metrics['eval/accuracy']:.1%}")
+            if tells_more(metrics, "eval/"):
+                parts.append(f"held-out reward {metrics['eval/reward']:.3g}")
         print_line(self.console, "  ".join(parts))
 
     def _render(self) -> Group:
@@ -141,23 +148,48 @@ class Display:
         table = Table.grid(padding=(0, 2))
         row = self._latest
         shown = [
-            ("held-out accuracy", "eval/accuracy", "{:.1%}", self._accuracies),
-            ("reward", "reward", "{:.3f}", self._rewards),
-            ("entropy", "entropy", "{:.3f}", []),
-            ("response length", "response_length", "{:.0f} tokens", []),
-            ("problems per step", "prompt_batch_size", "{:.0f}", []),
-            ("valid tokens", "tokens/valid_ratio", "{:.0%}", []),
-            ("tokens sampled", "tokens/total", "{:,.0f}", []),
-            ("step time", "time/step", "{:.2f} s", []),
+            ("held-out accuracy", "eval/accuracy", "{:.1%}"),
+            *([("held-out reward", "eval/reward", "{:.3f}")] if tells_more(row, "eval/") else []),
+            ("reward", "reward", "{:.3f}"),
+            *([("accuracy", "accuracy", "{:.1%}")] if tells_more(row) else []),
+            ("entropy", "entropy", "{:.3f}"),
+            ("response length", "response_length", "{:.0f} tokens"),
+            ("problems per step", "prompt_batch_size", "{:.0f}"),
+            ("valid tokens", "tokens/valid_ratio", "{:.0%}"),
+            ("tokens sampled", "tokens/total", "{:,.0f}"),
+            ("step time", "time/step", "{:.2f} s"),
         ]
-        for label, name, form, history in shown:
+        for label, name, form in shown:
             if name in row:
+                history = self._history.get(name, [])
                 table.add_row(f"  {label}", form.format(row[name]), Text(sparkline(history), style="green"))
         return table
 
 
+def tells_more(metrics: Mapping[str, float], prefix: str = "") -> bool:
+    """Return True if mean reward and accuracy are known and differ; ``prefix`` is ``eval/`` for held-out problems."""
+    reward, accuracy = metrics.get(f"{prefix}reward"), metrics.get(f"{prefix}accuracy")
+    return reward is not None and accuracy is not None and reward != accuracy
+
+
+def _reason_of_skipped_update(metrics: Mapping[str, float]) -> str:
+    if metrics.get("nonfinite/mini_batches"):
+        return "NaN or inf"
+    if metrics.get("not_judged/ratio") == 1:
+        return "no response was judged"
+    if metrics.get("masked_responses"):
+        return "every response with signal was cut off (reward.truncated=mask)"
+    return "no problem had signal"
+
+
 def sparkline(values: list[float], width: int = 40) -> str:
-    """Return block characters for the last ``width`` values in [0, 1]; an empty string for fewer than two values."""
+    """Return block characters for the last ``width`` values; an empty string for fewer than two values.
+
+    The scale is [0, 1], wider if a value lies outside.
+    """
     if len(values) < 2:
         return ""
-    return "".join(SPARKS[min(len(SPARKS) - 1, int(value * len(SPARKS)))] for value in values[-width:])
+    low, high = min(0.0, *values), max(1.0, *values)
+    return "".join(
+        SPARKS[min(len(SPARKS) - 1, int((value - low) / (high - low) * len(SPARKS)))] for value in values[-width:]
+    )

@@ -14,9 +14,11 @@ def forest_row(rollout_tree: RolloutTree, tokenizer: PreTrainedTokenizerBase, st
     """Return the row of one problem: tokens, steps, FCI, branch points, rewards, values and advantages of all trees.
 
     ``trees[i].nodes[0]`` is the trunk; the other nodes are continuations in the order of ``branch_points``. A node has
-    its sampled ``tokens``, and ``at``, the number of trunk tokens before the branch point. ``segments`` lists ``[node,
-    start, end, value, advantage]`` along the path to the node's leaf, where ``start`` and ``end`` index the tokens of
-    the node. Advantages follow eq. 3, independent of the advantage used for training.
+    its sampled ``tokens``, and ``at``, the number of trunk tokens before the branch point. ``reward`` is None for a
+    leaf that is not judged, and ``correct`` tells the verdict ``correct``. ``segments`` lists ``[node, start, end,
+    value, advantage]`` along the path to the node's leaf, where ``start`` and ``end`` index the tokens of the node;
+    empty for a leaf that is not judged. ``root_value`` is None if no leaf is judged. Advantages follow eq. 3,
+    independent of the advantage used for training.
     """
     group, forest = rollout_tree.plan.group, rollout_tree.forest
     segments = {
@@ -31,8 +33,10 @@ def forest_row(rollout_tree: RolloutTree, tokenizer: PreTrainedTokenizerBase, st
                 "tokens": sample.tokens,
                 "text": decode(tokenizer, sample.tokens),
                 "reward": node.reward,
+                "correct": sample.is_correct,
+                "verdict": sample.verdict,
                 "finish_reason": sample.finish_reason,
-                "segments": segments[index, number],
+                "segments": segments.get((index, number), []),
             }
             for number, (node, sample) in enumerate(zip(tree.nodes, rollout_tree.node_samples(index), strict=True))
         ]
@@ -52,7 +56,7 @@ def forest_row(rollout_tree: RolloutTree, tokenizer: PreTrainedTokenizerBase, st
         "problem": group.problem_id,
         "prompt": decode(tokenizer, group.prompt),
         "answers": group.answers,
-        "filtered": not rollout_tree.plan.kept,
-        "root_value": forest.root_value,
+        "filtered": rollout_tree.plan.is_filtered,
+        "root_value": forest.root_value if forest.leaf_rewards else None,
         "trees": trees,
     }

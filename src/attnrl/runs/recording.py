@@ -14,6 +14,7 @@ from attnrl.config.schema import TrainConfig
 from attnrl.errors import RunError
 from attnrl.rl.clock import Span
 from attnrl.rl.evaluation import Evaluation
+from attnrl.rl.judging import most_frequent_reason, step_warnings
 from attnrl.rl.trainer import StepResult
 from attnrl.runs.directory import METRICS, SAMPLES, TIMELINE, TREES, RunDirectory
 from attnrl.runs.forest_rows import forest_row
@@ -32,7 +33,7 @@ class RunRecorder:
     def __init__(
         self, config: TrainConfig, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], None] = print
     ) -> None:
-        """Record the run of ``config``; ``say`` is called with one line for every step with NaN or inf."""
+        """Record the run of ``config``; ``say`` is called with one line for every warning about a step."""
         self.config = config
         self.tokenizer = tokenizer
         self.say = say
@@ -57,6 +58,8 @@ class RunRecorder:
     def record_step(self, result: StepResult, evaluation: Mapping[str, float]) -> Metrics:
         """Append the metrics, the timeline and, every ``log.trees_every`` steps, the rollout trees of a training step.
 
+        Says which responses are not judged or cut off (:func:`attnrl.rl.judging.step_warnings`).
+
         Args:
             result: result of the step.
             evaluation: metrics of the evaluation after the step; empty without an evaluation.
@@ -72,15 +75,26 @@ class RunRecorder:
         self.recorded_step = step
         for note in result.notes:
             self.say(f"step {step}: {note}")
+        for line in step_warnings(step, result.problems, self.config):
+            self.say(line)
         return row
 
     def record_evaluation(self, step: int, evaluation: Evaluation) -> Metrics:
-        """Append the first response to each of ``log.samples`` problems; return the metrics under ``eval/``."""
+        """Append the first response to each of ``log.samples`` problems; return the metrics under ``eval/``.
+
+        Says how many responses are not judged.
+        """
         firsts = evaluation.samples[:: evaluation.per_problem]
         rows = [{"step": step, **sample.as_dict()} for sample in firsts[: self.config.log.samples]]
         self.directory.append(SAMPLES, rows)
         for note in evaluation.notes:
             self.say(f"evaluation of step {step}: {note}")
+        if evaluation.not_judged:
+            self.say(
+                f"evaluation of step {step}: {len(evaluation.not_judged):,} of {len(evaluation.samples):,} responses "
+                "are not judged: they count as not correct, and are out of the mean reward; most often: "
+                f"{most_frequent_reason(evaluation.not_judged)}"
+            )
         return {f"eval/{name}": value for name, value in evaluation.metrics().items()}
 
     def complete_last_row(self, evaluation: Mapping[str, float]) -> Metrics:

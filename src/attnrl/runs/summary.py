@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from attnrl.runs.display import tells_more
+
 if TYPE_CHECKING:
     from attnrl.runs.prepare import PreparedRun
 
@@ -35,7 +37,10 @@ def run_warnings(prepared: PreparedRun) -> list[str]:
 
 
 def summarize_run(rows: list[dict[str, float]]) -> list[str]:
-    """Return the held-out accuracy before and after training, steps, sampled tokens and time, from metrics rows."""
+    """Return held-out accuracy and reward before and after training, steps, tokens and time, from metrics rows.
+
+    The held-out reward is left out if equal to the accuracy in both evaluations.
+    """
     lines = []
     evaluated = [row for row in rows if "eval/accuracy" in row]
     if evaluated:
@@ -47,6 +52,11 @@ def summarize_run(rows: list[dict[str, float]]) -> list[str]:
                 f"Held-out accuracy after:  {after['eval/accuracy']:.1%} ± {after['eval/standard_error']:.1%}"
                 f"  ({gain:+.1f} points, step {after['step']:.0f})"
             )
+        if tells_more(before, "eval/") or tells_more(after, "eval/"):
+            first, last = (f"{row['eval/reward']:.3f}" if "eval/reward" in row else "none" for row in (before, after))
+            lines.append(f"Held-out reward before:   {first}")
+            if after is not before:
+                lines.append(f"Held-out reward after:    {last}")
     stepped = [row for row in rows if "time/step" in row]
     if stepped:
         seconds = sum(row["time/step"] for row in stepped)
