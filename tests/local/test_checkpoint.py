@@ -34,7 +34,7 @@ from attnrl.local.policy import LocalPolicy
 from attnrl.method.adaptive import RunningMean
 from attnrl.method.steps import Steps
 from attnrl.rl.rollout import SampledTokens, Trunk
-from attnrl.rl.state import TrainerState
+from attnrl.rl.state import TrainerState, state_from_json, state_to_json
 from attnrl.types import TrainingRow
 from attnrl.utils.files import MANIFEST, write_manifest
 
@@ -127,6 +127,23 @@ def test_the_state_of_the_loop_comes_back_exactly(tmp_path, policy, state, token
     _, loaded = load(save(tmp_path, policy, state, tokenizer))
     assert loaded == state
     assert hash(loaded.pending) == hash(state.pending)  # tuples all the way down, no lists
+
+
+def test_rewards_of_any_size_and_none_come_back_and_a_checkpoint_without_functions_is_read(state):
+    group = state.pending[0]
+    trunks = (
+        replace(group.trunks[0], reward=None, verdict="not_judged", rewards={"mine": None, "other": -2.5}),
+        replace(group.trunks[1], reward=-7.25, rewards={"mine": 3.0, "other": -2.5}),
+        *group.trunks[2:],
+    )
+    state = replace(state, pending=(replace(group, trunks=trunks), *state.pending[1:]))
+    fields = json.loads(json.dumps(state_to_json(state)))
+    assert state_from_json(fields) == state
+    for one in fields["pending"]:
+        for trunk in one["trunks"]:
+            del trunk["rewards"]  # written before reward functions
+    old = state_from_json(fields)
+    assert old.pending[0].trunks[1] == replace(trunks[1], rewards={})
 
 
 def test_problems_carried_over_come_back_exactly(tmp_path, policy, carrying, tokenizer):
@@ -471,8 +488,9 @@ MALFORMED: dict[str, tuple[Callable[[Path], None], str]] = {
     "token unknown": (field(*TRUNK, "tokens", 0, to=10**6), "1000000"),
     "steps of other tokens": (field(*TRUNK, "steps", "length", to=99), "steps"),
     "steps out of order": (field(*TRUNK, "steps", "starts", to=[1, 0]), "steps"),
-    "reward of 2": (field(*TRUNK, "reward", to=2.0), "reward"),
-    "reward of none": (field(*TRUNK, "reward", to=None), "reward"),
+    "reward of NaN": (field(*TRUNK, "reward", to=float("nan")), "reward"),
+    "reward of a function of inf": (field(*TRUNK, "rewards", to={"mine": float("inf")}), "rewards.mine"),
+    "reward as text": (field(*TRUNK, "reward", to="1"), "reward"),
     "verdict of ours": (field(*TRUNK, "verdict", to="fine"), "verdict"),
     "mean that is no number": (field("trainer", "solved_influence", "mean", to=float("nan")), "solved_influence"),
     "batch beyond its bounds": (field("trainer", "batch_size", "batch", to=1e6), "batch_size"),

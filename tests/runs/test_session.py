@@ -455,7 +455,7 @@ class _Fixed:
 
     def __init__(self, evaluation: Any, accuracy: float) -> None:
         self.samples, self.per_problem = evaluation.samples, evaluation.per_problem
-        self.accuracy, self.real = accuracy, evaluation
+        self.accuracy, self.real, self.not_judged = accuracy, evaluation, evaluation.not_judged
 
     def metrics(self) -> dict[str, float]:
         return {**self.real.metrics(), "accuracy": self.accuracy}

@@ -82,8 +82,8 @@ def choose_trunks(correct: Sequence[bool], count: int, rng: random.Random) -> li
     """Choose the trunks to expand.
 
     All correct or none correct: the first ``count`` trunks. Mixed: all trunks of the minority side (correct or not) and
-    random trunks of the majority side; if ``count`` is below the size of the minority, random trunks of the minority. The
-    generator breaks a tie between the sides.
+    random trunks of the majority side; if ``count`` is below the size of the minority, random trunks of the minority.
+    The generator breaks a tie between the sides.
 
     Args:
         correct: whether each judged trunk is correct.

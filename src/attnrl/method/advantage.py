@@ -2,8 +2,8 @@
 
 A new advantage is one function ``forest -> advantages``: for every path of ``forest.paths()``, in order, one number for
 each token. The paths are those of the judged leaves, so every reward is a finite number. Mark a function that is
-defined without branches with :func:`whole_responses`. Select the function by ``method.advantage=module:object``, or add a
-row to :data:`ADVANTAGES`::
+defined without branches with :func:`whole_responses`. Select the function by ``method.advantage=module:object``, or add
+a row to :data:`ADVANTAGES`::
 
     def leaf_reward(forest):
         "Give every token the reward of the path's leaf minus the value of the root."

@@ -55,7 +55,7 @@ class Sample(SampledTokens):
     verdict: Verdict
     finish_reason: FinishReason
     advantage_weights: tuple[float, ...] = field(default=(), kw_only=True)
-    rewards: Mapping[str, float | None] = field(default_factory=dict, kw_only=True)
+    rewards: Mapping[str, float | None] = field(default_factory=dict, kw_only=True, hash=False)
 
     @property
     def is_judged(self) -> bool:
