@@ -107,7 +107,7 @@ def test_what_is_written(use: Any, model: str, tmp_path: Path) -> None:
     expected += [("few", f"s:{i}", k) for i in range(2) for k in range(2)]
     assert [(row["benchmark"], row["problem"], row["sample"]) for row in rows] == expected
     fields = {"model", "benchmark", "problem", "sample", "seed", "prompt", "response", "answers", "extracted"}
-    assert set(rows[0]) == fields | {"verdict", "reward", "rewards", "tokens", "finish_reason"}
+    assert set(rows[0]) == fields | {"verdict", "reward", "rewards", "fault", "tokens", "finish_reason"}
     assert [row["seed"] for row in rows] == engine.asked == [sample_seed(0, *key) for key in expected]
     assert len(set(engine.asked)) == len(engine.asked)
     assert rows[0]["prompt"] == "A=0; B+1?" and rows[0]["answers"] == ["1"]

@@ -36,6 +36,7 @@ class EvaluatedSample:
         extracted: the answer that the grader extracted from the response.
         seed: seed of the sampling request.
         rewards: the reward of each reward function, None where a function does not apply.
+        fault: the reason why the response, or a part of the reward, is not judged; None without a fault.
     """
 
     problem: str
@@ -50,6 +51,7 @@ class EvaluatedSample:
     extracted: str | None = None
     seed: int | None = None
     rewards: Mapping[str, float | None] = field(default_factory=dict)
+    fault: str | None = None
 
     @property
     def is_correct(self) -> bool:
@@ -215,6 +217,7 @@ def respond(
             extracted=grade.answer,
             seed=sampled.request.seed,
             rewards=grade.rewards,
+            fault=grade.fault,
         )
         for sampled, completion, response, grade in zip(sample_requests, completions, responses, grades, strict=True)
     ]

@@ -267,6 +267,7 @@ class Generation:
             finish_reason=completion.finish_reason,
             advantage_weights=weights,
             rewards=grade.rewards,
+            fault=grade.fault,
         )
         if continuation.tag.kind == "branch":
             return sample

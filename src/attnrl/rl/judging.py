@@ -6,24 +6,21 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from attnrl.config.schema import TrainConfig
-from attnrl.rl.rollout import RolloutTree
-from attnrl.types import Verdict
+from attnrl.rl.evaluation import EvaluatedSample
+from attnrl.rl.rollout import RolloutTree, Sample
 
-#: Reason for a missing reward, by the verdict of the response; with another verdict, no reward function applies.
+#: Reason for a missing reward without a fault, by the verdict of the response.
 REASONS: Mapping[str, str] = {
-    "bad_gold": "the true answer of the problem cannot be used",
-    "not_judged": "the grader or a reward function failed or returned no finite number",
+    "bad_gold": "the problem has no usable true answer (bad_gold)",
+    "not_judged": "the grader gave no verdict (not_judged)",
 }
 
 
-def most_frequent_reason(verdicts: Iterable[Verdict]) -> str:
-    """Return the most frequent reason for a missing reward, with the verdict of the responses.
-
-    Args:
-        verdicts: verdicts of the responses that are not judged, at least one.
-    """
-    [(verdict, count)] = Counter(verdicts).most_common(1)
-    return f"{REASONS.get(verdict, 'no reward function applies')} (verdict {verdict}, {count:,} responses)"
+def most_frequent_reason(samples: Iterable[Sample | EvaluatedSample]) -> str:
+    """Return the most frequent reason for a missing reward among responses that are not judged, with a count."""
+    reasons = Counter(sample.fault or REASONS.get(sample.verdict, "no reward function applies") for sample in samples)
+    [(reason, count)] = reasons.most_common(1)
+    return f"{reason} ({count:,} times)"
 
 
 def step_warnings(step: int, problems: Sequence[RolloutTree], config: TrainConfig) -> Iterator[str]:
@@ -35,7 +32,7 @@ def step_warnings(step: int, problems: Sequence[RolloutTree], config: TrainConfi
         config: settings of the run: ``reward.max_not_judged``, ``sampling.max_new_tokens``.
     """
     samples = [sample for problem in problems for sample in [*problem.plan.group.trunks, *problem.branches]]
-    not_judged = [sample.verdict for sample in samples if not sample.is_judged]
+    not_judged = [sample for sample in samples if not sample.is_judged]
     dropped = sum(not problem.plan.group.judged for problem in problems)
     if dropped:
         yield (

@@ -49,6 +49,7 @@ class Sample(SampledTokens):
         finish_reason: the reason for the end of the sample.
         advantage_weights: weight of each token's advantage (``method.credit``); empty: equal weights.
         rewards: the reward of each reward function, None where a function does not apply; empty without functions.
+        fault: the reason why the response, or a part of the reward, is not judged; None without a fault.
     """
 
     reward: float | None
@@ -56,6 +57,7 @@ class Sample(SampledTokens):
     finish_reason: FinishReason
     advantage_weights: tuple[float, ...] = field(default=(), kw_only=True)
     rewards: Mapping[str, float | None] = field(default_factory=dict, kw_only=True, hash=False)
+    fault: str | None = field(default=None, kw_only=True)
 
     @property
     def is_judged(self) -> bool:
