@@ -27,6 +27,14 @@ class RunError(Exception):
     """
 
 
+class GraderError(Exception):
+    """A command has done its work, but the grader failed on responses, which are not judged.
+
+    The message is one line with the number of responses and the most frequent reason. The command line prints the
+    message and exits with code 3. Before the first token a fault of the grader is a :class:`UserError`.
+    """
+
+
 def one_line(error: BaseException) -> str:
     """Return the message of an error as one line of at most 500 characters."""
     return " ".join(str(error).split())[:500]

@@ -14,7 +14,7 @@ import typer
 from attnrl import __version__
 from attnrl.cli import evaluate, experiments, report, train
 from attnrl.cli.console import echo, replace_unencodable
-from attnrl.errors import RunError, UserError
+from attnrl.errors import GraderError, RunError, UserError
 
 INTERRUPTED = 130  # exit code of a command ended by Ctrl-C
 # Raised on wrong flags and arguments. typer does not export the class, and its package differs between versions.
@@ -53,7 +53,8 @@ def main() -> None:
     """Run the command line.
 
     Exit codes: 0 success; 1 a run cannot go on (:class:`RunError`); 2 bad input (:class:`UserError` or wrong flags);
-    130 Ctrl-C. Codes 1 and 2 come with one line on stderr, without a traceback.
+    3 the work is done, but the grader failed on responses (:class:`GraderError`); 130 Ctrl-C. Codes 1 to 3 come with
+    one line on stderr, without a traceback.
     """
     replace_unencodable()
     words = [_expand_home(word) for word in sys.argv[1:]]
@@ -68,6 +69,8 @@ def main() -> None:
         _end(f"{error.format_message().rstrip('.')}; see {command} --help", 2)
     except UserError as error:
         _end(str(error), 2)
+    except GraderError as error:
+        _end(str(error), 3)
     except KeyboardInterrupt:
         code = INTERRUPTED
     if code == INTERRUPTED:

@@ -84,7 +84,7 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         columns=parse_columns(options.columns),
     )
-    report = EvaluationRun(
+    evaluation = EvaluationRun(
         models,
         suites,
         settings,
@@ -94,10 +94,12 @@ def evaluate(
         chunk=chunk,
         max_batch=options.max_batch,
         trust_remote_code=options.trust_remote_code,
-    ).run()
+    )
+    report = evaluation.run()
     report.print(console, protocol_deviations(suites, settings))
     if output is not None:
         echo(f"Written to {output}")
+    evaluation.require_judged()
 
 
 def grade(
@@ -148,3 +150,4 @@ def grade(
     for verdict, count in verdicts.most_common():
         echo(f"{verdict:<10} {count:>9,} {count / rows:>7.1%}")
     echo(f"Wrote {rows:,} rows to {output}")
+    rewards.require_few_faults(0.0)

@@ -66,6 +66,7 @@ def train(
         # Not resume=PATH: the run's own newest checkpoint is now ahead of PATH.
         settings = [setting for setting in overrides or () if not setting.startswith("resume=")]
         echo(f"Stopped early. To continue: {shlex.join(['attnrl', 'train', recipe, *settings])}")
+    prepared.rewards.require_few_faults(config.reward.max_not_judged)
 
 
 def _train_with_verl(config: TrainConfig, dry_run: bool) -> None:

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from attnrl.errors import UserError
+from attnrl.errors import GraderError, UserError
 from attnrl.evals.batching import MAX_BATCH, chunk_size, missing_chunks, rows_that_fit
 from attnrl.evals.candidates import Candidate, SuitePlan, open_candidate, sample_seed
 from attnrl.evals.directory import EvalDirectory
@@ -114,6 +114,20 @@ class EvaluationRun:
                 if self.directory is not None:
                     self.directory.close()
         return report
+
+    def require_judged(self) -> None:
+        """Check that every response has a verdict, also the responses of earlier sessions.
+
+        Raises:
+            GraderError: with the number of responses without a verdict.
+        """
+        outcomes = [outcome for of_plan in self.outcomes.values() for outcome in of_plan.values()]
+        missing = sum(outcome.verdict == "not_judged" for outcome in outcomes)
+        if missing:
+            raise GraderError(
+                f"{missing:,} of {len(outcomes):,} responses were not judged, because the grader failed; to judge the "
+                "responses, evaluate again into another directory"
+            )
 
     def _finished(self) -> int:
         return sum(map(len, self.outcomes.values()))

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Self
 
 from attnrl.config.reward import RewardConfig
-from attnrl.errors import UserError
+from attnrl.errors import GraderError, UserError
 from attnrl.grading.answers import extract_boxed, without_unfinished_thought
 from attnrl.grading.base import ClosableGrader
 from attnrl.grading.calls import FunctionCaller
@@ -70,7 +70,9 @@ class RewardManager:
         self._caller = FunctionCaller(self.settings.timeout, self.settings.concurrency)
         self._has_graded = False
         self._graded = 0  # responses since the last call of take_notes
-        self._faults: Counter[str] = Counter()
+        self._faults: Counter[str] = Counter()  # since the last take_notes
+        self._all_graded = 0
+        self._all_faults: Counter[str] = Counter()
         self._metrics: dict[str, list[float]] = {}
 
     @property
@@ -101,9 +103,23 @@ class RewardManager:
             for row, (response, grade) in enumerate(zip(responses, judged, strict=True))
         ]
         self._has_graded = self._has_graded or bool(grades)
+        faults = [grade.fault for grade in grades if grade.fault is not None]
         self._graded += len(grades)
-        self._faults.update(grade.fault for grade in grades if grade.fault is not None)
+        self._faults.update(faults)
+        self._all_graded += len(grades)
+        self._all_faults.update(faults)
         return grades
+
+    def require_few_faults(self, limit: float) -> None:
+        """Check that at most the share ``limit`` of all responses graded so far had a fault.
+
+        Raises:
+            GraderError: with the number of responses with a fault and the most frequent reason.
+        """
+        faults = self._all_faults.total()
+        if faults > limit * self._all_graded:
+            reason, _ = self._all_faults.most_common(1)[0]
+            raise GraderError(f"{faults:,} of {self._all_graded:,} responses were not judged, most often: {reason}")
 
     @property
     def _called(self) -> list[RewardFunction]:

@@ -89,7 +89,7 @@ def test_the_signature_of_verl(attnrl: Attnrl) -> None:
 
 def test_an_exception_in_a_call_of_several_rows_is_tried_row_by_row(attnrl: Attnrl) -> None:
     outcome = attnrl(*train(*FILE, *ONE_STEP, functions("sometimes")))
-    assert outcome.code == 0, outcome.err
+    assert outcome.code == 3, outcome.err
     assert "mine.py, line" in outcome.out and "sometimes: " in outcome.out
 
 
@@ -153,7 +153,7 @@ def test_grade_with_a_reward_function_that_fails_on_a_row(attnrl: Attnrl, folder
     source = [{"response": "\\boxed{5}", "answer": "5"}, {"response": "five", "answer": "5"}, {"response": "boxed"}]
     (folder / "in.jsonl").write_text(jsonl(*source))
     outcome = attnrl("grade", "in.jsonl", "-o", "out.jsonl", "--grader", "mine:no_box")
-    assert outcome.code == 0, outcome.err
+    assert outcome.code == 3, outcome.err
     assert [(row["reward"], row["verdict"]) for row in rows("out.jsonl")] == [
         (0.5, "wrong"),
         (None, "not_judged"),
