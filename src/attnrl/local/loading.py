@@ -29,7 +29,11 @@ from attnrl.local.model_config import check_token_ids, read_config
 from attnrl.local.model_files import TRUST, check_model_files
 from attnrl.local.packing import Packing
 from attnrl.local.policy import LocalPolicy
+from attnrl.local.tokenizer_check import check_tokenizer_file
 from attnrl.local.weights import LoadedModel, check_finite, check_loading, check_shapes, trial_forward
+from attnrl.utils.deadline import DeadlineError, deadline
+
+LOADING_SECONDS = 60.0  # time limit of transformers for a config, a tokenizer, or a model without weights
 
 
 def choose_device(device: str) -> torch.device:
@@ -61,15 +65,15 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> PreTr
     Raises:
         UserError: the tokenizer is missing, cannot be read or has no end-of-sequence token; or the config is faulty.
     """
-    read_config(directory)
-    try:
+    load_model_config(directory, trust_remote_code=trust_remote_code)  # AutoTokenizer reads the config too
+    check_tokenizer_file(directory)
+    with _limited(directory, "the tokenizer cannot be loaded"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             directory, trust_remote_code=trust_remote_code
         )
-    except Exception as error:  # transformers and tokenizers raise exceptions of many types for faulty files
-        load_model_config(directory, trust_remote_code=trust_remote_code)  # AutoTokenizer reads the config too
-        raise _not_loaded(directory, "the tokenizer cannot be loaded", error) from None
-    if tokenizer.eos_token_id is None:
+        tokenizer("")  # raises for faulty settings that the first call reads, such as model_max_length
+        without_end = tokenizer.eos_token_id is None
+    if without_end:
         raise UserError(f"model {directory}: the tokenizer has no end-of-sequence token")
     return tokenizer
 
@@ -83,10 +87,8 @@ def load_model_config(directory: Path, *, trust_remote_code: bool = False) -> An
         UserError: the config cannot be read or has an invalid number, or transformers does not know the architecture.
     """
     read_config(directory)
-    try:
+    with _limited(directory, "config.json cannot be loaded"):
         return AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    except Exception as error:  # transformers raises exceptions of many types for invalid settings
-        raise _not_loaded(directory, "config.json cannot be loaded", error) from None
 
 
 def load_model(
@@ -131,7 +133,7 @@ def load_model(
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # check_loading refuses mismatches with names and shapes
             )
-    except Exception as error:  # as load_model_config
+    except Exception as error:  # exceptions of many types for faulty files
         raise _not_loaded(directory, "cannot be loaded", error) from None
     notes = (*dropped, *check_loading(directory, info, model, expected))
     moved: Any = model.to(device)
@@ -158,14 +160,29 @@ def build_without_weights(directory: Path, config: Any, *, trust_remote_code: bo
     Raises:
         UserError: transformers cannot build the model.
     """
-    try:
-        with torch.device("meta"), _silent_transformers():
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                copy.deepcopy(config), trust_remote_code=trust_remote_code
-            )
-    except Exception as error:  # as load_model_config
-        raise _not_loaded(directory, "cannot be built from config.json", error) from None
+    with _limited(directory, "cannot be built from config.json"), torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), trust_remote_code=trust_remote_code
+        )
     return model
+
+
+@contextmanager
+def _limited(directory: Path, problem: str) -> Iterator[None]:
+    """Run transformers without output, and for at most :data:`LOADING_SECONDS`.
+
+    Raises:
+        UserError: the time is over, or transformers or tokenizers raised any exception; ``problem`` begins the message.
+    """
+    try:
+        with deadline(LOADING_SECONDS), _silent_transformers():
+            yield
+    except DeadlineError:
+        raise UserError(f"model {directory}: {problem} (not done after {LOADING_SECONDS:g} s)") from None
+    except (UserError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # exceptions of many types for faulty files; a panic of tokenizers is no Exception
+        raise _not_loaded(directory, problem, error) from None
 
 
 @contextmanager
@@ -182,7 +199,7 @@ def _silent_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
 
 
-def _not_loaded(directory: Path, problem: str, error: Exception) -> UserError:
+def _not_loaded(directory: Path, problem: str, error: BaseException) -> UserError:
     if "trust_remote_code" in str(error):  # raised by transformers for code in the directory
         return UserError(f"model {directory}: contains custom code (auto_map), which runs only with {TRUST}")
     return UserError(f"model {directory}: {problem} ({type(error).__name__}: {one_line(error)})")

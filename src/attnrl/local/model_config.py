@@ -23,8 +23,8 @@ SIZES = frozenset(
     | {"max_position_embeddings", "n_embd", "n_head", "n_layer", "n_positions"}
 )
 
-LAYERS = frozenset({"num_hidden_layers", "n_layer"})
-MOST_LAYERS = 10_000  # building a model takes time and memory for each layer, even without weights
+COUNTS = frozenset({"num_hidden_layers", "n_layer", "num_labels"})
+MOST = 10_000  # a config or a model takes time and memory for each layer and label, even without weights
 
 
 def check_numbers(source: str, settings: object) -> None:
@@ -46,8 +46,8 @@ def check_numbers(source: str, settings: object) -> None:
             raise UserError(f"{source}: {key} is {value}; a finite number expected")
         if name in SIZES and value < 1:
             raise UserError(f"{source}: {key} is {value}; a size of at least 1 expected")
-        if name in LAYERS and value > MOST_LAYERS:
-            raise UserError(f"{source}: {key} is {value}; at most {MOST_LAYERS:,} layers expected")
+        if name in COUNTS and value > MOST:
+            raise UserError(f"{source}: {key} is {value}; at most {MOST:,} expected")
         if name.endswith("rope_theta") and value <= 0:
             raise UserError(f"{source}: {key} is {value}; a number above 0 expected")
 
