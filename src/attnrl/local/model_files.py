@@ -113,20 +113,22 @@ def _is_safe(name: object, endings: tuple[str, ...]) -> bool:
 
 def _implementations(config: object) -> Iterator[tuple[str, str]]:
     """Yield ``(key, value)`` of nested settings that name code on a hub, such as the attention ``OWNER/KERNEL``."""
-    if isinstance(config, dict):
-        for key, value in config.items():
+    nested = [config]
+    while nested:  # not recursive: the file decides how deep the settings are nested
+        settings = nested.pop(0)
+        for key, value in settings.items() if isinstance(settings, dict) else ():
             if str(key).endswith("_implementation"):
                 named = value.values() if isinstance(value, dict) else [value]
                 yield from ((str(key), one) for one in named if isinstance(one, str) and "/" in one)
             else:
-                yield from _implementations(value)
+                nested.append(value)
 
 
 def _read_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in the file, or an empty dict if the file is unreadable; the loader reports such files."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
