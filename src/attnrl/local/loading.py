@@ -65,14 +65,18 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> PreTr
     Raises:
         UserError: the tokenizer is missing, cannot be read or has no end-of-sequence token; or the config is faulty.
     """
-    load_model_config(directory, trust_remote_code=trust_remote_code)  # AutoTokenizer reads the config too
+    read_config(directory)
     check_tokenizer_file(directory)
-    with _limited(directory, "the tokenizer cannot be loaded"):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            directory, trust_remote_code=trust_remote_code
-        )
-        tokenizer("")  # raises for faulty settings that the first call reads, such as model_max_length
-        without_end = tokenizer.eos_token_id is None
+    try:
+        with _limited(directory, "the tokenizer cannot be loaded"):
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                directory, trust_remote_code=trust_remote_code
+            )
+            tokenizer("")  # raises for faulty settings that the first call reads, such as model_max_length
+            without_end = tokenizer.eos_token_id is None
+    except UserError:
+        load_model_config(directory, trust_remote_code=trust_remote_code)  # AutoTokenizer reads the config too
+        raise
     if without_end:
         raise UserError(f"model {directory}: the tokenizer has no end-of-sequence token")
     return tokenizer
