@@ -182,6 +182,43 @@ def test_workers_that_cannot_start_are_reported(monkeypatch: pytest.MonkeyPatch)
         pool.run([Job(("5",), ("10/2",))])
 
 
+def test_a_job_whose_workers_are_killed_from_outside_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    boot = (
+        "import os; import attnrl.grading.worker as w; judge = w.judge; "
+        "w.judge = lambda job: os.kill(os.getpid(), 9) if job.boxes == ('kill',) else judge(job); "
+    )
+    monkeypatch.setattr("attnrl.grading.worker_pool._BOOT", _BOOT.replace("from attnrl", boot + "from attnrl"))
+    with WorkerPool(1, deadline=30) as pool:
+        verdicts = [o.verdict for o in pool.run([Job(("5",), (text,)) for text in ("10/2", "kill", "15/3")])]
+    assert verdicts == ["correct", "not_judged", "correct"]
+
+
+@pytest.mark.parametrize("fault", ["exit", "memory"])
+def test_workers_that_cannot_start_any_more_leave_the_jobs_at_hand_without_a_judgment(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = Problem("0", "?", ("\\frac{1}{2}",))
+    before = children()
+    with build_grader("math", workers=1, deadline=30) as grader:
+        assert grader.grade([half], ["\\boxed{0.5}"])[0].verdict == "correct"
+        for worker in children() - before:
+            os.kill(worker, signal.SIGKILL)
+        with monkeypatch.context() as patch:
+            if fault == "exit":
+                patch.setattr("attnrl.grading.worker_pool._BOOT", "raise SystemExit(3)")
+            else:
+                patch.setattr("attnrl.grading.worker_pool._start_worker", no_memory)
+            grades = grader.grade([half] * 2, ["\\boxed{0.25+0.25}", "\\boxed{\\frac{1}{2}}"])
+        assert [(grade.reward, grade.verdict) for grade in grades] == [(None, "not_judged"), (1.0, "correct")]
+        assert grades[0].fault is not None and "start" in grades[0].fault
+        assert grader.grade([half], ["\\boxed{0.125+0.375}"])[0].verdict == "correct"  # the next call starts anew
+    assert children() == before
+
+
+def no_memory(memory_mb: int) -> None:
+    raise OSError(12, "Cannot allocate memory")
+
+
 @pytest.mark.parametrize(("workers", "deadline"), [(0, 1.0), (1, 0.0), (1, float("nan"))])
 def test_settings_are_checked(workers: int, deadline: float) -> None:
     with pytest.raises(UserError):
