@@ -29,6 +29,17 @@ def test_an_object_of_a_module_in_the_working_directory(module: str) -> None:
     assert resolve(f"{module}:value", TABLE, "some.setting") == 7
 
 
+def test_an_object_of_a_file(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my rewards").mkdir()
+    (tmp_path / "my rewards" / "users_module.py").write_text("import beside\nvalue = beside.value\n")
+    (tmp_path / "my rewards" / "beside.py").write_text("value = []\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = import_object("my rewards/users_module.py:value", "some.setting")
+    assert found == []
+    assert import_object("~/my rewards/users_module.py:value", "some.setting") is found
+    assert resolve("users_module:value", TABLE, "some.setting") == 7
+
+
 @pytest.mark.parametrize(
     ("name", "named"),
     [
@@ -41,6 +52,9 @@ def test_an_object_of_a_module_in_the_working_directory(module: str) -> None:
         ("no_such_module:value", "no_such_module"),
         ("raising_module:value", "ValueError"),
         ("exiting_module:value", "SystemExit"),
+        ("nowhere/rewards.py:value", "no such file"),
+        ("raising_module.py:value", "ValueError"),
+        ("users_module.py:valeu", "value"),
     ],
 )
 def test_faults_name_the_setting_and_what_is_wrong(module: str, name: str, named: str) -> None:

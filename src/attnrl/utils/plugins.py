@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import os
+import importlib.util
 import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 from attnrl.errors import UserError, one_line
 
 T = TypeVar("T")
 
-REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+REFERENCE = re.compile(r"([A-Za-z_]\w*(\.[A-Za-z_]\w*)*|.+\.py):[A-Za-z_]\w*")
 
 
 def resolve(name: str, table: Mapping[str, T], setting: str) -> T:
@@ -44,17 +46,22 @@ def resolve(name: str, table: Mapping[str, T], setting: str) -> T:
 
 
 def import_object(reference: str, setting: str) -> Any:
-    """Import ``module:object`` and return the object; the working directory is on the path meanwhile.
+    """Import ``module:object`` or ``path/to/file.py:object`` and return the object.
+
+    The working directory (the folder of the file) is on the path meanwhile.
 
     Raises:
         UserError: the reference is malformed, the module cannot be imported, or the module lacks the object.
     """
     if not REFERENCE.fullmatch(reference):
-        raise UserError(f"{setting}: {reference!r}: expected module:object")
-    module_name, _, attribute = reference.partition(":")
-    with _working_directory_on_path():
+        raise UserError(f"{setting}: {reference!r}: expected module:object or path/to/file.py:object")
+    module_name, _, attribute = reference.rpartition(":")
+    is_file = module_name.endswith(".py")
+    if is_file and not Path(module_name).expanduser().is_file():
+        raise UserError(f"{setting}: {module_name}: no such file")
+    with _on_path(Path(module_name).expanduser().parent if is_file else Path()):
         try:
-            module = importlib.import_module(module_name)
+            module = _import_file(module_name) if is_file else importlib.import_module(module_name)
         except ImportError as error:
             raise UserError(f"{setting}: module {module_name} cannot be imported ({one_line(error)})") from None
         except (Exception, SystemExit) as error:  # SystemExit: a script that runs whenever it is imported
@@ -67,15 +74,31 @@ def import_object(reference: str, setting: str) -> Any:
     return getattr(module, attribute)
 
 
+def _import_file(name: str) -> ModuleType:
+    """Return the module of a Python file; a second call returns the same module."""
+    path = Path(name).expanduser().resolve()
+    if str(path) in sys.modules:
+        return sys.modules[str(path)]
+    spec = importlib.util.spec_from_file_location(str(path), path)
+    assert spec is not None and spec.loader is not None  # the name ends with .py
+    module = sys.modules[str(path)] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[str(path)]
+        raise
+    return module
+
+
 @contextmanager
-def _working_directory_on_path() -> Iterator[None]:
-    """Append the working directory to ``sys.path``: ``python -m`` does so, a console script does not."""
-    working = os.getcwd()
-    added = working not in sys.path and "" not in sys.path
-    if added:
-        sys.path.append(working)
+def _on_path(folder: Path) -> Iterator[None]:
+    """Append ``folder`` to ``sys.path``: ``python -m`` does so for the working directory, a console script does not."""
+    added = str(folder.resolve())
+    is_new = added not in sys.path and not (folder == Path() and "" in sys.path)
+    if is_new:
+        sys.path.append(added)
     try:
         yield
     finally:
-        if added:
-            sys.path.remove(working)
+        if is_new:
+            sys.path.remove(added)
