@@ -318,3 +318,20 @@ def test_the_training_set_of_the_paper_repeats_itself_and_the_benchmarks() -> No
     assert re.fullmatch(r"left out 2,6\d\d duplicates of other problems", duplicates)  # 1,502 of them to the letter
     assert conflicts.startswith("19 problems ")
     assert overlap.startswith("left out 18 ")
+
+
+def test_rows_without_answers_stay_if_no_answer_is_needed(write: Any) -> None:
+    asked = [{"prompt": "1+1?"}, {"prompt": "1+1?"}, {"prompt": "2+2?", "answer": None}]
+    with pytest.raises(UserError, match="true answer"):
+        load_problem_set(write(*asked))
+    for answers in ("optional", "any"):
+        data = load_problem_set(write(*asked), answers=answers)
+        assert [problem.answers for problem in data.problems] == [(), (), ()]
+        assert len({problem.id for problem in data.problems}) == 3
+        assert note_conflicts(data).notes == data.notes
+        assert len(leave_out_duplicates(data).problems) == 2
+    mixed = load_problem_set(write(*asked, {"prompt": "3+3?", "answer": "6"}), answers="any")
+    assert [problem.answers for problem in mixed.problems] == [("6",)]
+    assert len(mixed.notes) > 0
+    kept = load_problem_set(write(*asked, {"prompt": "3+3?", "answer": "6"}), answers="optional")
+    assert len(kept.problems) == 4

@@ -83,6 +83,7 @@ def evaluate(
         samples=samples,
         max_new_tokens=max_new_tokens,
         columns=parse_columns(options.columns),
+        answers=settings.answers,
     )
     evaluation = EvaluationRun(
         models,

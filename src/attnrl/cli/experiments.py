@@ -114,6 +114,7 @@ def disrupt(
         samples=samples,
         max_new_tokens=max_new_tokens,
         columns=parse_columns(options.columns),
+        answers=evaluation.answers,
     )
     run_disruption(
         model,

@@ -25,6 +25,9 @@ from attnrl.grading.golds import UnusableGold
 from attnrl.prompts.renderer import PromptRenderer
 from attnrl.types import Problem
 
+Answers = Literal["required", "optional", "any"]
+"""Whether rows need a true answer, see :func:`load_problem_set`."""
+
 MAX_NAMED = 3  # problems named in a note
 
 
@@ -59,38 +62,46 @@ def load_problems(
 
 
 def load_problem_set(
-    source: str | Path | Sequence[str], *, columns: Mapping[str, str] = MappingProxyType({})
+    source: str | Path | Sequence[str],
+    *,
+    columns: Mapping[str, str] = MappingProxyType({}),
+    answers: Answers = "required",
 ) -> ProblemSet:
     """Read problems from files or data sets; see :mod:`attnrl.data.rows` for the formats of a row.
 
-    Rows with an empty true answer are left out. Ids do not depend on the position of a row: see :func:`problem_ids`.
+    Ids do not depend on the position of a row: see :func:`problem_ids`.
 
     Args:
         source: a file, a folder or a data set, or several.
         columns: names of columns by key (``prompt``, ``answer``, ``system``, ``id``). A source without the column is
             read by the popular spellings; :func:`require_columns` checks that another source has the column.
+        answers: required: rows with an empty true answer are left out, and rows without a column of the true answer
+            are invalid; optional: rows without a true answer stay; any: rows without a true answer are left out if
+            another row has a true answer.
 
     Raises:
-        UserError: a source or row is invalid (names source and row), or no row has a true answer.
+        UserError: a source or row is invalid (names source and row), or no row has a required true answer.
     """
     sources = [source] if isinstance(source, (str, Path)) else list(source)
     name = f"data {sources[0]}" + (f" and {len(sources) - 1} more" if len(sources) > 1 else "")
-    parts = [_read_problems(one, columns) for one in sources]
+    parts = [_read_problems(one, columns, needs_answer=answers == "required") for one in sources]
     problems = [problem for part in parts for problem in part.problems]
     _require_distinct_ids(problems)
     problems = [replace(p, id=p.id or new) for p, new in zip(problems, problem_ids(problems), strict=True)]
-    gradable = [problem for problem in problems if problem.answers]
+    needed = answers == "required" or (answers == "any" and any(problem.answers for problem in problems))
+    gradable = [problem for problem in problems if problem.answers or not needed]
     if not gradable:
         raise UserError(f"{name}: the true answer of every row is empty")
     notes = [note for part in parts for note in part.notes]
-    if unanswered := [problem for problem in problems if not problem.answers]:
+    unanswered = [problem for problem in problems if not problem.answers]
+    if unanswered and needed:
         first = _some([_row(problem.place) for problem in unanswered])
         notes.append(f"{name}: left out {_count(len(unanswered), 'row')} without a true answer ({first})")
     missing = {key: clause for key, clause in parts[0].missing.items() if all(key in part.missing for part in parts)}
     return ProblemSet(name, tuple(gradable), tuple(notes), missing)
 
 
-def _read_problems(source: str | Path, named: Mapping[str, str]) -> ProblemSet:
+def _read_problems(source: str | Path, named: Mapping[str, str], *, needs_answer: bool) -> ProblemSet:
     """Return the problems of one source; the ids are empty without a column of ids."""
     name = f"data {source}"
     rows = read_source(source)
@@ -100,7 +111,8 @@ def _read_problems(source: str | Path, named: Mapping[str, str]) -> ProblemSet:
     problems = []
     for row, values in zip(rows, fields, strict=True):
         try:
-            problems.append(read_row(values, columns, row.where, source_name(source), remarks))
+            problem = read_row(values, columns, row.where, source_name(source), remarks, needs_answer=needs_answer)
+            problems.append(problem)
         except RecursionError:
             raise UserError(f"{row.where}: nested too deep") from None
     files = {row.where.rpartition(", ")[0] for row in rows}
@@ -188,7 +200,8 @@ def find_conflicts(problems: Sequence[Problem], suffix: str = "") -> list[list[P
     """Return groups of problems with equal normalised questions and no common accepted answer."""
     groups: dict[str, list[Problem]] = {}
     for problem in problems:
-        groups.setdefault(question_key(problem, suffix), []).append(problem)
+        if problem.answers:
+            groups.setdefault(question_key(problem, suffix), []).append(problem)
     repeated = [group for group in groups.values() if len(group) > 1]
     return [group for group in repeated if not set.intersection(*(set(answers_key(one)) for one in group))]
 

@@ -32,7 +32,15 @@ MAX_PLAIN_ANSWER = 100  # characters of a response that is an answer without a m
 MAX_PLAIN_DIGITS = 30  # of a number written without an exponent
 
 
-def read_row(row: Mapping[str, Any], columns: Columns, where: str, default_source: str, remarks: Remarks) -> Problem:
+def read_row(
+    row: Mapping[str, Any],
+    columns: Columns,
+    where: str,
+    default_source: str,
+    remarks: Remarks,
+    *,
+    needs_answer: bool = True,
+) -> Problem:
     """Return the problem of a row; the id is empty without ``columns.id``, and the answers are empty without an answer.
 
     Args:
@@ -41,15 +49,16 @@ def read_row(row: Mapping[str, Any], columns: Columns, where: str, default_sourc
         where: file and row, for messages.
         default_source: source of the problem, if the row has no ``data_source``.
         remarks: counts what is left out, joined or decoded, by description.
+        needs_answer: a row without a column of the true answer is invalid.
 
     Raises:
         UserError: a column is absent, or a value is invalid; names ``where`` and the column.
     """
     prompt_column, prompt = read_prompt(row, columns, where, remarks)
     if isinstance(prompt, str) or prompt[-1]["role"] != "assistant":
-        answers = read_answers(row, columns, where, remarks)
+        answers = read_answers(row, columns, where, remarks, needs_answer)
     elif columns.answer:
-        answers = read_answers(row, columns, where, remarks)
+        answers = read_answers(row, columns, where, remarks, needs_answer)
         if is_finished(prompt[-1]["content"], answers):
             remarks.others["left out the last message, a finished response of the assistant"] += 1
             prompt = prompt[:-1]
@@ -155,8 +164,10 @@ def _with_system(
     return ({"role": "system", "content": _sound(text, where, column)}, *messages)
 
 
-def read_answers(row: Mapping[str, Any], columns: Columns, where: str, remarks: Remarks) -> tuple[str, ...]:
-    """Return the accepted answers of a row; () if the answer is null, NaN or empty.
+def read_answers(
+    row: Mapping[str, Any], columns: Columns, where: str, remarks: Remarks, needs_answer: bool = True
+) -> tuple[str, ...]:
+    """Return the accepted answers of a row; () if the answer is null, NaN or empty, or absent and not needed.
 
     The value is text, a number, a truth value, or a list of these; a list of texts may be held as JSON text. Text with
     a last line ``#### 72`` (GSM8K) gives the text after the mark, and text with a ``\\boxed{}`` (MATH) gives the last
@@ -165,10 +176,13 @@ def read_answers(row: Mapping[str, Any], columns: Columns, where: str, remarks: 
     response (:data:`RESPONSES`) without a mark is the answer if the response is one short line.
 
     Raises:
-        UserError: every candidate is absent, or the value has another type; names ``where`` and the column.
+        UserError: every candidate is absent and the answer needed, or the value has another type; names ``where`` and
+            the column.
     """
     found = first_value(row, columns.answer)
     if found is None:
+        if not needs_answer:
+            return ()
         raise UserError(f"{where}: no true answer: {absent_column(columns, 'answer', ANSWER)}")
     column, value = found
     remarks.taken["answer", column] += 1

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from attnrl.config.schema import TrainConfig
 from attnrl.data.datasets import (
+    Answers,
     fit_problem_set,
     leave_out_duplicates,
     leave_out_overlap,
@@ -22,6 +23,7 @@ from attnrl.data.datasets import (
 )
 from attnrl.data.fitting import FittedTask
 from attnrl.data.stream import ProblemSource, ProceduralProblems, ShuffledProblems
+from attnrl.grading.base import ClosableGrader
 from attnrl.grading.registry import build_grader
 from attnrl.grading.rewards import RewardManager
 from attnrl.prompts.renderer import PromptRenderer
@@ -85,13 +87,7 @@ def load_run_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> Ru
         grader = task.grader(flexible=config.flexible_answers)
     else:
         grader = build_grader(config.grader or "math", flexible=config.flexible_answers)
-    rewards = RewardManager(
-        grader,
-        config.reward,
-        max_new_tokens=config.sampling.max_new_tokens,
-        max_steps=config.steps,
-        think_end=config.method.steps.think_marker,
-    )
+    rewards = _rewards(config, grader)
     held_out = config.eval.problems if config.eval.every else 0
     if task is None:
         return _load_data(config, PromptRenderer(tokenizer, config.data.prompts), held_out, rewards)
@@ -110,12 +106,33 @@ def task_prompts(task: Task, settings: PromptSettings) -> PromptSettings:
     return settings if task.fits_prompts else replace(settings, chat_template="never")
 
 
+def _rewards(config: TrainConfig, grader: ClosableGrader | None) -> RewardManager:
+    return RewardManager(
+        grader,
+        config.reward,
+        max_new_tokens=config.sampling.max_new_tokens,
+        max_steps=config.steps,
+        think_end=config.method.steps.think_marker,
+    )
+
+
 def _load_data(config: TrainConfig, renderer: PromptRenderer, held_out: int, rewards: RewardManager) -> RunData:
     data = config.data
     assert data.train is not None  # TrainConfig checks it
-    sources = [data.train, data.eval] if data.eval and held_out else [data.train]
     columns = {str(key): name for key, name in data.columns.items()}
-    loaded = [load_problem_set(one, columns=columns) for one in sources]
+    undecided = config.grader is None and bool(config.reward.functions)
+    answers: Answers = "any" if undecided else "required" if rewards.compares_answers else "optional"
+    loaded = [load_problem_set(data.train, columns=columns, answers=answers)]
+    notes: list[str] = []
+    if undecided and not any(problem.answers for problem in loaded[0].problems):
+        rewards = _rewards(config, None)
+        notes.append(
+            f"{loaded[0].name}: no row has a true answer; a reward of at least {config.reward.correct_from:g} "
+            "(reward.correct_from) counts as correct"
+        )
+    if data.eval and held_out:
+        answers = "required" if rewards.compares_answers else "optional"
+        loaded.append(load_problem_set(data.eval, columns=columns, answers=answers))
     require_columns(loaded)
     longest = config.sampling.max_prompt_tokens
     training, *rest = [fit_problem_set(one, renderer, max_prompt_tokens=longest) for one in loaded]
@@ -132,13 +149,15 @@ def _load_data(config: TrainConfig, renderer: PromptRenderer, held_out: int, rew
             chosen = tuple(random.Random(EVALUATION_SEED).sample(chosen, held_out))
     sets = [one for one in (training, evaluation) if one is not None]
     sets = [note_unusable(one, rewards.unusable_golds(one.problems)) for one in sets]
-    notes = (*renderer.notes, *(note for one in sets for note in one.notes))
+    notes += [*renderer.notes, *(note for one in sets for note in one.notes)]
     rewards.probe(training.problems)
     prints = {"data.train": fingerprint(training.problems)}
     if evaluation is not None:
         prints["data.eval"] = fingerprint(evaluation.problems)
     source = ShuffledProblems(training.problems, config.seed)
-    return RunData(renderer, source, len(training.problems), chosen, rewards, notes=notes, fingerprints=prints)
+    return RunData(
+        renderer, source, len(training.problems), chosen, rewards, notes=tuple(notes), fingerprints=prints
+    )
 
 
 def fingerprint(problems: Sequence[Problem]) -> str:

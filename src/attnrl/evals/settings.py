@@ -9,10 +9,11 @@ from typing import Any, cast, get_args
 
 from attnrl.config.base import PROMPT_SUFFIX
 from attnrl.config.reward import RewardConfig
+from attnrl.data.datasets import Answers
 from attnrl.data.run_data import task_prompts
 from attnrl.errors import UserError, one_line
 from attnrl.grading.base import ClosableGrader
-from attnrl.grading.registry import build_grader
+from attnrl.grading.registry import GRADERS, build_grader
 from attnrl.grading.rewards import RewardManager
 from attnrl.prompts.settings import PromptSettings, SpecialTokens
 from attnrl.tasks.registry import find_task
@@ -66,6 +67,11 @@ class EvalSettings:
             special_tokens=self.special_tokens,
         )
         return settings if self.task is None else task_prompts(find_task(self.task), settings)
+
+    @property
+    def answers(self) -> Answers:
+        """Return whether rows need a true answer: graders of the user do without."""
+        return "required" if self.grader == TASK_GRADER or self.grader in GRADERS else "optional"
 
 
 def evaluation_settings(

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from attnrl.data.benchmarks import KNOWN, MAX_NEW_TOKENS, deviations, find_benchmarks
-from attnrl.data.datasets import load_problem_set, require_columns
+from attnrl.data.datasets import Answers, load_problem_set, require_columns
 from attnrl.data.run_data import held_out_problems
 from attnrl.data.sources import source_name
 from attnrl.errors import UserError
@@ -52,6 +52,7 @@ def load_suites(
     samples: int | None = None,
     max_new_tokens: int | None = None,
     columns: Mapping[str, str] = MappingProxyType({}),
+    answers: Answers = "required",
 ) -> list[Suite]:
     """Load the suites named by the options of the command line.
 
@@ -64,6 +65,7 @@ def load_suites(
         samples: responses per problem.
         max_new_tokens: token budget of a response.
         columns: names of columns by key; a suite without a named column is read by the popular spellings.
+        answers: whether rows need a true answer (:func:`attnrl.data.datasets.load_problem_set`).
 
     Raises:
         UserError: not exactly one of ``benchmarks``, ``data`` and ``task`` is given, a source cannot be found or
@@ -83,7 +85,7 @@ def load_suites(
     else:
         found = find_benchmarks(benchmarks, data_dir)
         suites = [Suite(b.name, b.title, str(b.source), (), b.samples, MAX_NEW_TOKENS) for b in found]
-    sets = [load_problem_set(suite.source, columns=columns) for suite in suites]
+    sets = [load_problem_set(suite.source, columns=columns, answers=answers) for suite in suites]
     require_columns(sets)
     return [
         replace(

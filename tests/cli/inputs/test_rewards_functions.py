@@ -149,6 +149,13 @@ def test_eval_with_a_reward_function(attnrl: Attnrl) -> None:
     assert outcome.code == 2 and "ZeroDivisionError" in outcome.err
 
 
+def test_eval_of_rows_without_answers(attnrl: Attnrl, folder: Path) -> None:
+    (folder / "rows.jsonl").write_text(jsonl(*({"prompt": row["prompt"]} for row in ROWS)))
+    assert attnrl(*EVAL, "--data", "rows.jsonl", "--grader", "mine:negative", "--output", "evals").code == 0
+    assert [row["answers"] for row in rows("evals/samples.jsonl")] == [[]] * 6
+    assert attnrl(*EVAL, "--data", "rows.jsonl").code == 2
+
+
 def test_grade_with_a_reward_function_that_fails_on_a_row(attnrl: Attnrl, folder: Path) -> None:
     source = [{"response": "\\boxed{5}", "answer": "5"}, {"response": "five", "answer": "5"}, {"response": "boxed"}]
     (folder / "in.jsonl").write_text(jsonl(*source))
