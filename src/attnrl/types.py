@@ -27,6 +27,7 @@ class Problem:
         source: origin of the problem (a task name or a row's ``data_source``).
         info: further data of the task, for analysis (for ledgers: the true dependency graph).
         place: file and row of the problem, for messages; empty for a task.
+        wrapped: the prompt was text and is wrapped as one user message; reward functions get texts, as in TRL.
     """
 
     id: str
@@ -35,6 +36,7 @@ class Problem:
     source: str = ""
     info: Mapping[str, Any] = field(default_factory=dict)
     place: str = field(default="", compare=False)
+    wrapped: bool = field(default=False, compare=False)
 
     @property
     def where(self) -> str:

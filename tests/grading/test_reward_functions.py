@@ -62,6 +62,17 @@ def test_trl_gets_every_argument_of_trl() -> None:
     assert seen["level"] == [3, None]
 
 
+def test_text_wrapped_as_a_chat_stays_text() -> None:
+    seen: dict[str, Any] = {}
+
+    def reward(prompts: list[Any], completions: list[Any]) -> list[float]:
+        seen.update(prompts=prompts, completions=completions)
+        return [1.0]
+
+    values(reward, [Response(Problem("0", ({"role": "user", "content": "1+1?"},), ("2",), wrapped=True), "2")])
+    assert seen == {"prompts": ["1+1?"], "completions": ["2"]}
+
+
 def test_the_aliases_of_the_true_answer() -> None:
     seen: dict[str, Any] = {}
 

@@ -155,9 +155,7 @@ def _load_data(config: TrainConfig, renderer: PromptRenderer, held_out: int, rew
     if evaluation is not None:
         prints["data.eval"] = fingerprint(evaluation.problems)
     source = ShuffledProblems(training.problems, config.seed)
-    return RunData(
-        renderer, source, len(training.problems), chosen, rewards, notes=tuple(notes), fingerprints=prints
-    )
+    return RunData(renderer, source, len(training.problems), chosen, rewards, notes=tuple(notes), fingerprints=prints)
 
 
 def fingerprint(problems: Sequence[Problem]) -> str:

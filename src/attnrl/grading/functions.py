@@ -264,11 +264,13 @@ def finite_value(item: Any) -> Value:
 
 
 def _prompt(problem: Problem) -> str | list[dict[str, str]]:
-    return problem.prompt if isinstance(problem.prompt, str) else [dict(message) for message in problem.prompt]
+    if isinstance(problem.prompt, str):
+        return problem.prompt
+    return problem.prompt[0]["content"] if problem.wrapped else [dict(message) for message in problem.prompt]
 
 
 def _completion(response: Response) -> str | list[dict[str, str]]:
-    if isinstance(response.problem.prompt, str):
+    if isinstance(response.problem.prompt, str) or response.problem.wrapped:
         return response.completion
     return [{"role": "assistant", "content": response.completion}]
 

@@ -78,7 +78,7 @@ class PromptRenderer:
         text = with_suffix(prompt, suffix)
         if self._template is None or self._settings.chat_template == "never":
             return replace(problem, prompt=text)
-        return replace(problem, prompt=({"role": "user", "content": text},))
+        return replace(problem, prompt=({"role": "user", "content": text},), wrapped=True)
 
     def encode(self, problem: Problem, max_tokens: int | None = None) -> tuple[int, ...]:
         """Return the token ids of the prompt.
