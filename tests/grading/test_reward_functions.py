@@ -234,6 +234,18 @@ def test_unusable_results_are_faults(result: Any, named: str) -> None:
     assert len(found) == 2 and named in found[0]
 
 
+def test_a_generator_is_read_and_its_exception_is_a_fault() -> None:
+    assert values(lambda completions, **columns: (len(text) for text in completions))[0] == 7.0
+    assert "ZeroDivisionError" in reasons(lambda completions, **columns: (1 / 0 for _ in completions))[0]
+
+
+def test_a_cancelled_async_call_is_a_fault() -> None:
+    async def cancelled(completions: list[Any], **columns: Any) -> list[float]:
+        raise asyncio.CancelledError
+
+    assert len(reasons(cancelled)) == 2
+
+
 def test_none_does_not_apply() -> None:
     assert values(lambda completions, **columns: [None, -2]) == [None, -2.0]
 

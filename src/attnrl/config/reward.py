@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from attnrl.config.base import Strict
 
@@ -45,6 +53,11 @@ class RewardConfig(Strict):
     max_not_judged: float = Field(
         0.1, ge=0, le=1, description="share of responses without a reward in a step, above which the run warns at once"
     )
+
+    @field_validator("functions", "weights", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, (str, int, float)) else value
 
     @model_validator(mode="after")
     def _one_weight_each(self) -> RewardConfig:

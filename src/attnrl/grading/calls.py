@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,6 +164,8 @@ class FunctionCaller:
         except TimeoutError:
             self.close()
             return [Fault(f"{self._late().reason}, and the function blocks the event loop")] * count
+        except CancelledError:
+            return [Fault("the async call was cancelled")] * count
 
     def _late(self) -> Fault:
         return Fault(f"no result within {self.timeout:g} s (reward.timeout)")

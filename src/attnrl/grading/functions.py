@@ -199,12 +199,14 @@ class RewardFunction:
 
     def values(self, result: Any, count: int) -> list[Value]:
         """Return the value of each of ``count`` responses from the result of a call in TRL's signature."""
-        try:
-            if isinstance(result, (str, bytes, Mapping)) or not hasattr(result, "__len__"):
-                raise TypeError
-            items = list(result)
-        except TypeError:  # also an array without dimensions, whose __len__ raises
+        if isinstance(result, (str, bytes, Mapping)):
             return [Fault(f"returned {type(result).__name__}, expected a list of {count} rewards")] * count
+        try:
+            items = list(result)
+        except TypeError:  # not iterable, or an array without dimensions
+            return [Fault(f"returned {type(result).__name__}, expected a list of {count} rewards")] * count
+        except Exception as error:  # a generator that raises
+            return [self.fault(error)] * count
         if len(items) != count:
             return [Fault(f"returned {len(items)} rewards for {count} completions")] * count
         return [finite_value(item) for item in items]

@@ -25,7 +25,7 @@ MUTABLE_ON_RESUME = {
     *("verl.rollout", "verl.tensor_parallel", "verl.gpu_memory_utilization", "verl.enforce_eager", "verl.offload"),
     *("verl.remove_padding", "verl.set", "verl.architecture", "verl.gpu_memory_gib"),
     *("sampling.stall_seconds", "sampling.retries", "optimizer.max_nonfinite_steps", "optimizer.packing"),
-    "data.allow_changed",
+    *("reward.timeout", "reward.concurrency", "reward.max_not_judged", "data.allow_changed"),
 }
 
 

@@ -82,7 +82,7 @@ def initial(path: str = "out/trees.jsonl") -> list[dict[str, Any]]:
 
 
 def test_the_signature_of_verl(attnrl: Attnrl) -> None:
-    outcome = attnrl(*train(*FILE, *ONE_STEP, functions("compute_score")))
+    outcome = attnrl(*train(*FILE, *ONE_STEP, "reward.functions=mine.py:compute_score", "reward.weights=1"))
     assert outcome.code == 0, outcome.err
     assert {node["reward"] for node in initial()} == {1.5, -1.5}
 
