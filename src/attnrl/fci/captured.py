@@ -201,8 +201,10 @@ class Capture:
         kinds_by_index = enumerate(self.layer_kinds)
         mixing = {index: kind for index, kind in kinds_by_index if kind == "hybrid" or index not in self._attended}
         if self.spec.packed and mixing:
+            kinds = ", ".join(sorted(set(mixing.values())))
             raise FciUnsupportedError(
-                f"packed sequences: layers without or beside attention ({mixing}) may mix the sequences; use padding"
+                f"{len(mixing)} of {len(self.layer_kinds)} layers ({kinds}) carry a state along the row, which mixes "
+                "packed sequences"
             )
         ordered = [layers[index] for index in sorted(layers)]
         if len({len(layer) for layer in ordered}) > 1:

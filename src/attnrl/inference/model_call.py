@@ -19,7 +19,7 @@ class ModelCall:
     def __init__(self, model: PreTrainedModel) -> None:
         """Read the parameters of the model's ``forward``."""
         self.model = model
-        self.parameters = frozenset(inspect.signature(model.forward).parameters)
+        self.parameters = forward_parameters(model)
         self.cache_argument = cache_argument(self.parameters)
 
     def __call__(self, ids_BT: Tensor, position_ids: Tensor, cache: Any, attention_mask: Tensor | None) -> Tensor:
@@ -36,6 +36,20 @@ class ModelCall:
         output: Any = self.model(input_ids=ids_BT, use_cache=True, **{self.cache_argument: cache}, **accepted)
         logits_BV: Tensor = output.logits[:, -1]
         return logits_BV
+
+
+def forward_parameters(model: PreTrainedModel) -> frozenset[str]:
+    """Return the names of the parameters of the model's ``forward``.
+
+    A ``forward(*arguments, **options)`` names no parameter and hands all on; the parameters are then the parent's.
+    """
+    for kind in type(model).__mro__:
+        names = (
+            frozenset(inspect.signature(vars(kind)["forward"]).parameters) if "forward" in vars(kind) else frozenset()
+        )
+        if "input_ids" in names:
+            return names
+    return frozenset(inspect.signature(model.forward).parameters)
 
 
 def cache_argument(parameters: Collection[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -119,6 +120,8 @@ def load_model(
         UserError: the weights cannot be read or are not the weights of ``config.json``'s model, the tokenizer has
             token ids beyond the vocabulary, or transformers knows no causal language model of the architecture.
     """
+    if device.type == "cpu":
+        hide_kernel_advice()
     check_model_files(directory, trust_remote_code=trust_remote_code)
     settings = read_config(directory)
     config = load_model_config(directory, trust_remote_code=trust_remote_code)
@@ -145,6 +148,18 @@ def load_model(
     check_finite(directory, loaded)
     check_token_ids(directory, tokenizer, trial_forward(directory, loaded))
     return LoadedModel(loaded, notes)
+
+
+def hide_kernel_advice() -> None:
+    """Hide transformers' advice to install the CUDA kernels of linear attention, which a CPU cannot run."""
+    transformers_logging.get_logger()  # creates the handler, which child loggers use
+    for handler in logging.getLogger("transformers").handlers:
+        if _is_no_kernel_advice not in handler.filters:
+            handler.addFilter(_is_no_kernel_advice)
+
+
+def _is_no_kernel_advice(record: logging.LogRecord) -> bool:
+    return "is falling back to its reference PyTorch implementation" not in record.getMessage()
 
 
 def drop_attentions(directory: Path, config: Any) -> list[str]:
@@ -239,13 +254,13 @@ def choose_packing(
     """
     wanted = recorded or setting if setting == "auto" else setting
     if wanted == "none":
-        return "none", "optimizer.packing=none, as before the checkpoint" if setting == "auto" else None
+        return "none", "optimizer.packing: none, as in the checkpoint" if setting == "auto" else None
     try:
         check_trees(model)
     except TreesUnsupportedError as error:
         if wanted == "tree":
             raise UserError(f"model: {one_line(error)}: set optimizer.packing=none") from None
-        return "none", f"optimizer.packing=none chosen, each response is a row of its own: {one_line(error)}"
+        return "none", f"optimizer.packing: none chosen by auto, each response a row of its own ({one_line(error)})"
     return "tree", None
 
 

@@ -31,8 +31,10 @@ def describe_run(prepared: PreparedRun) -> list[str]:
 
 def run_warnings(prepared: PreparedRun) -> list[str]:
     """Return the warnings of a prepared run, one line each, with the layers that FCI skips."""
-    layers = [f"{index} ({kind})" for index, kind in sorted(prepared.layers_without_fci.items())]
-    fci = [f"FCI skips layers without softmax attention: {', '.join(layers)}"] if layers else []
+    skipped = prepared.layers_without_fci
+    kinds = {kind: [str(index) for index in sorted(skipped) if skipped[index] == kind] for kind in skipped.values()}
+    layers = [f"{kind} {', '.join(indices)}" for kind, indices in kinds.items()]
+    fci = [f"FCI skips {len(skipped)} layers without softmax attention: {'; '.join(layers)}"] if skipped else []
     return [*prepared.notes, *fci]
 
 
