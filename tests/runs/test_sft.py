@@ -152,3 +152,13 @@ def test_an_output_dir_that_cannot_be_written_is_named_before_training(tmp_path:
     with pytest.raises(UserError, match=r"^output_dir .*file/out: "):
         train_sft(prepare_sft(config(tmp_path / "file" / "out")), steps.append)
     assert steps == []
+
+
+def test_a_misspelt_key_of_the_architecture_is_refused(tmp_path: Path) -> None:
+    for architecture, named in [
+        ({"model_type": "llama", "hidden_sze": 32}, r"hidden_sze.*hidden_size\?"),
+        ({"model_type": "lama"}, r"lama.*llama\?"),
+    ]:
+        stage = SftStage(task="ledger", steps=1, learning_rate=(1e-3, 1e-3))
+        with pytest.raises(UserError, match=named):
+            prepare_sft(SftConfig(output_dir=tmp_path / "out", architecture=architecture, stages=(stage,)))

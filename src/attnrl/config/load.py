@@ -6,6 +6,7 @@ Every fault ends in one :class:`~attnrl.errors.UserError` that names the recipe 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from importlib import resources
@@ -19,10 +20,12 @@ from pydantic import BaseModel, ValidationError
 from attnrl.config.base import Strict
 from attnrl.config.reference import setting_groups
 from attnrl.errors import CREDENTIALS, UserError
+from attnrl.utils.near import did_you_mean
 from attnrl.utils.yaml import load_yaml
 
 MAX_SHOWN = 200  # characters of a faulty value or key in a message
 MAX_FAULTS = 20  # faults in a message
+KEY_OF_MAPPING = "[key]"  # the last part of pydantic's location of a faulty key
 NEAR_MISS = 0.8  # similarity of a misplaced key to a known key, above difflib's 0.6: fewer candidates are meant
 
 ConfigT = TypeVar("ConfigT", bound=Strict)
@@ -69,7 +72,7 @@ def read_settings_file(name: str, *, kind: str, package: str) -> dict[str, Any]:
     path = Path(name)
     if path.suffix in {".yaml", ".yml"}:
         if not path.is_file():
-            raise UserError(f"{kind} {name}: no such file")
+            raise UserError(f"{kind} {name}: no such file{did_you_mean(path.name, _neighbours(path))}")
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
@@ -80,7 +83,9 @@ def read_settings_file(name: str, *, kind: str, package: str) -> dict[str, Any]:
         text = resources.files(package).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     else:
         known = shipped_names(package)
-        raise UserError(f"{kind} {name!r} is neither a .yaml file nor one of: {', '.join(known)}")
+        raise UserError(
+            f"{kind} {name!r} is neither a .yaml file nor one of: {', '.join(known)}{did_you_mean(name, known)}"
+        )
     try:
         settings = load_yaml(text)
     except ValueError as error:
@@ -88,6 +93,12 @@ def read_settings_file(name: str, *, kind: str, package: str) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise UserError(f"{kind} {name}: expected a mapping of settings, found {type(settings).__name__}")
     return settings
+
+
+def _neighbours(path: Path) -> list[str]:
+    """Return the names of the YAML files in the folder of ``path``."""
+    folder = path.parent.iterdir() if path.parent.is_dir() else ()
+    return [other.name for other in folder if other.suffix in {".yaml", ".yml"}]
 
 
 def apply_overrides(settings: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -181,6 +192,11 @@ def _describe(fault: Mapping[str, Any], kind: type[BaseModel]) -> str:
     if fault["type"] == "missing":
         return f"{path} is required"
     message = str(fault["msg"]).removeprefix("Value error, ")
+    if fault["type"] == "literal_error":
+        allowed = re.findall(r"'([^']*)'", str(fault["ctx"]["expected"]))
+        message = f"expected {fault['ctx']['expected']}{did_you_mean(str(fault['input']), allowed)}"
+        if fault["loc"][-1] == KEY_OF_MAPPING:
+            return f"unknown key {path.removesuffix(f'.{KEY_OF_MAPPING}')}: {message}"
     if not path:
         return message
     value = repr(fault["input"])

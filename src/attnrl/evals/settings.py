@@ -18,6 +18,7 @@ from attnrl.grading.rewards import RewardManager
 from attnrl.prompts.settings import PromptSettings, SpecialTokens
 from attnrl.tasks.registry import find_task
 from attnrl.types import SamplingParams
+from attnrl.utils.near import did_you_mean
 from attnrl.utils.yaml import load_yaml
 
 TASK_GRADER = "task"
@@ -103,7 +104,7 @@ def evaluation_settings(
         UserError: an invalid option; the message names the option.
     """
     if dtype not in {"float32", "bfloat16"}:
-        raise UserError(f"--dtype {dtype}: expected float32 or bfloat16")
+        raise UserError(f"--dtype {dtype}: expected float32 or bfloat16{did_you_mean(dtype, ['float32', 'bfloat16'])}")
     try:
         sampling = SamplingParams(temperature, top_p, top_k, min_p, tuple(stop))
     except ValueError as error:

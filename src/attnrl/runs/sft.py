@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from attnrl.config.sft import SftConfig, SftStage
 from attnrl.errors import UserError, one_line
@@ -26,7 +27,9 @@ from attnrl.tasks.base import DemonstratedTask
 from attnrl.tasks.registry import find_demonstrated_task
 from attnrl.utils.files import require_writable
 from attnrl.utils.model_outputs import logits_only
+from attnrl.utils.near import did_you_mean, near_names
 
+MISSPELT = 0.8  # similarity of an unknown key to a known key; less similar keys may be older names (rope_theta)
 IGNORED = -100  # label of positions without a target
 POOL_BATCHES = 8  # batches drawn together and sorted by length, to reduce padding
 
@@ -57,6 +60,7 @@ def build_model(config: SftConfig, tokenizer: PreTrainedTokenizerBase) -> Loaded
         loaded = load_model(directory, tokenizer, device=torch.device("cpu"), dtype="float32")
         return LoadedModel(loaded.model, (*source.notes, *loaded.notes))
     check_numbers("architecture", config.architecture)
+    _check_keys(config.architecture)
     torch.manual_seed(config.seed)
     try:
         architecture = AutoConfig.for_model(
@@ -70,6 +74,24 @@ def build_model(config: SftConfig, tokenizer: PreTrainedTokenizerBase) -> Loaded
     except Exception as error:  # transformers raises exceptions of many types for invalid settings
         raise UserError(f"architecture: {type(error).__name__}: {one_line(error)[:300]}") from None
     return LoadedModel(model, ())
+
+
+def _check_keys(architecture: Mapping[str, Any]) -> None:
+    """Check that no key resembles a key of the model's config; transformers ignores unknown keys.
+
+    Raises:
+        UserError: a key is misspelt, or the type of the model is missing or unknown.
+    """
+    kind = architecture.get("model_type")
+    if kind is None:
+        raise UserError("architecture: model_type is required, e.g. llama")
+    if kind not in CONFIG_MAPPING:
+        raise UserError(f"architecture: unknown model_type {kind!r}{did_you_mean(str(kind), CONFIG_MAPPING)}")
+    default = CONFIG_MAPPING[kind]()
+    known = {*default.to_dict(), *default.attribute_map}
+    for key in architecture:
+        if key not in known and (near := near_names(key, known, cutoff=MISSPELT)):
+            raise UserError(f"architecture: unknown key {key!r} of model_type {kind}; did you mean {near[0]}?")
 
 
 def demonstration_batches(

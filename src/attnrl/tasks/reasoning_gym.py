@@ -8,13 +8,12 @@ again from ``Problem.info["seed"]``.
 from __future__ import annotations
 
 import ast
-import difflib
 import hashlib
 import random
 import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
@@ -26,6 +25,7 @@ from attnrl.grading.base import ClosableGrader
 from attnrl.tasks.base import Task
 from attnrl.types import Grade, Problem
 from attnrl.utils.deadline import DeadlineError, deadline
+from attnrl.utils.near import did_you_mean, near_names
 from attnrl.utils.yaml import load_yaml
 
 REASONING_GYM = "reasoning_gym:"
@@ -43,6 +43,7 @@ _FUNCTIONS = frozenset({"sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos"
 _FUNCTIONS |= {"exp", "log", "ln", "sqrt"}
 _CONSTANTS = frozenset({"pi", "E", "C"})
 MAX_EXPRESSION_CHARS = 300
+FIXED_PARAMETERS = frozenset({"seed", "size"})
 TRIES_TO_MAKE = 10
 DEADLINE = 5.0  # seconds per answer; scorers are Python code with small numbers, so no long C call delays the signal
 MAX_SIZE = 100  # largest number of digits, or largest degree, of an expression's value
@@ -145,7 +146,7 @@ def find_reasoning_gym_task(
         key, equals, value = part.partition("=")
         if not equals or not key or key in parameters:
             raise UserError(f"task {name}: expected {REASONING_GYM}NAME?KEY=VALUE&..., each key once")
-        if key in {"seed", "size"}:
+        if key in FIXED_PARAMETERS:
             raise UserError(f"task {name}: {key} is not a parameter, the seed of the run determines {key}")
         try:
             parameters[key] = _hashable(load_yaml(value))
@@ -153,15 +154,35 @@ def find_reasoning_gym_task(
             raise UserError(f"task {name}: the value of {key} is not valid YAML ({error})") from None
     known = _package().factory.DATASETS
     if data_set not in known:
-        near = difflib.get_close_matches(data_set, known, n=3)
-        raise UserError(
-            f"task {name}: reasoning-gym has no dataset {data_set!r}" + (f" (near: {', '.join(near)})" if near else "")
-        )
+        suggestion = did_you_mean(data_set, known) or f" (known: {', '.join(sorted(known))})"
+        raise UserError(f"task {name}: reasoning-gym has no dataset {data_set!r}{suggestion}")
+    _, configuration = known[data_set]
+    accepted = [field.name for field in fields(configuration) if field.name not in FIXED_PARAMETERS]
+    for key in parameters:
+        if key not in accepted:
+            suggestion = did_you_mean(key, accepted)
+            raise UserError(f"task {name}: no parameter {key!r} (known: {', '.join(accepted) or 'none'}){suggestion}")
     if data_set in NOT_REPRODUCIBLE:
         raise UserError(f"task {name}: the problems differ between processes, so a run cannot be resumed")
     task = demonstrated.get(data_set, ReasoningGymTask)(name, data_set, tuple(parameters.items()))
     task.draw(random.Random(0))  # raises for invalid parameters
     return task
+
+
+def nearest_task(name: str) -> str | None:
+    """Return the task of reasoning-gym nearest to a wrong name; None if none is near or reasoning-gym is missing."""
+    try:
+        known = _package().factory.DATASETS
+    except UserError:
+        return None
+    wrong = name.partition("?")[0]
+    prefix, _, data_set = wrong.rpartition(":") if ":" in wrong else wrong.rpartition(".")
+    if data_set in known:
+        return REASONING_GYM + data_set
+    if not prefix:
+        return None
+    near = near_names(wrong, [REASONING_GYM + one for one in known])
+    return near[0] if near else None
 
 
 def _hashable(value: Any) -> Any:

@@ -13,7 +13,8 @@ from attnrl.tasks.base import DemonstratedTask, Task
 from attnrl.tasks.chain_sum import ChainSumTask
 from attnrl.tasks.custom import custom_task
 from attnrl.tasks.ledger import SHAPES, LedgerTask
-from attnrl.tasks.reasoning_gym import REASONING_GYM, find_reasoning_gym_task
+from attnrl.tasks.reasoning_gym import REASONING_GYM, find_reasoning_gym_task, nearest_task
+from attnrl.utils.near import near_names
 from attnrl.utils.plugins import resolve
 
 #: The only list of task names. A row makes the task from the full name; a key that ends with a colon is a prefix.
@@ -35,7 +36,13 @@ def find_task(name: str) -> Task:
     """
     prefix = "".join(name.partition(":")[:2])
     row = prefix if prefix in TASKS else name
-    found = resolve(row, TASKS, "task")
+    try:
+        found = resolve(row, TASKS, "task")
+    except UserError:
+        near = nearest_task(name)
+        if near is None or near_names(row, TASKS) not in ([], [REASONING_GYM]):
+            raise
+        raise UserError(f"task {name}: neither a task nor an importable module:object; did you mean {near}?") from None
     return found(name) if row in TASKS else custom_task(name, found)
 
 

@@ -8,14 +8,17 @@ from collections.abc import Iterable
 MAX_COMPARED = 200  # characters of a wrong name: the comparison takes quadratic time
 
 
-def near_names(name: str, known: Iterable[str], count: int = 1) -> list[str]:
-    """Return at most ``count`` known names that resemble ``name``, the nearest first; case does not count."""
+def near_names(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> list[str]:
+    """Return the known name nearest to ``name`` as a list, empty if no similarity reaches ``cutoff``.
+
+    The similarity is in [0, 1] (difflib); case does not count.
+    """
     spelt: dict[str, str] = {}
     for candidate in known:
         if candidate != name:
             spelt.setdefault(candidate.casefold(), candidate)
     wrong = name[:MAX_COMPARED].casefold()
-    return [spelt[found] for found in difflib.get_close_matches(wrong, spelt, n=count)]
+    return [spelt[found] for found in difflib.get_close_matches(wrong, spelt, n=1, cutoff=cutoff)]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

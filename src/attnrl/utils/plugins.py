@@ -6,7 +6,6 @@ error message.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import re
@@ -18,6 +17,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from attnrl.errors import UserError, one_line
+from attnrl.utils.near import did_you_mean
 
 T = TypeVar("T")
 
@@ -40,9 +40,8 @@ def resolve(name: str, table: Mapping[str, T], setting: str) -> T:
     if ":" in name:
         found: T = import_object(name, setting)
         return found
-    near = difflib.get_close_matches(name, table, n=1)
-    suggestion = f"; did you mean {near[0]}?" if near else ""
-    raise UserError(f"{setting}: {name!r} is neither one of {', '.join(table)} nor module:object{suggestion}")
+    known = ", ".join(table)
+    raise UserError(f"{setting}: {name!r} is neither one of {known} nor module:object{did_you_mean(name, table)}")
 
 
 def import_object(reference: str, setting: str) -> Any:
@@ -68,8 +67,7 @@ def import_object(reference: str, setting: str) -> Any:
             said = f"{type(error).__name__}: {one_line(error)}"
             raise UserError(f"{setting}: importing {module_name} raised {said}") from error
     if not hasattr(module, attribute):
-        near = difflib.get_close_matches(attribute, vars(module), n=1)
-        suggestion = f"; did you mean {near[0]}?" if near else ""
+        suggestion = did_you_mean(attribute, vars(module))
         raise UserError(f"{setting}: module {module_name} has no {attribute}{suggestion}")
     return getattr(module, attribute)
 

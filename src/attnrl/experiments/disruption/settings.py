@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from attnrl.errors import UserError
 from attnrl.evals.settings import EvalSettings
+from attnrl.utils.near import did_you_mean
 
 HIDE_FROM = ("continuation", "next_step")
 
@@ -41,7 +42,9 @@ def check_disruption_options(*, hide_from: str, rho: float, task: str | None, da
         UserError: an invalid option; the message names the option.
     """
     if hide_from not in HIDE_FROM:
-        raise UserError(f"--hide-from {hide_from}: expected {' or '.join(HIDE_FROM)}")
+        raise UserError(
+            f"--hide-from {hide_from}: expected {' or '.join(HIDE_FROM)}{did_you_mean(hide_from, HIDE_FROM)}"
+        )
     if rho <= 0:
         raise UserError(f"--rho {rho}: expected more than 0")
     if (task is None) == (data is None):
