@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from command_line import EVAL, FILE, ROWS, Attnrl, jsonl, train
+from transformers import PreTrainedTokenizerBase
 
 MODULE = """
 import asyncio
@@ -189,3 +190,65 @@ def test_a_bomb_in_an_answer_is_wrong_with_reward_0_and_counted(attnrl: Attnrl, 
     bomb, right = rows("out.jsonl")
     assert bomb["verdict"] in ("timeout", "error") and bomb["reward"] == 0.0
     assert right["reward"] == 1.0 and bomb["verdict"] in outcome.out
+
+
+def without_special_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    for token in tokenizer.all_special_tokens:
+        text = text.replace(token, "")
+    return text
+
+
+def test_any_number_is_a_reward_and_the_grader_decides_what_is_correct(
+    attnrl: Attnrl, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    outcome = attnrl(*train(*FILE, *ONE_STEP, functions("negative")))
+    assert outcome.code == 0, outcome.err
+    last = rows("out/metrics.jsonl")[-1]
+    expected = [-3.0 + len(without_special_tokens(node["text"], tokenizer)) % 7 for node in initial()]
+    assert [node["reward"] for node in initial()] == expected
+    assert min(expected) < 0 and max(expected) > 1
+    assert last["accuracy/initial"] == 0.0 and last["reward/initial"] == pytest.approx(sum(expected) / len(expected))
+
+
+def test_several_functions_of_every_kind_and_weights(attnrl: Attnrl, tokenizer: PreTrainedTokenizerBase) -> None:
+    names = functions("negative", "later", "Logs", "partial")
+    outcome = attnrl(*train(*ONE_STEP, names, "reward.weights=[1, 10, 1, -1]"))
+    assert outcome.code == 0, outcome.err
+    last = rows("out/metrics.jsonl")[-1]
+    assert {name for name in last if name.startswith("reward/functions/")} == {
+        f"reward/functions/{name}" for name in ("negative", "later", "Logs", "partial")
+    }
+    assert last["reward/functions/later"] == 0.5 and last["reward/functions/partial"] == 2.0
+    assert last["reward/logged/words"] > 0
+    for node in initial():
+        base = -3.0 + len(without_special_tokens(node["text"], tokenizer)) % 7 - 2.0
+        assert node["reward"] in (base, base + 5.0)
+
+
+def test_rows_without_answers_are_judged_by_the_reward(attnrl: Attnrl, folder: Path) -> None:
+    (folder / "rows.jsonl").write_text(jsonl(*({"prompt": row["prompt"]} for row in ROWS)))
+    settings = [*FILE, *ONE_STEP, functions("negative"), "reward.correct_from=2"]
+    outcome = attnrl(*train(*settings))
+    assert outcome.code == 0, outcome.err
+    assert [node["verdict"] == "correct" for node in initial()] == [node["reward"] >= 2 for node in initial()]
+    refused = attnrl(*train(*settings, "grader=math", "output_dir=other"))
+    assert refused.code == 2 and "answer" in refused.err
+
+
+def test_responses_that_a_function_fails_on_are_not_judged(attnrl: Attnrl) -> None:
+    outcome = attnrl(*train(*FILE, *ONE_STEP, functions("no_box"), "reward.max_not_judged=1"))
+    assert outcome.code == 0, outcome.err
+    failed = [node["reward"] is None for node in initial()]
+    assert failed == ["boxed" not in node["text"] for node in initial()] and True in failed
+    assert rows("out/metrics.jsonl")[-1]["not_judged/responses"] >= sum(failed)
+    assert "no_box: returned nan" in outcome.out
+
+
+def test_truncated_responses_and_the_overlong_penalty(attnrl: Attnrl) -> None:
+    limit = ["sampling.max_new_tokens=12", "reward.overlong_buffer=4", "reward.overlong_penalty=2"]
+    outcome = attnrl(*train(*FILE, *ONE_STEP, *limit, functions("partial"), "reward.truncated=zero"))
+    assert outcome.code == 0, outcome.err
+    cut = [node for node in initial() if node["finish_reason"] == "length"]
+    assert cut and {node["reward"] for node in cut} == {-2.0}
+    last = rows("out/metrics.jsonl")[-1]
+    assert -2.0 <= last["reward/functions/overlong_penalty"] < 0
