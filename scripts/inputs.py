@@ -1,4 +1,4 @@
-"""Count the cases of wrong and unusual input that are tested through the command line, as a table for the documentation.
+"""Count the cases of wrong and unusual input tested through the command line, as a table for the documentation.
 
     python scripts/inputs.py
 

@@ -40,7 +40,7 @@ def write(path: Path, rows: list[Any]) -> Path:
     else:
         lines = [json.dumps(rows)]
     content = "".join(f"{line}\n" for line in lines).encode()
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
     return path
 
 
@@ -182,9 +182,9 @@ def test_csv_fields_may_hold_commas_quotes_and_line_ends(tmp_path: Path) -> None
         ("x.csv", b'prompt,answer\n"a" b,1\n', ", line 2: not CSV"),
         ("x.csv", b"\xff\xfe", ": not UTF-8 text"),
         ("x.jsonl.gz", b"no gzip", ": not readable as gzip"),
-        ("x.jsonl.gz", gzip.compress(b"{}" * 500)[:-9], ": not readable as gzip"),
-        ("x.jsonl.gz", gzip.compress(b"\xff"), ": not UTF-8 text"),
-        ("x.parquet.gz", gzip.compress(b"PAR1"), ": expected .parquet"),
+        ("x.jsonl.gz", gzip.compress(b"{}" * 500, mtime=0)[:-9], ": not readable as gzip"),
+        ("x.jsonl.gz", gzip.compress(b"\xff", mtime=0), ": not UTF-8 text"),
+        ("x.parquet.gz", gzip.compress(b"PAR1", mtime=0), ": expected .parquet"),
         ("x.txt", b"prompt", ": expected .parquet, .jsonl"),
     ],
 )
