@@ -1,9 +1,12 @@
 """Names of benchmarks, their files, and the paper's protocol."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
+from command_line import Attnrl
+from prompt_styles import save_model
 
 from attnrl.config.base import PROMPT_SUFFIX
 from attnrl.data.benchmarks import KNOWN, Benchmark, deviations, find_benchmarks
@@ -115,3 +118,19 @@ def test_the_six_of_the_paper() -> None:
     (first,) = load_suites(benchmarks=["math500"], data_dir=shared_data(), problems=7, samples=2, max_new_tokens=9)
     assert (len(first.problems), first.samples, first.max_new_tokens) == (7, 2, 9)
     assert first.problems == suites[3].problems[:7]
+
+
+def test_base_models_and_chat_models_are_evaluated_on_the_six(attnrl: Attnrl, tmp_path: Path) -> None:
+    models = [str(save_model(tmp_path / style, style, max_position_embeddings=4096)) for style in ("base_bos", "r1")]
+    short = ["--problems", "1", "--samples", "1", "--max-new-tokens", "4", "--grader", "rules"]
+    output = tmp_path / "out"
+    names = ",".join(KNOWN)
+    outcome = attnrl(
+        "eval", *models, "--benchmark", names, "--data-dir", str(shared_data()), *short, "--output", str(output)
+    )
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.count("first prompt (") == 2
+    rows = [json.loads(line) for line in (output / "samples.jsonl").read_text().splitlines()]
+    assert len(rows) == 12 and all(row["prompt"].count(PROMPT_SUFFIX) == 1 for row in rows)
+    assert {row["prompt"].startswith("<s>") for row in rows if row["model"] == models[0]} == {True}
+    assert {row["prompt"].endswith("<|Assistant|><think>\n") for row in rows if row["model"] == models[1]} == {True}

@@ -47,10 +47,9 @@ def test_the_papers_average_is_the_mean_of_its_columns() -> None:
 
 
 def test_models_are_rows_and_benchmarks_columns() -> None:
-    report = Report(["base", "mine"], [("aime24", "AIME24"), ("math500", "MATH-500")])
+    report = Report([("aime24", "AIME24"), ("math500", "MATH-500")])
     for model, first, second in (("base", HALF, HALF), ("mine", ALL, HALF)):
-        report.add(model, "aime24", first)
-        report.add(model, "math500", second)
+        report.add(model, {"aime24": first, "math500": second})
     text = printed(report)
     assert line(text.partition("pass@k in %")[0], "model") == ["model", "avg@2", "avg@2", "average"]
     rows = [row for row in text.splitlines() if row.startswith(("│ base ", "│ mine "))]
@@ -63,15 +62,14 @@ def test_models_are_rows_and_benchmarks_columns() -> None:
 
 
 def test_all_six_show_the_average_that_the_paper_prints() -> None:
-    report = Report(["m"], [(name, name) for name in TABLE_1_COLUMNS])
-    for name in TABLE_1_COLUMNS:
-        report.add("m", name, HALF)
+    report = Report([(name, name) for name in TABLE_1_COLUMNS])
+    report.add("m", dict.fromkeys(TABLE_1_COLUMNS, HALF))
     assert line(printed(report), "7B + TreeRL (paper)")[-1] == "66.9"  # the mean is 66.93
 
 
 def test_other_benchmarks_are_not_compared_and_alone_have_no_average() -> None:
-    report = Report(["a [bold]name"], [("mine", "mine")])
-    report.add("a [bold]name", "mine", summary([[1.0, 0.0, 0.0]] * 3, skipped=1))
+    report = Report([("mine", "mine")])
+    report.add("a [bold]name", {"mine": summary([[1.0, 0.0, 0.0]] * 3, skipped=1)})
     text = printed(report)
     assert "paper" not in text and "average" not in text
     assert "a [bold]name" in text and "1 skipped" in text
@@ -80,9 +78,8 @@ def test_other_benchmarks_are_not_compared_and_alone_have_no_average() -> None:
 
 def test_a_file_gets_whole_lines_however_many_columns() -> None:
     name = "runs/some/where/with/a/long/name/checkpoints/step-000500"
-    report = Report([name], [(column, column) for column in TABLE_1_COLUMNS])
-    for column in TABLE_1_COLUMNS:
-        report.add(name, column, HALF)
+    report = Report([(column, column) for column in TABLE_1_COLUMNS])
+    report.add(name, dict.fromkeys(TABLE_1_COLUMNS, HALF))
     assert sum(name in row for row in printed(report).splitlines()) == 7
 
 

@@ -58,7 +58,8 @@ def evaluate(
     """Measure models: avg@k with confidence intervals, pass@k, response length, truncation.
 
     Benchmarks follow the paper's protocol unless an option says otherwise. With --output, the same command again
-    continues after a Ctrl-C or a kill and repeats no response.
+    continues after a Ctrl-C or a kill and repeats no response. Of several models, a model that fails is left out, and
+    the exit code is 1.
 
     [bold]Examples[/bold]
 
@@ -101,6 +102,7 @@ def evaluate(
     if output is not None:
         echo(f"Written to {output}")
     evaluation.require_judged()
+    evaluation.require_all_models()
 
 
 def grade(

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from attnrl.errors import GraderError, UserError
+from attnrl.errors import GraderError, RunError, UserError, one_line
 from attnrl.evals.batching import MAX_BATCH, chunk_size, missing_chunks, rows_that_fit
 from attnrl.evals.candidates import Candidate, SuitePlan, open_candidate, sample_seed
 from attnrl.evals.directory import EvalDirectory
@@ -32,8 +32,19 @@ from attnrl.rl.evaluation import respond
 from attnrl.utils.console import print_line
 
 
+class _ModelError(Exception):
+    """A model cannot be loaded or sampled; the message is one line."""
+
+
 class EvaluationRun:
-    """One evaluation of models on suites: :meth:`run` samples and grades all responses not in ``output`` yet."""
+    """One evaluation of models on suites: :meth:`run` samples and grades all responses not in ``output`` yet.
+
+    Of several models a model that fails is left out, and the evaluation goes on with the others.
+
+    Attributes:
+        candidates: the models, without the models that failed.
+        failures: message of each model that failed, by name.
+    """
 
     def __init__(
         self,
@@ -62,7 +73,7 @@ class EvaluationRun:
             trust_remote_code: whether Python code in the models' directories may run.
 
         Raises:
-            UserError: a model is given twice or cannot be opened, or ``output`` holds another evaluation.
+            UserError: a model is given twice, no model can be opened, or ``output`` holds another evaluation.
         """
         if len(set(models)) < len(models):
             raise UserError("the same model is given more than once")
@@ -73,24 +84,59 @@ class EvaluationRun:
         self.chunk = chunk
         self.max_batch = max_batch or MAX_BATCH
         self.device = choose_device(device)
-        self.candidates = [open_candidate(model, suites, settings, trust_remote_code) for model in models]
+        self.failures: dict[str, str] = {}
+        self.candidates: list[Candidate] = []
+        for model in models:
+            try:
+                self.candidates.append(open_candidate(model, suites, settings, trust_remote_code))
+            except UserError as error:
+                self.failures[model] = one_line(error)
+        if not self.candidates:
+            raise UserError(next(iter(self.failures.values())))
         self.directory = EvalDirectory(output) if output is not None else None
         previous = self.directory.read_results() if self.directory is not None else None
         self.record = initial_record(previous, self.candidates, suites, settings, self.device)
+        self.record["failures"] = self.failures
         self.outcomes: OutcomesByPlan = {}
         if self.directory is not None and previous is not None:
             self.outcomes = finished_outcomes(self.directory, self.candidates)
-        self.total = sum(len(plan.sample_requests) for candidate in self.candidates for plan in candidate.plans)
+
+    @property
+    def total(self) -> int:
+        """Return the number of responses to sample and grade, finished responses included."""
+        return sum(len(plan.sample_requests) for candidate in self.candidates for plan in candidate.plans)
+
+    def require_all_models(self) -> None:
+        """Check that no model failed.
+
+        Raises:
+            RunError: names each model that failed, with the reason.
+        """
+        if self.failures:
+            reasons = "; ".join(f"{name} ({message})" for name, message in self.failures.items())
+            models = len(self.failures) + len(self.candidates)
+            raise RunError(f"{len(self.failures)} of {models} models failed: {reasons}")
+
+    def _leave_out(self, candidate: Candidate, error: _ModelError) -> None:
+        """Leave out a model that failed while other models are left.
+
+        Raises:
+            UserError: no model is left.
+        """
+        self.failures[candidate.name] = one_line(error)
+        self.candidates.remove(candidate)
+        if not self.candidates:
+            raise UserError(next(iter(self.failures.values())))
+        print_line(self.console, _left_out(candidate.name, self.failures[candidate.name]))
 
     def run(self) -> Report:
         """Sample and grade the missing responses, write samples and results, and return the report.
 
         Raises:
-            UserError: the grader or the first model cannot be loaded (before anything is written), or a later model
-                cannot be loaded.
+            UserError: the grader or every model cannot be loaded. Raised before anything is written.
             KeyboardInterrupt: interrupted; all finished chunks are written.
         """
-        report = Report([candidate.name for candidate in self.candidates], [(s.name, s.title) for s in self.suites])
+        report = Report([(suite.name, suite.title) for suite in self.suites])
         with open_rewards(self.settings) as rewards:
             rewards.probe([problem for suite in self.suites for problem in suite.problems])
             for note in self._notes(rewards):
@@ -101,11 +147,14 @@ class EvaluationRun:
                     self.directory.open()
                 self._write_record()
                 with EvalProgress(self.console, self.total, self._finished()) as progress:
-                    for candidate in self.candidates:
-                        self._evaluate(candidate, loaded.pop(candidate.name, None), rewards, progress, report)
+                    for candidate in list(self.candidates):
+                        try:
+                            self._evaluate(candidate, loaded.pop(candidate.name, None), rewards, progress, report)
+                        except _ModelError as error:
+                            self._leave_out(candidate, error)
                         _free_memory(self.device)
                 self.record["averages"] = report.averages()
-                self.record["complete"] = True
+                self.record["complete"] = not self.failures
                 self._write_record()
             except KeyboardInterrupt:
                 print_line(self.console, self._interrupted())
@@ -141,6 +190,7 @@ class EvaluationRun:
 
     def _notes(self, rewards: RewardManager) -> Iterator[str]:
         """Yield remarks on the suites, on problems without usable answer, and on the limits of the models."""
+        yield from (_left_out(model, message) for model, message in self.failures.items())
         for suite in self.suites:
             yield from suite.notes
             for gold in rewards.unusable_golds(suite.problems):
@@ -177,23 +227,37 @@ class EvaluationRun:
             The first of the models by name; the others are released again and loaded when their turn comes.
 
         Raises:
-            UserError: a model cannot be loaded or sampled.
+            UserError: no model can be loaded and sampled.
         """
-        needed = [
-            candidate
-            for candidate in self.candidates
-            if any(len(plan.sample_requests) > len(self._outcomes_of(candidate, plan)) for plan in candidate.plans)
-        ]
-        for candidate in reversed(needed):
+        first: dict[str, PreTrainedModel] = {}
+        for candidate in reversed(list(self.candidates)):
+            if all(len(plan.sample_requests) == len(self._outcomes_of(candidate, plan)) for plan in candidate.plans):
+                continue
+            first.clear()
+            _free_memory(self.device)
+            try:
+                model, notes = self._load(candidate)
+            except _ModelError as error:
+                self._leave_out(candidate, error)
+                continue
+            for note in notes:
+                print_line(self.console, note)
+            first[candidate.name] = model
+            del model
+        return first
+
+    def _load(self, candidate: Candidate) -> tuple[PreTrainedModel, list[str]]:
+        """Load a model; return the model and remarks of one line each.
+
+        Raises:
+            _ModelError: the weights cannot be loaded, or the sampler does not support the model.
+        """
+        try:
             loaded = candidate.load(self.device, self.settings.dtype)
             slower = check_cache(loaded.model)
-            for note in (*loaded.notes, *([f"{candidate.name}: {slower}"] if slower else [])):
-                print_line(self.console, note)
-            if candidate is needed[0]:
-                return {candidate.name: loaded.model}
-            del loaded
-            _free_memory(self.device)
-        return {}
+        except (UserError, torch.OutOfMemoryError) as error:
+            raise _ModelError(one_line(error)) from None
+        return loaded.model, [*loaded.notes, *([f"{candidate.name}: {slower}"] if slower else [])]
 
     def _evaluate(
         self,
@@ -203,17 +267,22 @@ class EvaluationRun:
         progress: EvalProgress,
         report: Report,
     ) -> None:
-        """Sample and grade the missing responses of one model, suite by suite; load ``model`` if needed."""
+        """Sample and grade the missing responses of one model, suite by suite; load ``model`` if needed.
+
+        Raises:
+            _ModelError: the model cannot be loaded or sampled.
+        """
+        summaries: dict[str, Summary] = {}
         for plan in candidate.plans:
             progress.begin(f"{candidate.name} · {plan.suite.title}")
             if len(self._outcomes_of(candidate, plan)) < len(plan.sample_requests):
                 if model is None:
-                    model = candidate.load(self.device, self.settings.dtype).model
+                    model, _ = self._load(candidate)
                 self._sample(candidate, plan, model, rewards, progress)
-            summary = self._summarize(candidate, plan)
-            report.add(candidate.name, plan.suite.name, summary)
-            add_result(self.record, candidate.name, plan, summary)
+            summaries[plan.suite.name] = self._summarize(candidate, plan)
+            add_result(self.record, candidate.name, plan, summaries[plan.suite.name])
             self._write_record()
+        report.add(candidate.name, summaries)
 
     def _sample(
         self,
@@ -226,13 +295,16 @@ class EvaluationRun:
         """Sample and grade the missing responses of one plan, and append the samples chunk by chunk."""
         outcomes = self._outcomes_of(candidate, plan)
         batch = min(rows_that_fit(model, plan.sample_requests), self.max_batch)
-        sampler = build_sampler(
-            model,
-            candidate.renderer.tokenizer,
-            self.settings.sampling,
-            max_batch=batch,
-            on_progress=progress.sampled,
-        )
+        try:
+            sampler = build_sampler(
+                model,
+                candidate.renderer.tokenizer,
+                self.settings.sampling,
+                max_batch=batch,
+                on_progress=progress.sampled,
+            )
+        except UserError as error:
+            raise _ModelError(one_line(error)) from None
         size = self.chunk or chunk_size(model, plan.sample_requests, batch)
         for missing in missing_chunks(plan.sample_requests, size, outcomes):
             samples = respond(missing, sampler=sampler, rewards=rewards, renderer=candidate.renderer)
@@ -251,6 +323,10 @@ class EvaluationRun:
         ordered = [outcomes[sampled.problem.id, sampled.sample] for sampled in plan.sample_requests]
         seed = sample_seed(self.settings.seed, plan.suite.name, "bootstrap", 0)
         return summarize_outcomes(ordered, samples=plan.suite.samples, skipped=len(plan.skipped), seed=seed)
+
+
+def _left_out(model: str, message: str) -> str:
+    return f"{model} is left out: {message}"
 
 
 def _free_memory(device: torch.device) -> None:

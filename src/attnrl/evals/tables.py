@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from types import TracebackType
 from typing import Any
@@ -38,15 +38,16 @@ TABLE_1: tuple[tuple[str, tuple[float, ...], float], ...] = (
 class Report:
     """Tables of the summaries of models on benchmarks."""
 
-    def __init__(self, models: Sequence[str], benchmarks: Sequence[tuple[str, str]]) -> None:
-        """Create an empty report with ``models`` as rows and ``benchmarks`` (pairs of name and title) as columns."""
-        self.models = list(models)
+    def __init__(self, benchmarks: Sequence[tuple[str, str]]) -> None:
+        """Create an empty report with ``benchmarks`` (pairs of name and title) as columns."""
+        self.models: list[str] = []
         self.benchmarks = list(benchmarks)
         self.summaries: dict[tuple[str, str], Summary] = {}
 
-    def add(self, model: str, benchmark: str, summary: Summary) -> None:
-        """Add the summary of one model on one benchmark."""
-        self.summaries[model, benchmark] = summary
+    def add(self, model: str, summaries: Mapping[str, Summary]) -> None:
+        """Add a row: the summaries of one model, by benchmark."""
+        self.models.append(model)
+        self.summaries |= {(model, benchmark): summary for benchmark, summary in summaries.items()}
 
     def averages(self) -> list[dict[str, Any]]:
         """Return the unweighted mean over benchmarks with a 95 % confidence interval, one row per model."""

@@ -20,7 +20,7 @@ from attnrl.data.run_data import load_run_data
 from attnrl.errors import RunError, UserError, one_line
 from attnrl.inference.registry import find_sampler
 from attnrl.local.loading import load_tokenizer
-from attnrl.local.model_names import ModelSource
+from attnrl.local.model_names import ModelSource, find_model_here
 from attnrl.runs.compatibility import require_same_settings
 from attnrl.runs.directory import METRICS, RunDirectory
 from attnrl.runs.model_record import changed_weights, find_run_model, record_model
@@ -135,7 +135,7 @@ def _validate(composed: Any) -> None:
 def prepare(config: TrainConfig, say: Callable[[str], None] = print) -> tuple[Any, ModelSource]:
     """Check every setting, file and model before Ray starts; return verl's configuration and the starting model.
 
-    ``say`` is called with one line per remark on the starting model.
+    ``say`` is called with one line per remark on the starting model and the data, and with the first prompt.
 
     Raises:
         UserError: verl is missing; or naming the invalid setting, file or model.
@@ -167,7 +167,10 @@ def prepare(config: TrainConfig, say: Callable[[str], None] = print) -> tuple[An
     for note in (*source.notes, *changed_weights(config, begun_in, source)):
         say(note)
     tokenizer = load_tokenizer(source.directory, trust_remote_code=config.trust_remote_code)
-    load_run_data(config, tokenizer).rewards.close()
+    data = load_run_data(config, tokenizer)
+    data.rewards.close()
+    for line in (*data.notes, *data.first_prompt()):
+        say(line)
     return compose(config, str(source.directory)), source
 
 
@@ -202,6 +205,23 @@ def try_to_compose(config: TrainConfig) -> str:
         require_wandb_account()
     compose(config, config.model)
     return f"verl        {VERSION}, accepts the settings"
+
+
+def show_prompts(config: TrainConfig) -> list[str]:
+    """Return lines for ``--dry-run``: remarks on the data and the first prompt, if model and data are on this machine.
+
+    Raises:
+        UserError: the tokenizer, the chat template or the data are invalid.
+    """
+    source = find_model_here(config.model)
+    train, held_out = config.data.train or (), config.data.eval or ()
+    files = [name for names in (train, held_out) for name in ([names] if isinstance(names, str) else names)]
+    if source is None or not all(Path(name).exists() for name in files):
+        return ["prompts     not checked: the model or the data are not on this machine"]
+    tokenizer = load_tokenizer(source.directory, trust_remote_code=config.trust_remote_code)
+    data = load_run_data(config, tokenizer)
+    data.rewards.close()
+    return [*data.notes, *data.first_prompt()]
 
 
 def train(config: TrainConfig, say: Callable[[str], None] = print) -> list[dict[str, float]]:
