@@ -32,6 +32,10 @@ def fails(completions: Sequence[str], **columns: Any) -> list[float]:
     raise RuntimeError("the judge is away")
 
 
+def names_itself(completions: Sequence[str], **columns: Any) -> list[float]:
+    raise RuntimeError(completions[0])
+
+
 def logs(completions: Sequence[str], log_metric: Any, trainer_state: Any) -> list[float]:
     log_metric("mine", float(len(completions)))
     return [float(trainer_state.global_step)] * len(completions)
@@ -71,8 +75,11 @@ def test_a_function_as_grader_decides_both() -> None:
 
 def test_a_response_that_no_function_applies_to_has_no_reward() -> None:
     (nothing,) = grade(rewards("digits_only", grader=RulesGrader()), "\\boxed{5}")
-    assert (nothing.reward, nothing.verdict) == (None, "correct")
-    assert grade(rewards("digits_only"), "none")[0].verdict == "not_judged"
+    assert (nothing.reward, nothing.verdict, nothing.fault) == (None, "correct", None)
+    for manager in (rewards("digits_only"), rewards(grader=build_grader(f"{__name__}:digits_only"))):
+        (nothing,) = grade(manager, "none")
+        assert (nothing.reward, nothing.verdict, nothing.fault) == (None, "not_judged", None)
+        manager.require_few_faults(0.0)  # no fault: the function does not apply
 
 
 def test_a_function_that_fails_leaves_no_reward_and_the_reasons_are_counted() -> None:
@@ -83,6 +90,14 @@ def test_a_function_that_fails_leaves_no_reward_and_the_reasons_are_counted() ->
     (note,) = manager.take_notes()
     assert "2 of 2" in note and "fails: RuntimeError" in note and "the judge is away" in note
     assert manager.take_notes() == []
+
+
+def test_faults_with_a_text_of_their_own_take_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attnrl.grading.rewards.MAX_KNOWN", 3)
+    manager = rewards("names_itself")
+    grade(manager, *map(str, range(20)))
+    (note,) = manager.take_notes()
+    assert "20 of 20" in note and "17 x other reasons" in note
 
 
 def test_metrics_of_a_function_and_the_step() -> None:

@@ -70,8 +70,8 @@ class FunctionGrader(ClosableGrader):
 
 def grade_of_value(value: Value, answer: str | None, correct_from: float, name: str) -> Grade:
     """Return the grade for the value of a function without verdicts; ``name`` is the name of the function."""
-    if value is None:
-        return Grade(None, "not_judged", answer, fault=f"{name}: returned None")
+    if value is None:  # the function does not apply
+        return Grade(None, "not_judged", answer)
     if isinstance(value, Fault):
         return Grade(None, "not_judged", answer, fault=f"{name}: {value.reason}")
     return Grade(value, "correct" if value >= correct_from else "wrong", answer)

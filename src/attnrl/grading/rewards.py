@@ -21,6 +21,7 @@ from attnrl.types import Grade, Grader, Problem, Response
 from attnrl.utils.plugins import import_object
 
 MAX_REASONS = 3  # named in a note
+MAX_KNOWN = 1_000  # distinct reasons counted in a session
 SETTING = "reward.functions"
 OVERLONG = "overlong_penalty"  # name of the penalty among the rewards of a grade
 
@@ -103,12 +104,19 @@ class RewardManager:
             for row, (response, grade) in enumerate(zip(responses, judged, strict=True))
         ]
         self._has_graded = self._has_graded or bool(grades)
-        faults = [grade.fault for grade in grades if grade.fault is not None]
         self._graded += len(grades)
-        self._faults.update(faults)
         self._all_graded += len(grades)
-        self._all_faults.update(faults)
+        for grade in grades:
+            if grade.fault is not None:
+                self._count(grade.fault)
         return grades
+
+    def _count(self, fault: str) -> None:
+        """Count a fault; new faults share one name once many are known (messages with an id would fill the memory)."""
+        known = fault in self._all_faults or len(self._all_faults) < MAX_KNOWN
+        reason = fault if known else "other reasons"
+        self._faults[reason] += 1
+        self._all_faults[reason] += 1
 
     def require_few_faults(self, limit: float) -> None:
         """Check that at most the share ``limit`` of all responses graded so far had a fault.
@@ -165,7 +173,7 @@ class RewardManager:
         return self._shaped(judged, response)
 
     def _weighted_sum(self, values: Sequence[Value]) -> tuple[float | None, str | None]:
-        """Return the weighted sum of the values that are not None, and the reason if there is no sum."""
+        """Return the weighted sum of the values that are not None, and the reason if a function has failed."""
         faults = [
             f"{name}: {value.reason}"
             for name, value in zip(self.names, values, strict=True)
@@ -174,7 +182,7 @@ class RewardManager:
         if faults:
             return None, "; ".join(faults)
         parts = [weight * value for weight, value in zip(self.weights, values, strict=True) if isinstance(value, float)]
-        return (sum(parts), None) if parts else (None, f"{', '.join(self.names)}: returned None")
+        return (sum(parts) if parts else None), None
 
     def _by_reward(self, reward: float | None, response: Response) -> Grade:
         """Return the grade of a response without a grader: a reward of at least ``reward.correct_from`` is correct."""
@@ -232,7 +240,7 @@ class RewardManager:
         self._faults, self._graded = Counter(), 0
         if not faults:
             return []
-        reasons = [f"{reason} ({count:,} times)" for reason, count in faults.most_common(MAX_REASONS)]
+        reasons = [f"{count:,} x {reason}" for reason, count in faults.most_common(MAX_REASONS)]
         if len(faults) > MAX_REASONS:
             reasons.append(f"{len(faults) - MAX_REASONS:,} more reasons")
         return [f"not judged: {faults.total():,} of {graded:,} responses: {'; '.join(reasons)}"]
