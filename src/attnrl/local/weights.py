@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ WRAPPERS = {
 }
 #: Beginnings of tensor names that a wrapper adds.
 LEADING = {"module.": "DistributedDataParallel or DeepSpeed", "base_model.model.": "PEFT"}
+EXPERT = re.compile(r"\.experts\.(\d+)\.")
 NAMED = 3  # tensors named in a message
 TRIAL_TOKENS = 4
 
@@ -128,6 +130,7 @@ def check_shapes(directory: Path, settings: Mapping[str, Any], expected: PreTrai
     refuse_wrapped(directory, unknown, len(shapes))
     if "quantization_config" not in settings:  # packed weights have shapes of their own
         compare_shapes(directory, shapes, expected)
+        compare_experts(directory, {name: shapes[name] for name in unknown})
 
 
 def compare_shapes(directory: Path, shapes: Mapping[str, tuple[int, ...]], expected: PreTrainedModel) -> None:
@@ -148,6 +151,31 @@ def compare_shapes(directory: Path, shapes: Mapping[str, tuple[int, ...]], expec
     values, held = sum(map(math.prod, wanted.values())), sum(map(math.prod, shapes.values()))
     if shapes and values > 64 * held:  # a random initialisation of the missing tensors would exhaust the memory
         raise UserError(f"model {directory}: config.json describes {values:,} weights, and the files hold {held:,}")
+
+
+def compare_experts(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare the tensors of numbered experts with each other; transformers joins the experts of a layer to one tensor.
+
+    Args:
+        directory: the model directory.
+        shapes: shapes by name; names with ``.experts.NUMBER.`` are compared.
+
+    Raises:
+        UserError: an expert lacks a tensor of other experts, or has a tensor of another shape.
+    """
+    experts = {name: found for name in shapes if (found := EXPERT.search(name))}
+    number = 1 + max((int(found[1]) for found in experts.values()), default=-1)
+    others: dict[str, Counter[tuple[int, ...]]] = defaultdict(Counter)
+    for name in experts:
+        others[EXPERT.sub(".experts.*.", name)][shapes[name]] += 1
+    wanted = [kind.replace(".*.", f".{index}.") for kind in others for index in range(number)]
+    missing = [name for name in wanted if name not in shapes]
+    if missing:
+        raise UserError(f"model {directory}: {len(missing)} of {len(wanted)} tensors of experts missing: {some(missing)}")
+    usual = {name: others[EXPERT.sub(".experts.*.", name)].most_common(1)[0][0] for name in experts}
+    odd = [f"{name} is {list(shapes[name])}, not {list(usual[name])}" for name in experts if shapes[name] != usual[name]]
+    if odd:
+        raise UserError(f"model {directory}: {len(odd)} tensors have another shape than other experts: {some(odd)}")
 
 
 def refuse_adapter(directory: Path, names: Iterable[str]) -> None:
