@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from attnrl.config.load import load_config
 from attnrl.config.schema import TrainConfig
+from attnrl.errors import RunError
 from attnrl.method.loss import cut_mini_batches
 from attnrl.method.steps import Steps
 from attnrl.types import TrainingRow
@@ -136,3 +137,25 @@ def test_importance_weights_go_along():
     trained.update(rows)
     weights = trained.actor.given[-1]["rollout_is_weights"].unbind()[0]
     assert weights.tolist() == pytest.approx([1.5, 0.3679], rel=1e-3)
+
+
+class OtherWorkers(Workers):
+    """A worker group with another model: its log-probs are half as large."""
+
+    def compute_ref_log_prob(self, batch: TensorDict) -> TensorDict:
+        found = self.compute_log_prob(batch)
+        found["log_probs"] = found["log_probs"] * 0.5
+        return found
+
+
+def test_another_reference_is_refused_before_the_first_update_of_a_new_run():
+    config = policy(2).config
+    actor, reference = Workers(2), OtherWorkers(2)
+    with pytest.raises(RunError, match=r"loss\.kl"):
+        VerlPolicy(actor, reference, config).update([row(0, 2, 3)])
+    assert not [batch for batch in actor.given if "advantages" in batch.keys()]  # noqa: SIM118
+    VerlPolicy(actor, reference, config, resumed=True).update([row(0, 2, 3)])
+    trained = VerlPolicy(actor, actor, config)
+    trained.update([row(0, 2, 3)])
+    trained.reference = reference
+    trained.update([row(0, 2, 3)])

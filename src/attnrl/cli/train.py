@@ -71,13 +71,13 @@ def train(
 
 def _train_with_verl(config: TrainConfig, dry_run: bool) -> None:
     from attnrl.runs.summary import summarize_run
-    from attnrl.verl.launch import show_prompts, try_to_compose
+    from attnrl.verl.launch import check_model, show_prompts, try_to_compose
     from attnrl.verl.launch import train as run_training
     from attnrl.verl.plan import plan
 
     if dry_run:
         echo(dump_config(config))
-        lines = [try_to_compose(config), *plan(config), *show_prompts(config)]
+        lines = [try_to_compose(config), *check_model(config), *plan(config), *show_prompts(config)]
     else:
         lines = [*summarize_run(run_training(config, echo)), f"Run directory: {config.output_dir}"]
     for line in lines:

@@ -16,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from attnrl.errors import UserError, one_line
+from attnrl.local.model_config import read_config
 
 PICKLED = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill"})
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -66,7 +67,7 @@ def check_model_files(directory: Path, *, trust_remote_code: bool = False) -> No
     Raises:
         UserError: naming the file and the reason.
     """
-    config = _read_object(directory / "config.json")
+    config = read_config(directory)
     if all((directory / name).is_file() for name in OWN_FILES):
         refuse_pickles(directory)
     if (directory / "adapter_config.json").is_file():

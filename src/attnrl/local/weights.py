@@ -171,9 +171,13 @@ def compare_experts(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> N
     wanted = [kind.replace(".*.", f".{index}.") for kind in others for index in range(number)]
     missing = [name for name in wanted if name not in shapes]
     if missing:
-        raise UserError(f"model {directory}: {len(missing)} of {len(wanted)} tensors of experts missing: {some(missing)}")
+        raise UserError(
+            f"model {directory}: {len(missing)} of {len(wanted)} tensors of experts missing: {some(missing)}"
+        )
     usual = {name: others[EXPERT.sub(".experts.*.", name)].most_common(1)[0][0] for name in experts}
-    odd = [f"{name} is {list(shapes[name])}, not {list(usual[name])}" for name in experts if shapes[name] != usual[name]]
+    odd = [
+        f"{name} is {list(shapes[name])}, not {list(usual[name])}" for name in experts if shapes[name] != usual[name]
+    ]
     if odd:
         raise UserError(f"model {directory}: {len(odd)} tensors have another shape than other experts: {some(odd)}")
 

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 from warnings import catch_warnings, simplefilter
 
+from transformers import PreTrainedTokenizerBase
+
 from attnrl.config.schema import TrainConfig
 from attnrl.data.run_data import load_run_data
 from attnrl.errors import RunError, UserError, one_line
 from attnrl.inference.registry import find_sampler
-from attnrl.local.loading import load_tokenizer
+from attnrl.local.loading import load_model, load_tokenizer
 from attnrl.local.model_names import ModelSource, find_model_here
 from attnrl.runs.compatibility import require_same_settings
 from attnrl.runs.directory import METRICS, RunDirectory
@@ -164,14 +166,39 @@ def prepare(config: TrainConfig, say: Callable[[str], None] = print) -> tuple[An
         require_same_settings(config, run)
     begun_in = _begun_in(config, run)
     source = find_run_model(config, begun_in)
-    for note in (*source.notes, *changed_weights(config, begun_in, source)):
-        say(note)
     tokenizer = load_tokenizer(source.directory, trust_remote_code=config.trust_remote_code)
+    of_weights = _check_weights(config, source, tokenizer)
     data = load_run_data(config, tokenizer)
     data.rewards.close()
-    for line in (*data.notes, *data.first_prompt()):
+    notes = (*source.notes, *changed_weights(config, begun_in, source), *of_weights, *data.notes)
+    for line in (*notes, *data.first_prompt()):
         say(line)
     return compose(config, str(source.directory)), source
+
+
+def check_model(config: TrainConfig) -> list[str]:
+    """Check the starting model for ``--dry-run``, if the model is on this machine; return remarks on the weights.
+
+    Raises:
+        UserError: as :func:`attnrl.local.loading.load_model`.
+    """
+    source = find_model_here(config.model)
+    if source is None:
+        return []
+    tokenizer = load_tokenizer(source.directory, trust_remote_code=config.trust_remote_code)
+    return list(_check_weights(config, source, tokenizer))
+
+
+def _check_weights(config: TrainConfig, source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Load the starting model to host memory in the dtype of the files, and release the model; return the notes.
+
+    verl's workers load the files with transformers, which replaces missing tensors by random tensors.
+    """
+    import torch
+
+    trusted = config.trust_remote_code
+    cpu = torch.device("cpu")
+    return load_model(source.directory, tokenizer, device=cpu, dtype="auto", trust_remote_code=trusted).notes
 
 
 def _needs_flash_attention(config: TrainConfig) -> bool:

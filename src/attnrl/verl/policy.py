@@ -18,12 +18,16 @@ from verl.utils.metric import reduce_metrics
 from verl.utils.seqlen_balancing import calculate_workload, get_seqlen_balanced_partitions
 
 from attnrl.config.schema import TrainConfig
+from attnrl.errors import RunError
 from attnrl.method.loss import cut_mini_batches, truncated_importance
 from attnrl.method.steps import Steps
 from attnrl.types import Score, TrainingRow
 from attnrl.verl.engine import INFLUENCE, MEASURE, STEP_STARTS
 
 FILLER = TrainingRow(prompt=(0,), response=(0,), old_logprobs=(0.0,), sampler_logprobs=(0.0,), advantages=(0.0,))
+
+#: Largest difference in nats of two log-probs of the same weights.
+ROUNDING = {"float32": 1e-3, "bfloat16": 0.25}
 
 #: Names of verl's update metrics in ``metrics.jsonl``.
 METRICS = {
@@ -39,11 +43,19 @@ METRICS = {
 class VerlPolicy:
     """Implements :class:`attnrl.types.Policy` on verl's worker groups."""
 
-    def __init__(self, actor: Any, reference: Any, config: TrainConfig) -> None:
-        """Use the worker groups of the actor and of the reference (frozen initial model; None without a KL term)."""
+    def __init__(self, actor: Any, reference: Any, config: TrainConfig, *, resumed: bool = False) -> None:
+        """Use the worker groups of the actor and of the reference (frozen initial model; None without a KL term).
+
+        Args:
+            actor: worker group of the actor.
+            reference: worker group of the reference, or None.
+            config: the recipe.
+            resumed: True if the actor's weights come from a checkpoint; else they are the reference's.
+        """
         self.actor = actor
         self.reference = reference
         self.config = config
+        self.starts_at_reference = reference is not None and not resumed
         if "actor" not in actor._dispatch_info:
             actor._dispatch_info["actor"] = actor._query_dispatch_info("actor")
         self.workers = max(actor._dispatch_info["actor"]) + 1
@@ -102,6 +114,7 @@ class VerlPolicy:
 
         Raises:
             RuntimeError: raised by a worker.
+            RunError: before the first update of a new run, the KL to the reference is not 0 up to rounding.
         """
         lengths = [len(row.response) for row in rows]
         mini_batches = cut_mini_batches(lengths, self.config.optimizer.mini_batches)
@@ -139,13 +152,12 @@ class VerlPolicy:
             ]
             batch["rollout_is_weights"] = _nested(importance)
         if self.reference is not None:
-            output = self._forward(self.reference.compute_ref_log_prob, batch, calculate_entropy=False)
-            batch["ref_log_prob"] = _nested(
-                [
-                    logprob_T[len(row.prompt) - 1 : -1]
-                    for row, logprob_T in zip(ordered_rows, output["log_probs"].unbind(), strict=True)
-                ]
-            )
+            reference = self._response_logprobs(self.reference.compute_ref_log_prob, batch, ordered_rows)
+            if self.starts_at_reference:
+                actor = self._response_logprobs(self.actor.compute_log_prob, _batch(ordered_rows), ordered_rows)
+                _require_same_model(self.config, actor, reference)
+                self.starts_at_reference = False
+            batch["ref_log_prob"] = _nested(reference)
         tensordict_utils.assign_non_tensor(
             batch,
             calculate_entropy=False,
@@ -160,6 +172,11 @@ class VerlPolicy:
         )
         reported = self.actor.update_actor(batch)["metrics"]
         return _metrics(reported)
+
+    def _response_logprobs(self, method: Any, batch: TensorDict, rows: Sequence[TrainingRow]) -> list[Tensor]:
+        """Return the log-probs of the response tokens of each row."""
+        logprobs = self._forward(method, batch, calculate_entropy=False)["log_probs"].unbind()
+        return [logprob_T[len(row.prompt) - 1 : -1] for row, logprob_T in zip(rows, logprobs, strict=True)]
 
     def _forward(self, method: Any, batch: TensorDict, *, calculate_entropy: bool) -> TensorDict:
         tensordict_utils.assign_non_tensor(
@@ -192,6 +209,22 @@ class VerlPolicy:
                 parts = get_seqlen_balanced_partitions(work, k_partitions=self.workers, equal_size=True)
             shares.append([index if index < len(lengths) else None for part in parts for index in part])
         return shares
+
+
+def _require_same_model(config: TrainConfig, actor: Sequence[Tensor], reference: Sequence[Tensor]) -> None:
+    """Check that actor and reference give the same log-probs before the first update, up to rounding.
+
+    Equal bit for bit on one CPU; kernels and micro-batches of a GPU may sum in another order.
+
+    Raises:
+        RunError: a log-prob differs by more than rounding.
+    """
+    largest = max(float((left - right).abs().max()) for left, right in zip(actor, reference, strict=True))
+    if not largest <= ROUNDING[config.dtype]:
+        raise RunError(
+            f"loss.kl: before the first update the log-probs of actor and reference differ by up to {largest:.3g} "
+            "nats, and the KL must be 0: the two are not the same model"
+        )
 
 
 def _metrics(reported: Mapping[str, Any]) -> dict[str, float]:

@@ -92,7 +92,10 @@ class AttnRLTrainer(PPOTrainer):  # type: ignore[misc]
                 sampler=self._watched_sampler(self.recipe.sampling.params),
                 rewards=self.rewards,
                 policy=VerlPolicy(
-                    self.actor_rollout_wg, self.ref_policy_wg if self.use_reference_policy else None, self.recipe
+                    self.actor_rollout_wg,
+                    self.ref_policy_wg if self.use_reference_policy else None,
+                    self.recipe,
+                    resumed=self.state is not None,
                 ),
                 renderer=self.data.renderer,
                 source=self.data.source,

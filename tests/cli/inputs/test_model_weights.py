@@ -17,7 +17,13 @@ import torch
 from command_line import EVAL, Attnrl, stages, train, tree
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, dynamic_module_utils
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    MixtralConfig,
+    PreTrainedTokenizerBase,
+    dynamic_module_utils,
+)
 
 Weights = dict[str, Tensor]
 TASK = ["--task", "ledger"]
@@ -105,6 +111,8 @@ FAULTY_CONFIGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "number that is text": ({"num_attention_heads": "4"}, ["num_attention_heads"]),
     "number that is an object": ({"intermediate_size": {"a": 1}}, ["intermediate_size"]),
     "number without end": ({"intermediate_size": 10**400}, ["config.json"]),
+    "nested without end": ({"more": "DEEP"}, ["config.json"]),
+    "nested deep": ({"more": "NESTED"}, ["config.json"]),
     "half a head": ({"num_attention_heads": 2.5}, ["num_attention_heads"]),
     "unknown activation": ({"hidden_act": "swish2"}, ["swish2"]),
     "padding beyond the vocabulary": ({"pad_token_id": 5000}, ["faulty", "config.json"]),
@@ -125,7 +133,10 @@ def copy_of(
         save_file(weights, faulty / "model.safetensors", metadata={"format": "pt"})
     if config is not None:
         path = faulty / "config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+        text = json.dumps({**json.loads(path.read_text()), **config})
+        for word, depth in (("DEEP", 100_000), ("NESTED", 900)):
+            text = text.replace(f'"{word}"', "[" * depth + "]" * depth)
+        path.write_text(text)
     return faulty
 
 
@@ -198,7 +209,9 @@ def test_every_model_of_an_evaluation_is_checked_first(
     refuses(attnrl, tmp_path, [FIRST], "eval", "sound", "faulty", *EVAL[2:], *TASK, "--output", "out")
 
 
-@pytest.mark.parametrize("arguments", [["point"], ["disrupt"], ["sft"], ["sft", "--dry-run"], ["train"]])
+@pytest.mark.parametrize(
+    "arguments", [["point"], ["disrupt"], ["sft"], ["sft", "--dry-run"], ["train"], ["verl", "--dry-run"]]
+)
 def test_every_command_checks_the_weights(
     arguments: list[str], untied: Path, tmp_path: Path, attnrl: Attnrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,6 +223,7 @@ def test_every_command_checks_the_weights(
         "disrupt": ["disrupt", "faulty", *TASK],
         "sft": ["sft", "sft_ledger", "output_dir=out", "start=faulty", stages("ledger")],
         "train": train("model=faulty", "loss.kl=0.1"),
+        "verl": train("model=faulty", "engine=verl", "sampling.score_continuations=true"),
     }[command]
     refuses(attnrl, tmp_path, ["_orig_mod.", "attnrl export faulty faulty-clean"], *given, *options)
 
@@ -239,6 +253,7 @@ def test_an_end_of_sequence_beyond_the_vocabulary_is_refused_in_every_file(
 
 
 NOISY = """
+import functools
 from transformers import LlamaConfig, LlamaForCausalLM
 
 class NoisyConfig(LlamaConfig):
@@ -247,6 +262,7 @@ class NoisyConfig(LlamaConfig):
 class NoisyForCausalLM(LlamaForCausalLM):
     config_class = NoisyConfig
 
+    @functools.wraps(LlamaForCausalLM.forward)
     def forward(self, *arguments, **options):
         output = super().forward(*arguments, **options)
         if self.training:
@@ -283,8 +299,27 @@ def test_the_kl_of_a_new_run_is_exactly_zero_and_must_be(
     faulty = copy_of(untied, tmp_path, config={"model_type": "noisy", "auto_map": classes})
     (faulty / "noisy.py").write_text(NOISY)
     outcome = attnrl(*train("model=faulty", "trust_remote_code=true", "output_dir=noisy", *small))
-    assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+    assert (outcome.code, outcome.err.count("\n")) == (1, 1), outcome.err
     assert [part for part in ("loss.kl", "reference", "nats") if part not in outcome.err] == []
+
+
+def test_a_missing_or_misshapen_expert_is_named(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, attnrl: Attnrl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers joins the experts of a layer to one tensor while loading."""
+    monkeypatch.chdir(tmp_path)
+    sizes = dict(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, eos_token_id=1)
+    shape = MixtralConfig(**sizes, num_attention_heads=2, num_key_value_heads=2, num_local_experts=4, bos_token_id=None)
+    model = AutoModelForCausalLM.from_config(shape)
+    model.save_pretrained(tmp_path / "faulty")
+    tokenizer.save_pretrained(tmp_path / "faulty")
+    path = tmp_path / "faulty" / "model.safetensors"
+    weights = load_file(path)
+    expert = next(name for name in weights if ".experts.2." in name)
+    save_file(without(expert)(weights), path)
+    refuses(attnrl, tmp_path, [expert, "1 of 12"], *train("model=faulty", "--dry-run"))
+    save_file(changed(expert, lambda tensor: tensor[:5].clone())(weights), path)
+    refuses(attnrl, tmp_path, [expert, "[5, 16]", "[16, 16]"], *train("model=faulty", "--dry-run"))
 
 
 # --- attnrl export of a model directory -----------------------------------------------------------------------------
