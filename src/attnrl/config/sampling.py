@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from attnrl.config.base import Strict
 from attnrl.types import SamplingParams
 
 StopString = Annotated[str, Field(min_length=1)]
+
+
+def _as_list(value: object) -> object:
+    """Return a single stop string as a list; null as no stop string."""
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else value
 
 
 class SamplingConfig(Strict):
@@ -21,8 +28,9 @@ class SamplingConfig(Strict):
     min_p: float = Field(
         0.0, ge=0, le=1, description="smallest probability kept, as a share of the most probable token's; 0: off"
     )
-    stop: tuple[StopString, ...] = Field(
-        (), description="texts that end a response, also in held-out evaluation; the text stays in the response"
+    stop: Annotated[tuple[StopString, ...], BeforeValidator(_as_list)] = Field(
+        (),
+        description="a text or a list of texts that end a response, also in held-out evaluation; the text stays in the response",
     )
     max_new_tokens: PositiveInt = Field(8192, description="longest response, in tokens")
     max_prompt_tokens: PositiveInt = Field(

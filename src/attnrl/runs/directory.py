@@ -179,7 +179,7 @@ def step_of(row: Any, path: Path) -> float:
         UserError: the row has no step.
     """
     step = row.get("step") if isinstance(row, dict) else None
-    if not isinstance(step, (int, float)):
+    if not isinstance(step, (int, float)) or not math.isfinite(step):
         raise UserError(f"{path}: not readable (a row without a step)")
     return step
 

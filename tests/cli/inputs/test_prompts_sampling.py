@@ -44,7 +44,7 @@ def test_training_responses_end_at_stop_strings(attnrl: Attnrl) -> None:
     before = responses("plain/trees.jsonl", 1)
     stop = common_pair([response["text"] for response in before])
     settings = [*plain[:-2], "output_dir=out", "method.pipeline=two_phase", f"sampling.stop=[{json.dumps(stop)}]"]
-    assert attnrl(*train(*settings)).code == 0
+    assert attnrl(*train(*settings[:-1], f"sampling.stop={json.dumps(stop)}")).code == 0  # a text or a list of texts
     after = responses("out/trees.jsonl", 1)
     ended = 0
     for one, other in zip(before, after, strict=True):
