@@ -1,6 +1,7 @@
 """The file that ``attnrl grade`` writes."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ from typer.testing import CliRunner
 
 from attnrl.cli.app import app
 from attnrl.errors import UserError
-from attnrl.grading.grade_file import grade_file
+from attnrl.grading.grade_file import Columns, grade_file
 from attnrl.grading.registry import build_grader
 from attnrl.grading.rewards import RewardManager
+from attnrl.grading.rules import RulesGrader
 
 
 def write_rows(path: Path, rows: list[Any]) -> Path:
@@ -87,3 +89,20 @@ def test_grade_refuses_its_own_input_and_what_is_not_there(tmp_path: Path) -> No
         seen: list[tuple[int, int]] = []
         assert grade_file(source, tmp_path / "out.jsonl", rules, lambda *done: seen.append(done)) == {"correct": 1}
         assert seen == [(1, source.stat().st_size)]
+
+
+def test_popular_names_are_found_and_counted(tmp_path: Path) -> None:
+    source, taken = tmp_path / "x.jsonl", Counter[Columns]()
+    rows = [{"Completion": "\\boxed{2}", "Expected Answer": "2", "question": "1+1?"}, {"output": "3", "label": 3}]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with RewardManager(RulesGrader(flexible=True)) as rewards:
+        assert grade_file(source, tmp_path / "out.jsonl", rewards, taken=taken) == {"correct": 2}
+    assert taken == {Columns("Completion", "Expected Answer", "question"): 1, Columns("output", "label", None): 1}
+    misspelt = [
+        ({"respons": "2", "answer": "2"}, "rename respons"),
+        ({"response": "2", "anwser": "2"}, "rename anwser"),
+    ]
+    for row, said in misspelt:
+        source.write_text(json.dumps(row))
+        with RewardManager(RulesGrader()) as rewards, pytest.raises(UserError, match=f"line 1: .*{said}"):
+            grade_file(source, tmp_path / "out.jsonl", rewards)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -119,7 +120,8 @@ def grade(
     """Grade responses: each row gets a verdict, the extracted answer and the reward.
 
     A row has response (text) and answer (text, or a list of accepted answers). If a row has prompt as well, a boxed
-    answer that only repeats the problem is not accepted. Verdicts: correct, wrong, no_answer, timeout, error, bad_gold;
+    answer that only repeats the problem is not accepted. Popular names (completion, expected_answer) are found, and
+    the columns taken are printed. Verdicts: correct, wrong, no_answer, timeout, error, bad_gold;
     not_judged, with reward null, if the grader failed for a reason outside of the response.
 
     [bold]Example[/bold]
@@ -129,7 +131,7 @@ def grade(
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     from attnrl.config.reward import RewardConfig
-    from attnrl.grading.grade_file import grade_file
+    from attnrl.grading.grade_file import Columns, grade_file
     from attnrl.grading.registry import build_grader
     from attnrl.grading.rewards import RewardManager
 
@@ -146,7 +148,10 @@ def grade(
             rate = rows / (progress.tasks[0].elapsed or 1)
             progress.update(bar, completed=size, rate=f"{rows:,} rows, {rate:,.0f}/s")
 
-        verdicts = grade_file(file, output, rewards, show)
+        taken: Counter[Columns] = Counter()
+        verdicts = grade_file(file, output, rewards, show, taken)
+    for found, count in taken.items():
+        echo(f"{found} ({count:,} rows)")
     for note in rewards.take_notes():
         echo(note)
     rows = sum(verdicts.values())

@@ -5,37 +5,62 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from attnrl.config.columns import ANSWER, PROMPT, RESPONSE, find_columns
 from attnrl.errors import UserError
 from attnrl.grading.rewards import RewardManager
 from attnrl.grading.standalone import accepted_answers
 from attnrl.method.steps import THINK_BEGIN
 from attnrl.types import Problem, Response
 from attnrl.utils.files import require_writable_file
+from attnrl.utils.near import near_names
 
+ANSWERS = (*(spelling for spelling in ANSWER if "." not in spelling), "label", "target")
+PROMPTS = PROMPT[:3]  # text, or messages without the response
 BATCH_ROWS = 256  # graded in one call: work for every worker, and frequent progress
 
 
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a row to be graded; None: no such column."""
+
+    response: str | None
+    answer: str | None
+    prompt: str | None
+
+    def __str__(self) -> str:
+        """Return the columns in words."""
+        taken = {"response": self.response, "answer": self.answer, "prompt": self.prompt}
+        return ", ".join(f"{key} from {column}" for key, column in taken.items() if column is not None)
+
+
 def grade_file(
-    source: Path, output: Path, rewards: RewardManager, on_progress: Callable[[int, int], None] | None = None
+    source: Path,
+    output: Path,
+    rewards: RewardManager,
+    on_progress: Callable[[int, int], None] | None = None,
+    taken: Counter[Columns] | None = None,
 ) -> Counter[str]:
     """Grade the rows of a JSONL file and write each row with ``verdict``, ``extracted`` and ``reward`` added, in order.
 
     A row has ``response`` (text) and, for a grader that compares answers, ``answer`` (text, a number, or a list of
-    accepted answers). With ``prompt`` (text or chat messages) in the row, a box that copies the problem is wrong. All
-    fields are kept, and a custom grader gets the fields as columns. The file is streamed, and the output is written
-    atomically.
+    accepted answers). With ``prompt`` (text or chat messages) in the row, a box that copies the problem is wrong.
+    Popular names of the columns are found (:mod:`attnrl.config.columns`). All fields are kept, and a custom grader gets
+    the fields as columns. The file is streamed, and the output is written atomically.
 
     Args:
         source: the file to read.
         output: the file to write; an existing file is replaced.
         rewards: grades :data:`BATCH_ROWS` rows per call.
         on_progress: called with the number of rows and of bytes of the source graded until now.
+        taken: counts the rows by columns taken.
 
     Returns:
         The number of rows per verdict.
@@ -52,13 +77,18 @@ def grade_file(
     new_folders = [folder for folder in (output.parent, *output.parent.parents) if not folder.exists()]
     part = output.with_name(f".{output.name}.{os.getpid()}.part")
     verdicts: Counter[str] = Counter()
+    taken = Counter() if taken is None else taken
     done = 0
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with source.open("rb") as reader, part.open("w", encoding="utf-8") as writer:
             rows = _rows(reader, source)
             while batch := list(islice(rows, BATCH_ROWS)):
-                responses = [_response(row, number, source, rewards.compares_answers) for number, row, _ in batch]
+                responses = []
+                for number, row, _ in batch:
+                    columns = _find_columns(tuple(row))
+                    taken[columns] += 1
+                    responses.append(_response(row, columns, f"{source}, line {number}", rewards.compares_answers))
                 if not done:
                     rewards.probe([response.problem for response in responses])
                 for (_, row, _), grade in zip(batch, rewards.grade(responses, step=0), strict=True):
@@ -98,20 +128,34 @@ def _rows(reader: Any, source: Path) -> Iterator[tuple[int, dict[str, Any], int]
         yield number, row, end
 
 
-def _response(row: Mapping[str, Any], number: int, source: Path, needs_answer: bool) -> Response:
+@lru_cache(maxsize=64)
+def _find_columns(names: tuple[str, ...]) -> Columns:
+    response = next(iter(find_columns(names, RESPONSE)), None)
+    others = [name for name in names if name != response]
+    answer = next(iter(find_columns(others, ANSWERS)), None)
+    prompt = next(iter(find_columns([name for name in others if name != answer], PROMPTS)), None)
+    return Columns(response, answer, prompt)
+
+
+def _absent(key: str, names: Sequence[str]) -> str:
+    near = next((name for name in names if near_names(name, [key])), None)
+    return f"no {key} (columns: {', '.join(names)}){f'; rename {near} to {key}?' if near else ''}"
+
+
+def _response(row: Mapping[str, Any], columns: Columns, where: str, needs_answer: bool) -> Response:
     """Return the response of a row, with the problem; all columns but prompt and response are in ``problem.info``.
 
     Raises:
-        UserError: a field is missing or has another type; the line is named.
+        UserError: a field is missing or has another type; names ``where``.
     """
-    answer = row.get("answer")
+    answer = row[columns.answer] if columns.answer is not None else None
     if answer is None and needs_answer:
-        raise UserError(f"{source}, line {number}: no answer")
+        raise UserError(f"{where}: {_absent('answer', list(row))}")
     try:
         answers = () if answer is None else accepted_answers(answer)
     except TypeError as error:
-        raise UserError(f"{source}, line {number}: {error}") from None
-    prompt = row.get("prompt")
+        raise UserError(f"{where}: {error}") from None
+    prompt = row[columns.prompt] if columns.prompt is not None else None
     if isinstance(prompt, list) and all(
         isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
         for message in prompt
@@ -120,12 +164,15 @@ def _response(row: Mapping[str, Any], number: int, source: Path, needs_answer: b
     elif prompt is None:
         prompt = ""
     elif not isinstance(prompt, str):
-        raise UserError(f"{source}, line {number}: prompt must be text or chat messages with role and content")
-    response = row.get("response")
+        raise UserError(f"{where}: {columns.prompt} must be text or chat messages with role and content")
+    response = row[columns.response] if columns.response is not None else None
+    if response is None:
+        raise UserError(f"{where}: {_absent('response', list(row))}")
     if not isinstance(response, str):
-        problem = "no response" if response is None else f"response: expected text, found {type(response).__name__}"
-        raise UserError(f"{source}, line {number}: {problem}")
-    info = {key: value for key, value in row.items() if key not in ("prompt", "response")}
+        raise UserError(f"{where}: {columns.response}: expected text, found {type(response).__name__}")
+    info = {key: value for key, value in row.items() if key not in (columns.prompt, columns.response)}
     end = prompt if isinstance(prompt, str) else prompt[-1]["content"] if prompt else ""
     thinking = end.rstrip().endswith(THINK_BEGIN)
-    return Response(Problem(str(number), prompt, answers, info=info), response, thinking=thinking)
+    return Response(
+        Problem(where.rpartition(" ")[2], prompt, answers, info=info, place=where), response, thinking=thinking
+    )
