@@ -129,7 +129,7 @@ def export(
         Path,
         typer.Argument(
             help="A directory global_step_N; or a verl run or its checkpoints directory: the newest checkpoint; or a "
-            "model directory whose tensor names have the prefix of a wrapper."
+            "model directory whose tensor names have the prefix of a wrapper; or a LoRA adapter."
         ),
     ],
     output: Annotated[Path, typer.Argument(help="The directory to create.")],
@@ -143,14 +143,24 @@ def export(
     Of a model directory with names such as _orig_mod.lm_head.weight (written from a model inside torch.compile, DDP,
     FSDP or PEFT) a copy is written without the prefix, with all files that the model needs.
 
+    A LoRA adapter of PEFT is merged with the base model that the adapter names (needs the package peft).
+
     [bold]Examples[/bold]
 
     attnrl export runs/mine/checkpoints/global_step_500 exported
 
     attnrl export models/compiled models/compiled-clean
+
+    attnrl export models/lora models/merged
     """
+    from attnrl.local.adapter import is_adapter, merge_adapter
     from attnrl.local.clean_copy import is_model_directory, write_clean_copy
 
+    if is_adapter(checkpoint):
+        base = merge_adapter(checkpoint, output, trust_remote_code=trust_remote_code, say=echo)
+        echo(f"Wrote {base} with the adapter {checkpoint} to {output}.")
+        echo(f"To use the model: model={output}")
+        return
     if is_model_directory(checkpoint):
         copied = write_clean_copy(checkpoint, output, trust_remote_code=trust_remote_code, say=echo)
         removed = ", ".join(f"{prefix} of {count}" for prefix, count in copied.prefixes.items())

@@ -15,6 +15,7 @@ from attnrl.local.hub import HubError, Snapshot, cached_models, find_cached, fin
 
 SHIPPED = resources.files("attnrl") / "models"
 HUB_ID = "a model of the Hugging Face Hub is OWNER/NAME or OWNER/NAME@REVISION"
+ADAPTER = "adapter_config.json"
 MAX_NAMES = 4  # names listed in a message
 
 
@@ -161,16 +162,16 @@ def _refuse_adapter(name: str, path: Path) -> None:
     Raises:
         UserError: naming the base model and the way out.
     """
-    if (path / "adapter_config.json").is_file():
+    if (path / ADAPTER).is_file():
         raise UserError(
-            f"model {name}: a LoRA adapter of {_base_model(path)} (adapter_config.json), not a whole model: merge "
-            "adapter and base model with PEFT (merge_and_unload), save the result, and give its directory"
+            f"model {name}: a LoRA adapter of {_base_model(path)} ({ADAPTER}), not a whole model: merge adapter and "
+            f"base model (pip install peft; attnrl export {path} MERGED), and give MERGED as the model"
         )
 
 
 def _base_model(adapter: Path) -> str:
     try:
-        base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        base = json.loads((adapter / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         base = None
     return base[:200] if isinstance(base, str) and base else "an unnamed base model"

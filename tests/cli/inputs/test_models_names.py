@@ -12,12 +12,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from command_line import EVAL, Attnrl, Outcome, train
 from fake_hub import COMMIT, OLDER, cache, serve
 from helpers import tiny_model
 from huggingface_hub import constants
-from transformers import PreTrainedTokenizerBase
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 NAME = "maker/tiny-math"
 DEAD = "http://127.0.0.1:9"  # nothing listens on the port "discard"
@@ -152,8 +154,9 @@ def test_an_adapter_names_its_base_and_the_way_out(attnrl: Attnrl, hub: Path) ->
         Path("odd").mkdir(exist_ok=True)
         Path("odd/adapter_config.json").write_text(broken)
         refused(dry_run(attnrl, "odd"), "model odd", "adapter_config.json")
+        refused(attnrl("export", "odd", "merged"), "model odd", "adapter_config.json")
     for call in (train("model=lora", "--dry-run"), ["eval", "lora", *EVALUATE], ["point", "lora", "--task", "ledger"]):
-        refused(attnrl(*call), "model lora", NAME, "merge")
+        refused(attnrl(*call), "model lora", NAME, "attnrl export lora")
     cache(hub, "maker/lora", Path("lora"))
     refused(dry_run(attnrl, "maker/lora@main"), "maker/lora", NAME, "merge")
 
@@ -287,3 +290,44 @@ def test_sft_starts_from_a_run(attnrl: Attnrl, whole: Path) -> None:
     outcome = attnrl("sft", "sft_ledger", "output_dir=out", f"start={whole}", stage, "batch_size=1")
     assert outcome.code == 0, outcome.err
     assert "step-000004" in "".join(outcome.out.split())
+
+
+def test_export_merges_an_adapter_with_its_base(attnrl: Attnrl, tiny_checkpoint: Path, hub: Path) -> None:
+    peft = pytest.importorskip("peft")
+    cache(hub, NAME, tiny_checkpoint)
+    base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    before = base.state_dict()["model.layers.0.self_attn.q_proj.weight"].clone()
+    torch.manual_seed(0)
+    adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    adapted.peft_config["default"].base_model_name_or_path = NAME
+    adapted.save_pretrained("lora")
+    change = adapted.base_model.model.model.layers[0].self_attn.q_proj.get_delta_weight("default")
+    assert attnrl("export", "lora", "merged").code == 0
+    refused(attnrl("export", "lora", "merged"), "output merged")
+    assert "merged" in model_line(dry_run(attnrl, "merged"))
+    after = load_file("merged/model.safetensors")["model.layers.0.self_attn.q_proj.weight"]
+    torch.testing.assert_close(after, before + change.detach())
+    tensors = load_file("lora/adapter_model.safetensors")
+    save_file({name: tensors[name] for name in sorted(tensors)[2:]}, "lora/adapter_model.safetensors")
+    refused(attnrl("export", "lora", "other"), "model lora", NAME, "layers.0.self_attn.q_proj")
+    further = {name.replace("layers.1", "layers.2"): tensor for name, tensor in tensors.items()}
+    save_file({**tensors, **further}, "lora/adapter_model.safetensors")
+    refused(attnrl("export", "lora", "other"), "model lora", NAME, "layers.2.self_attn.q_proj")
+    settings = json.loads(Path("lora/adapter_config.json").read_text())
+    Path("lora/adapter_config.json").write_text(json.dumps({**settings, "megatron_config": {"a": 1}}))
+    refused(attnrl("export", "lora", "other"), "model lora", "megatron_config")
+
+
+def test_export_of_an_adapter_needs_peft(
+    attnrl: Attnrl, hub: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    settings = {"base_model_name_or_path": str(tiny_checkpoint), "peft_type": "LORA"}
+    Path("lora").mkdir()
+    Path("lora/adapter_config.json").write_text(json.dumps(settings))
+    refused(attnrl("export", "lora", "merged"), "model lora", "adapter_model.safetensors")
+    Path("lora/adapter_model.safetensors").write_bytes(b"")
+    refused(attnrl("export", "lora", "merged"), "model lora", "pip install peft")
+    Path("lora/adapter_config.json").write_text(json.dumps({**settings, "peft_type": "PROMPT_TUNING"}))
+    refused(attnrl("export", "lora", "merged"), "model lora", "PROMPT_TUNING")
+    assert not Path("merged").exists()
