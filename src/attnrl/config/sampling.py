@@ -30,7 +30,8 @@ class SamplingConfig(Strict):
     )
     stop: Annotated[tuple[StopString, ...], BeforeValidator(_as_list)] = Field(
         (),
-        description="a text or a list of texts that end a response, also in held-out evaluation; the text stays in the response",
+        description="a text or a list of texts that end a response, also in held-out evaluation; the text stays in the "
+        "response",
     )
     max_new_tokens: PositiveInt = Field(8192, description="longest response, in tokens")
     max_prompt_tokens: PositiveInt = Field(
