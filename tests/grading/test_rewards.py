@@ -88,7 +88,7 @@ def test_a_function_that_fails_leaves_no_reward_and_the_reasons_are_counted() ->
     assert [(one.reward, one.verdict) for one in grades] == [(None, "correct"), (None, "no_answer")]
     assert grades[0].rewards == {"length": 9.0, "fails": None}
     (note,) = manager.take_notes()
-    assert "2 of 2" in note and "fails: RuntimeError" in note and "the judge is away" in note
+    assert "2 of the 2" in note and "fails: RuntimeError" in note and "the judge is away" in note
     assert manager.take_notes() == []
 
 
@@ -97,7 +97,7 @@ def test_faults_with_a_text_of_their_own_take_no_memory(monkeypatch: pytest.Monk
     manager = rewards("names_itself")
     grade(manager, *map(str, range(20)))
     (note,) = manager.take_notes()
-    assert "20 of 20" in note and "17 x other reasons" in note
+    assert "20 of the 20" in note and "17 x other reasons" in note
 
 
 def test_metrics_of_a_function_and_the_step() -> None:

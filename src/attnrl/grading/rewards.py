@@ -243,7 +243,7 @@ class RewardManager:
         reasons = [f"{count:,} x {reason}" for reason, count in faults.most_common(MAX_REASONS)]
         if len(faults) > MAX_REASONS:
             reasons.append(f"{len(faults) - MAX_REASONS:,} more reasons")
-        return [f"not judged: {faults.total():,} of {graded:,} responses: {'; '.join(reasons)}"]
+        return [f"not judged: {faults.total():,} of the {graded:,} responses graded: {'; '.join(reasons)}"]
 
     def take_metrics(self) -> dict[str, float]:
         """Return the metrics logged by reward functions since the last call (TRL's ``log_metric``), each a mean.

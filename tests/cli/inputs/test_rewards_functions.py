@@ -167,7 +167,7 @@ def test_grade_with_a_reward_function_that_fails_on_a_row(attnrl: Attnrl, folder
         (None, "not_judged"),
         (0.5, "wrong"),
     ]
-    assert "1 of 3" in outcome.out and "no_box: returned nan" in outcome.out
+    assert "1 of the 3" in outcome.out and "no_box: returned nan" in outcome.out
 
 
 @pytest.mark.parametrize(("options", "verdict"), [([], "no_answer"), (["--while-thinking"], "correct")])
