@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,13 @@ from hypothesis import strategies as st
 
 from attnrl.errors import UserError
 from attnrl.experiments.comparison.config import comparison_names, load_comparison, plan_runs, slug
-from attnrl.experiments.comparison.report import TITLES, ablation_table, efficiency_table, running_mean
+from attnrl.experiments.comparison.report import (
+    TITLES,
+    ablation_table,
+    draw_comparison,
+    efficiency_table,
+    running_mean,
+)
 from attnrl.experiments.comparison.results import (
     DYNAMICS,
     RunResult,
@@ -21,6 +28,8 @@ from attnrl.experiments.comparison.results import (
     mean_over_seeds,
     paired_difference,
     read_run_result,
+    recorded_runs,
+    results_document,
     summarize_arms,
 )
 
@@ -29,7 +38,8 @@ TWO = ["tokens=1000", "seeds=[3,4]"]
 
 def result(arm: str, seed: int, accuracy: tuple[float, ...], tokens: tuple[float, ...] = (0, 500, 1000)) -> RunResult:
     seconds = tuple(token / 10 for token in tokens)
-    return RunResult(arm, seed, tokens, seconds, accuracy, 10, 20, 0.5, {name: (1.0,) for name in DYNAMICS})
+    dynamics = {name: (1.0,) for name in DYNAMICS}
+    return RunResult(arm, seed, tokens, seconds, accuracy, accuracy, 10, 20, 0.5, dynamics)
 
 
 # --- configuration --------------------------------------------------------------------------------------------------
@@ -198,3 +208,28 @@ def test_a_run_directory_is_read(tmp_path: Path) -> None:
     assert (read.tokens, read.seconds, read.accuracy) == ((0.0, 120), (0.0, 5.0), (0.1, 0.4))
     assert (read.steps, read.updates) == (2, 2)
     assert read.dynamics["reward"][0] == 0.5 and math.isnan(read.dynamics["reward"][1])
+    assert all(map(math.isnan, read.reward)) and not read.reward_tells_more  # a run without held-out rewards
+
+
+def test_the_held_out_reward_is_a_number_of_its_own(tmp_path: Path) -> None:
+    """A column of the table if it differs from the accuracy; a results.json without rewards is still read."""
+    comparison = load_comparison("attnrl,grpo", ["tokens=1000", "seeds=[0,1]", f"output_dir={tmp_path}"])
+    same = [result(arm, seed, (0.2, 0.6, 0.8)) for seed in (0, 1) for arm in ("attnrl", "grpo")]
+    rewarded = [replace(run, reward=(-2.0, -1.0, 3.0 + run.seed)) for run in same]
+    plain, arms = (summarize_arms(runs, 1000, 0.5) for runs in (same, rewarded))
+    assert "reward" not in ablation_table(plain, 1000, 0.5)[0]
+    assert "reward" in ablation_table(arms, 1000, 0.5)[0] and "3.500 ± 0.500" in ablation_table(arms, 1000, 0.5)[2]
+    assert (arms[0].reward.mean, arms[0].accuracy.mean) == (3.5, 0.8)
+    draw_comparison(rewarded, 1000, 0.5, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size
+
+    document = json.loads(json.dumps(results_document(comparison, rewarded, arms, {})))
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(document))
+    assert [run.reward for run in recorded_runs(file, comparison).values()] == [run.reward for run in rewarded]
+    for run in document["runs"]:
+        del run["reward"], run["dynamics"]["accuracy"]
+    file.write_text(json.dumps(document))
+    old = list(recorded_runs(file, comparison).values())
+    assert all(math.isnan(reward) for run in old for reward in run.reward)
+    assert "unknown" not in "".join(ablation_table(summarize_arms(old, 1000, 0.5), 1000, 0.5))

@@ -67,9 +67,7 @@ def test_choices_depend_on_the_name_alone() -> None:
     assert steps("a")[-5:] == steps("a", rho=0.5)[-5:]  # random steps of bins, whatever the others are
 
 
-def record(
-    problem: str, conditions: dict[str, bool], seen: list[float], hidden: list[float], **more: int
-) -> HiddenStep:
+def record(problem: str, conditions: dict[str, bool], seen: list[int], hidden: list[int], **more: int) -> HiddenStep:
     return HiddenStep(
         problem=problem,
         sample=more.get("sample", 0),
@@ -78,8 +76,10 @@ def record(
         tokens=4,
         conditions=conditions,
         signals={},
-        undisturbed=tuple(seen),
-        disrupted=tuple(hidden),
+        undisturbed=tuple(map(bool, seen)),
+        disrupted=tuple(map(bool, hidden)),
+        undisturbed_rewards=(None,) * len(seen),  # accuracy does not depend on rewards
+        disrupted_rewards=(None,) * len(hidden),
         undisturbed_agrees=(True,) * len(seen),
         disrupted_agrees=tuple(reward > 0 for reward in hidden),
     )

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from attnrl.errors import UserError
-from attnrl.report.curves import _series, draw_curves
+from attnrl.report.curves import _curve, draw_curves
 from attnrl.runs.directory import METRICS, RunDirectory
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -27,7 +27,22 @@ ROWS = [
 
 
 def test_accuracy_over_tokens_and_over_seconds_of_training(tmp_path: Path) -> None:
-    assert _series(run(tmp_path, ROWS)) == ([0.0, 250], [0.0, 5.0], [0.25, 0.5])
+    curve = _curve(run(tmp_path, ROWS))
+    assert (curve.tokens, curve.seconds, curve.values["accuracy"]) == ([0.0, 250], [0.0, 5.0], [0.25, 0.5])
+    assert not curve.reward_tells_more  # a run without held-out rewards
+
+
+def test_the_held_out_reward_has_panels_if_it_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib import pyplot
+
+    kept = []
+    monkeypatch.setattr(pyplot, "close", kept.append)
+    rewarded = [row | {"eval/reward": -3.0} if "eval/accuracy" in row else row for row in ROWS]
+    equal = [row | {"eval/reward": row["eval/accuracy"]} if "eval/accuracy" in row else row for row in ROWS]
+    draw_curves([run(tmp_path / "a", rewarded), run(tmp_path / "b", ROWS)], tmp_path / "both.png")
+    draw_curves([run(tmp_path / "c", equal)], tmp_path / "one.png")
+    assert [len(figure.axes) for figure in kept] == [4, 2]
+    assert list(kept[0].axes[2].lines[0].get_ydata()) == [-3.0, -3.0]
 
 
 def test_seeds_of_one_recipe_share_a_colour_and_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

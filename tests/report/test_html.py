@@ -110,8 +110,10 @@ def page_data(path: Path) -> dict[str, Any]:
 
 def test_a_run_in_numbers(tmp_path: Path) -> None:
     found = read_run_data(run(tmp_path / "run", METRIC_ROWS))
-    assert found["headline"]["before"] == {"step": 0, "tokens": 0, "seconds": 0, "accuracy": 0.25, "error": 0.03}
-    assert found["headline"]["after"] == {"step": 2, "tokens": 250, "seconds": 5, "accuracy": 0.5, "error": 0.04}
+    reward = {"reward": None}  # a run without held-out rewards
+    before, after = found["headline"]["before"], found["headline"]["after"]
+    assert before == {"step": 0, "tokens": 0, "seconds": 0, "accuracy": 0.25, "error": 0.03, **reward}
+    assert after == {"step": 2, "tokens": 250, "seconds": 5, "accuracy": 0.5, "error": 0.04, **reward}
     numbers = {name: found["headline"][name] for name in ("steps", "planned", "tokens", "seconds", "valid_ratio")}
     assert numbers == {"steps": 2, "planned": 2, "tokens": 250, "seconds": 5, "valid_ratio": 0.5}
     assert found["columns"]["step"] == [1, 2] and found["columns"]["reward"] == [0.5, 0.75]
@@ -147,9 +149,20 @@ def test_a_forest_has_each_text_and_each_segment_once(tmp_path: Path) -> None:
     assert (compact["root"], compact["filtered"], compact["answers"]) == (0.33333, False, ["1"])
     assert tree["segments"] == [[0, 0, 3, 0.5, 0.25], [0, 3, 12, 1, 0.5], [1, 0, 5, 0, -0.5]]
     assert [(one["at"], one["tokens"], one["reward"]) for one in tree["nodes"]] == [(0, 12, 1), (3, 5, 0)]
+    assert [one["correct"] for one in tree["nodes"]] == [True, False]  # a row without verdicts: by the reward
     assert tree["nodes"][0]["pieces"] == ["so 1\n\n", "so 2\n\n", "so 3\n\n", "so 4"]
     assert tree["points"] == [3] and tree["entropy"] == [0.5] * 4 and len(tree["nodes"][0]["pieces"]) == 4
     assert other["trained"] is False
+
+
+def test_a_leaf_that_is_not_judged_has_no_reward_and_rewards_do_not_tell_correctness(tmp_path: Path) -> None:
+    row = forest()
+    row["trees"][0]["nodes"][0] |= {"reward": None, "correct": False, "segments": []}
+    row["trees"][0]["nodes"][1] |= {"reward": -2.0, "correct": True}
+    log = ForestLog(run(tmp_path / "run", [], [row | {"root_value": None}]))
+    compact = log.compact(log.lines[0])
+    assert [(one["reward"], one["correct"]) for one in compact["trees"][0]["nodes"]] == [(None, False), (-2, True)]
+    assert compact["root"] is None
 
 
 @pytest.mark.parametrize(("text", "steps"), [("", 0), ("a", 1), ("a\nb", 2), ("a\n\nb\nc\n\n", 2), ("\n\na\n\n\nb", 2)])

@@ -279,8 +279,14 @@ class EvaluationRun:
                 if model is None:
                     model, _ = self._load(candidate)
                 self._sample(candidate, plan, model, rewards, progress)
-            summaries[plan.suite.name] = self._summarize(candidate, plan)
-            add_result(self.record, candidate.name, plan, summaries[plan.suite.name])
+            summary = summaries[plan.suite.name] = self._summarize(candidate, plan)
+            if summary.not_judged:
+                print_line(
+                    self.console,
+                    f"{candidate.name}, {plan.suite.name}: {summary.not_judged:,} of {summary.responses:,} responses "
+                    f"are not judged: they count as not correct, and are out of the mean reward ({summary.reasons}).",
+                )
+            add_result(self.record, candidate.name, plan, summary)
             self._write_record()
         report.add(candidate.name, summaries)
 

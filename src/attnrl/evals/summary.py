@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -45,7 +46,9 @@ class Summary:
         means: bootstrap means of ``accuracy``.
         reward: mean reward of the judged responses; None without judged responses.
         rewards_tell_more: True if some reward is another number than 1 for correct and 0 for not correct.
+        responses: number of responses.
         not_judged: number of responses without a reward.
+        reasons: verdicts of the responses without a reward, with the number of each, as text.
         pass_at_k: unbiased estimates of pass@k, by k.
         response_length: mean number of tokens per response.
         truncated_ratio: share of responses cut off at the token budget.
@@ -60,7 +63,9 @@ class Summary:
     means: Tensor
     reward: float | None
     rewards_tell_more: bool
+    responses: int
     not_judged: int
+    reasons: str
     pass_at_k: dict[int, float]
     response_length: float
     truncated_ratio: float
@@ -118,7 +123,12 @@ def summarize_outcomes(outcomes: Sequence[EvaluationOutcome], *, samples: int, s
         means=bootstrap_means(means, seed),
         reward=mean_reward([outcome.reward for outcome in outcomes]),
         rewards_tell_more=any(outcome.reward != float(outcome.is_correct) for outcome in judged),
+        responses=len(outcomes),
         not_judged=len(outcomes) - len(judged),
+        reasons=", ".join(
+            f"{verdict} {count:,}"
+            for verdict, count in Counter(o.verdict for o in outcomes if o.reward is None).most_common()
+        ),
         pass_at_k={k: fmean(estimate_pass_at_k(samples, c, k) for c in correct) for k in pass_ks(samples)},
         response_length=fmean(outcome.tokens for outcome in outcomes),
         truncated_ratio=fmean(outcome.finish_reason == "length" for outcome in outcomes),

@@ -70,6 +70,7 @@ def read_run_data(root: Path) -> dict[str, Json]:
             "seconds": rounded(elapsed),
             "accuracy": rounded(row["eval/accuracy"]),
             "error": rounded(row.get("eval/standard_error")),
+            "reward": rounded(row.get("eval/reward")),
         }
         for row, elapsed in zip(rows, seconds, strict=True)
         if row.get("eval/accuracy") is not None
@@ -215,7 +216,7 @@ def compact_forest(row: Mapping[str, Any]) -> dict[str, Json]:
         "prompt": str(row["prompt"]),
         "answers": [str(answer) for answer in row["answers"]],
         "filtered": bool(row["filtered"]),
-        "root": rounded(row["root_value"]),
+        "root": rounded(row["root_value"]),  # None: no leaf is judged
         "trees": [_compact_tree(tree) for tree in row["trees"]],
     }
 
@@ -240,7 +241,8 @@ def _compact_tree(tree: Mapping[str, Any]) -> dict[str, Json]:
                 "at": int(node["at"]),
                 "tokens": len(node["tokens"]),
                 "pieces": split_text(str(node["text"])),
-                "reward": rounded(node["reward"]),
+                "reward": rounded(node["reward"]),  # None: not judged
+                "correct": bool(node.get("correct", (node["reward"] or 0) >= 1)),  # runs before 0.2 had rewards only
                 "finish": str(node["finish_reason"]),
             }
             for node in tree["nodes"]

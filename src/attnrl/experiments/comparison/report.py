@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -34,20 +34,26 @@ TITLES = {
     "prompt_batch_size": "problems per step",
     "entropy": "entropy",
     "reward": "reward",
+    "accuracy": "correct",
     "response_length": "response length",
     "branch/position": "place of branches",
 }
 
 
 def ablation_table(arms: Sequence[ArmResult], budget: float, target: float) -> list[str]:
-    """Return the table of accuracies and of paired tests against the first arm (compare Table 2 of the paper)."""
+    """Return the table of accuracies and of paired tests against the first arm (compare Table 2 of the paper).
+
+    The column of held-out rewards is left out if every reward equals the accuracy.
+    """
     first = arms[0].arm
+    with_reward = any(arm.reward_tells_more for arm in arms)
     return [
-        f"| {arms[0].seeds} seeds, {budget / 1e6:g}M tokens | accuracy | mean accuracy over the run | "
-        f"against {first} (95 % interval, p) | tokens to {target:.0%} | {first}'s by these |",
-        "|---|---|---|---|---|---|",
+        f"| {arms[0].seeds} seeds, {budget / 1e6:g}M tokens | accuracy |{' reward |' if with_reward else ''} mean "
+        f"accuracy over the run | against {first} (95 % interval, p) | tokens to {target:.0%} | {first}'s by these |",
+        f"|---|---|{'---|' if with_reward else ''}---|---|---|---|",
         *(
-            f"| {arm.arm} | {_percent(arm.accuracy)} | {_percent(arm.area)} | "
+            f"| {arm.arm} | {_percent(arm.accuracy)} | {f'{_number(arm.reward)} | ' if with_reward else ''}"
+            f"{_percent(arm.area)} | "
             f"{'' if arm.arm == first else _difference(arm.area_difference)} | {_tokens_to_target(arm)} | "
             f"{_speedup(arm, arms[0])} |"
             for arm in arms
@@ -72,6 +78,10 @@ def efficiency_table(arms: Sequence[ArmResult], budget: float, target: float) ->
 
 def _percent(value: SeedMean) -> str:
     return f"{100 * value.mean:.1f} ± {100 * value.standard_error:.1f} %"
+
+
+def _number(value: SeedMean) -> str:
+    return "unknown" if math.isnan(value.mean) else f"{value.mean:.3f} ± {value.standard_error:.3f}"
 
 
 def _plain(value: SeedMean) -> str:
@@ -106,28 +116,45 @@ def _speedup(arm: ArmResult, first: ArmResult) -> str:
 
 
 def draw_comparison(results: Sequence[RunResult], budget: float, target: float, output: Path) -> None:
-    """Draw accuracy over tokens and over seconds of training: means over seeds with bands of one standard error.
+    """Draw accuracy and reward over tokens and over seconds of training: means over seeds, bands of a standard error.
+
+    The reward has panels of its own, left out if equal to the accuracy in all runs.
 
     Raises:
         UserError: matplotlib is missing, or the picture cannot be written.
     """
     pyplot = pyplot_for("compare")
-    figure, panels = pyplot.subplots(1, 2, figsize=(12, 5), sharey=True, layout="constrained")
-    for number, (arm, runs) in enumerate(_by_arm(results).items()):
-        style = _style(number)
-        tokens = [budget * point / POINTS for point in range(POINTS + 1)]
-        _band(panels[0], tokens, [[run.accuracy_at(x) for x in tokens] for run in runs], style, arm)
-        # Seeds take different times: the mean ends where the fastest seed ends.
-        end = min(run.seconds_at(budget) for run in runs)
-        seconds = [end * point / POINTS for point in range(POINTS + 1)]
-        by_seconds = [[interpolate(run.seconds, run.accuracy, x) for x in seconds] for run in runs]
-        _band(panels[1], seconds, by_seconds, style, arm)
-    panels[0].set(xlabel="tokens sampled", ylabel="held-out accuracy", xlim=(0, budget))
-    panels[1].set(xlabel="seconds of training", xlim=(0, None))
-    for panel in panels:
+    curves: dict[str, Callable[[RunResult], Sequence[float]]] = {"accuracy": lambda run: run.accuracy}
+    if any(run.reward_tells_more for run in results):
+        curves["reward"] = lambda run: run.reward
+    figure, grid = pyplot.subplots(
+        len(curves), 2, figsize=(12, 5 * len(curves)), sharex="col", sharey="row", layout="constrained", squeeze=False
+    )
+    for (name, curve), panels in zip(curves.items(), grid, strict=True):
+        for number, (arm, runs) in enumerate(_by_arm(results).items()):
+            style = _style(number)
+            tokens = [budget * point / POINTS for point in range(POINTS + 1)]
+            _band(
+                panels[0],
+                tokens,
+                [[interpolate(run.tokens, curve(run), x) for x in tokens] for run in runs],
+                style,
+                arm,
+            )
+            # Seeds take different times: the mean ends where the fastest seed ends.
+            end = min(run.seconds_at(budget) for run in runs)
+            seconds = [end * point / POINTS for point in range(POINTS + 1)]
+            by_seconds = [[interpolate(run.seconds, curve(run), x) for x in seconds] for run in runs]
+            _band(panels[1], seconds, by_seconds, style, arm)
+        panels[0].set(ylabel=f"held-out {name}", xlim=(0, budget))
+        panels[1].set(xlim=(0, None))
+        for panel in panels:
+            panel.grid(alpha=0.3)
+    for panel in grid[0]:
         panel.axhline(target, color="grey", linewidth=0.8, linestyle=":")
-        panel.grid(alpha=0.3)
-    panels[1].legend(fontsize="small")
+    grid[-1][0].set(xlabel="tokens sampled")
+    grid[-1][1].set(xlabel="seconds of training")
+    grid[0][1].legend(fontsize="small")
     save_picture(figure, output)
 
 
@@ -152,9 +179,11 @@ def draw_dynamics(results: Sequence[RunResult], output: Path) -> None:
     for name, panel in panels.items():
         panel.set_title(TITLES[name], fontsize="medium")
         panel.grid(alpha=0.3)
-    for panel in grid[-1]:
+    for panel in list(panels.values())[-COLUMNS:]:
         panel.set_xlabel("training step")
-    figure.legend(*grid.flat[-1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
+    for panel in list(grid.flat)[len(TITLES) :]:
+        panel.set_visible(False)
+    figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     save_picture(figure, output)
 
 

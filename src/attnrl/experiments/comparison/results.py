@@ -32,6 +32,7 @@ DYNAMICS = (
     "prompt_batch_size",
     "entropy",
     "reward",
+    "accuracy",
     "response_length",
     "branch/position",
 )
@@ -47,6 +48,7 @@ class RunResult:
         tokens: tokens sampled in training, at each evaluation.
         seconds: seconds of training (without evaluation), at each evaluation.
         accuracy: held-out accuracy (avg@k), at each evaluation.
+        reward: held-out mean reward, at each evaluation; NaN where an evaluation has no reward.
         steps: number of training steps within the budget.
         updates: number of optimizer steps within the budget.
         valid_ratio: share of the sampled tokens used for training.
@@ -58,6 +60,7 @@ class RunResult:
     tokens: tuple[float, ...]
     seconds: tuple[float, ...]
     accuracy: tuple[float, ...]
+    reward: tuple[float, ...]
     steps: int
     updates: int
     valid_ratio: float
@@ -66,6 +69,16 @@ class RunResult:
     def accuracy_at(self, tokens: float) -> float:
         """Return the accuracy at ``tokens`` sampled tokens, interpolated linearly between evaluations."""
         return interpolate(self.tokens, self.accuracy, tokens)
+
+    def reward_at(self, tokens: float) -> float:
+        """Return the held-out reward at ``tokens`` sampled tokens, interpolated linearly; NaN beside a NaN."""
+        return interpolate(self.tokens, self.reward, tokens)
+
+    @property
+    def reward_tells_more(self) -> bool:
+        """Return True if some held-out reward is known and differs from the accuracy."""
+        pairs = zip(self.reward, self.accuracy, strict=True)
+        return any(not math.isnan(reward) and reward != accuracy for reward, accuracy in pairs)
 
     def seconds_at(self, tokens: float) -> float:
         """Return the seconds of training at ``tokens`` sampled tokens, interpolated linearly."""
@@ -123,6 +136,7 @@ def _run_result(run: PlannedRun, rows: Sequence[Mapping[str, Any]]) -> RunResult
         tokens=tuple(rows[index].get("tokens/total", 0.0) for index in evaluated),
         seconds=tuple(seconds[index] for index in evaluated),
         accuracy=tuple(rows[index]["eval/accuracy"] for index in evaluated),
+        reward=tuple(rows[index].get("eval/reward", math.nan) for index in evaluated),
         steps=len(steps),
         updates=sum(not row["update_skipped"] for row in steps) * run.config.optimizer.mini_batches,
         valid_ratio=sum(row["tokens/valid"] for row in steps) / max(1.0, sum(sampled)),
@@ -154,11 +168,15 @@ def recorded_runs(file: Path, comparison: Comparison) -> dict[tuple[str, int], R
 
 def _recorded(fields: Mapping[str, Any]) -> RunResult:
     curves = {name: tuple(fields[name]) for name in ("tokens", "seconds", "accuracy")}
-    dynamics = {
-        name: tuple(math.nan if value is None else value for value in values)
-        for name, values in fields["dynamics"].items()
-    }
-    return RunResult(**{**fields, **curves, "dynamics": dynamics})
+    # A file written before rewards and correctness were two numbers has no held-out reward, and fewer dynamics.
+    unknown = [None] * fields["steps"]
+    dynamics = {name: _with_nan(fields["dynamics"].get(name, unknown)) for name in DYNAMICS}
+    reward = _with_nan(fields.get("reward", [None] * len(fields["tokens"])))
+    return RunResult(**{**fields, **curves, "reward": reward, "dynamics": dynamics})
+
+
+def _with_nan(values: Sequence[float | None]) -> tuple[float, ...]:
+    return tuple(math.nan if value is None else value for value in values)
 
 
 @dataclass(frozen=True)
@@ -170,7 +188,9 @@ class SeedMean:
 
 
 def mean_over_seeds(values: Sequence[float]) -> SeedMean:
-    """Return mean and standard error of ``values``, one value per seed."""
+    """Return mean and standard error of ``values``, one value per seed; NaN if a value is NaN."""
+    if any(map(math.isnan, values)):
+        return SeedMean(math.nan, math.nan)
     return SeedMean(fmean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0)
 
 
@@ -219,6 +239,8 @@ class ArmResult:
         arm: name of the arm.
         seeds: number of seeds.
         accuracy: held-out accuracy at the budget.
+        reward: held-out reward at the budget; NaN if unknown for a seed.
+        reward_tells_more: True if some held-out reward of a seed differs from the accuracy.
         area: mean accuracy over the tokens up to the budget.
         tokens_to_target: sampled tokens at the target accuracy; a run that misses the target counts with the budget.
         reached: number of runs that reach the target.
@@ -236,6 +258,8 @@ class ArmResult:
     arm: str
     seeds: int
     accuracy: SeedMean
+    reward: SeedMean
+    reward_tells_more: bool
     area: SeedMean
     tokens_to_target: SeedMean
     reached: int
@@ -294,6 +318,8 @@ def _arm_result(
         arm=arm,
         seeds=len(runs),
         accuracy=mean_over_seeds(accuracies),
+        reward=mean_over_seeds([run.reward_at(budget) for run in runs]),
+        reward_tells_more=any(run.reward_tells_more for run in runs),
         area=mean_over_seeds(areas),
         tokens_to_target=mean_over_seeds([until_target(run) for run in runs]),
         reached=sum(map(reaches, runs)),

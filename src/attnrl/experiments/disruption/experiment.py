@@ -43,7 +43,8 @@ class ScoredResponse:
         tokens: token ids.
         steps: the steps.
         answer: the answer extracted by the grader, or None.
-        reward: the grader's reward.
+        reward: the reward; None: not judged.
+        is_correct: True for the verdict ``correct``.
         signals: name of a signal -> one value per step.
     """
 
@@ -51,7 +52,8 @@ class ScoredResponse:
     tokens: tuple[int, ...]
     steps: Steps
     answer: str | None
-    reward: float
+    reward: float | None
+    is_correct: bool
     signals: dict[str, tuple[float, ...]]
 
     @property
@@ -100,7 +102,7 @@ class DisruptionExperiment:
         grades = self._grade(requests, [completion.tokens for completion in completions], completions)
         all_signals = self._signals(requests, completions, all_steps)
         return [
-            ScoredResponse(sampled, completion.tokens, steps, grade.answer, grade.reward or 0.0, signals)
+            ScoredResponse(sampled, completion.tokens, steps, grade.answer, grade.reward, grade.is_correct, signals)
             for sampled, completion, steps, grade, signals in zip(
                 requests, completions, all_steps, grades, all_signals, strict=True
             )
@@ -181,7 +183,8 @@ class DisruptionExperiment:
             ],
             completions,
         )
-        rewards = [grade.reward or 0.0 for grade in grades]
+        rewards = [grade.reward for grade in grades]
+        correct = [grade.is_correct for grade in grades]
         agrees = [
             grade.answer is not None and grade.answer == response.answer
             for grade, response in zip(grades, owners, strict=True)
@@ -199,8 +202,10 @@ class DisruptionExperiment:
                     tokens=response.steps.lengths[step],
                     conditions=names,
                     signals={signal: values[step] for signal, values in response.signals.items()},
-                    undisturbed=tuple(rewards[undisturbed]),
-                    disrupted=tuple(rewards[disrupted]),
+                    undisturbed=tuple(correct[undisturbed]),
+                    disrupted=tuple(correct[disrupted]),
+                    undisturbed_rewards=tuple(rewards[undisturbed]),
+                    disrupted_rewards=tuple(rewards[disrupted]),
                     undisturbed_agrees=tuple(agrees[undisturbed]),
                     disrupted_agrees=tuple(agrees[disrupted]),
                 )

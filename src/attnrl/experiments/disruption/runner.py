@@ -39,7 +39,7 @@ from attnrl.local.loading import choose_device, load_model, load_tokenizer, requ
 from attnrl.local.model_names import find_model
 from attnrl.prompts.renderer import PromptRenderer
 from attnrl.report.pictures import pyplot_for
-from attnrl.rl.evaluation import SampleRequest
+from attnrl.rl.evaluation import SampleRequest, mean_reward
 from attnrl.types import Request
 from attnrl.utils.console import print_line, progress_bars
 from attnrl.utils.files import require_writable
@@ -110,7 +110,9 @@ def run_disruption(
         "sampled": {
             "problems": len({r.sampled.problem.id for r in responses}),
             "responses": len(responses),
-            "accuracy": fmean(r.reward for r in responses),
+            "accuracy": fmean(r.is_correct for r in responses),
+            "reward": mean_reward([r.reward for r in responses]),
+            "not_judged": sum(r.reward is None for r in responses),
             "mean_tokens": fmean(len(r.tokens) for r in responses),
             "mean_steps": fmean(len(r.steps) for r in responses),
         },
@@ -122,6 +124,14 @@ def run_disruption(
             "device": where.type,
         },
     }
+    continued = [r for hidden in hidden_steps for r in (*hidden.undisturbed_rewards, *hidden.disrupted_rewards)]
+    not_judged = results["sampled"]["not_judged"] + continued.count(None)
+    if not_judged:
+        print_line(
+            console,
+            f"{not_judged:,} of {len(responses) + len(continued):,} responses and continuations are not judged: they "
+            "count as not correct.",
+        )
     print_line(console, disruption_tables(results))
     if output is not None:
         _write(output, results, hidden_steps)

@@ -23,8 +23,10 @@ class HiddenStep:
         tokens: length of the step in tokens.
         conditions: the conditions that chose the step, each with :attr:`ChosenStep.contrasts`.
         signals: value of each signal at the step.
-        undisturbed: rewards of the continuations with nothing hidden.
-        disrupted: rewards of the continuations with the step hidden.
+        undisturbed: whether each continuation with nothing hidden is correct.
+        disrupted: whether each continuation with the step hidden is correct.
+        undisturbed_rewards: rewards of the continuations with nothing hidden; None: not judged.
+        disrupted_rewards: rewards of the continuations with the step hidden.
         undisturbed_agrees: whether each continuation's answer equals the answer of the whole response, nothing hidden.
         disrupted_agrees: the same with the step hidden.
     """
@@ -36,14 +38,16 @@ class HiddenStep:
     tokens: int
     conditions: dict[str, bool]
     signals: dict[str, float]
-    undisturbed: tuple[float, ...]
-    disrupted: tuple[float, ...]
+    undisturbed: tuple[bool, ...]
+    disrupted: tuple[bool, ...]
+    undisturbed_rewards: tuple[float | None, ...]
+    disrupted_rewards: tuple[float | None, ...]
     undisturbed_agrees: tuple[bool, ...]
     disrupted_agrees: tuple[bool, ...]
 
     @property
     def accuracy_drop(self) -> float:
-        """Return the loss of mean reward caused by hiding the step."""
+        """Return the loss of accuracy caused by hiding the step; a continuation not judged is not correct."""
         return fmean(self.undisturbed) - fmean(self.disrupted)
 
     @property

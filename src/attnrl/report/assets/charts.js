@@ -118,14 +118,21 @@ function accuracy(evaluation) {
   if (!evaluation) return "–";
   return percent(evaluation.accuracy) + (known(evaluation.error) ? ` ± ${percent(evaluation.error)}` : "");
 }
-function headline({ headline: head, settings }) {
+const rewardsTellMore = (evaluations) => evaluations.some((one) => known(one.reward) && one.reward !== one.accuracy);
+function headline({ headline: head, settings, evaluations }) {
   const { before, after, steps, planned, tokens } = head;
+  const reward = (one) => (one && known(one.reward) ? number(one.reward) : "–");
   const points = after ? 100 * (after.accuracy - before.accuracy) : 0;
   const over = !known(planned) || steps >= planned || (known(settings.tokens) && tokens >= settings.tokens);
   return [
     ["accuracy before", accuracy(before), before ? `held out, step ${before.step}` : "no evaluation"],
     ["accuracy after", accuracy(after),
       after ? `step ${after.step}, ${points >= 0 ? "+" : "−"}${Math.abs(points).toFixed(1)} points` : "no later evaluation"],
+    // With the built-in graders the mean reward is the accuracy. Every run of a report needs the same rows.
+    ...(RUNS.some((run) => rewardsTellMore(run.evaluations)) ? [
+      ["reward before", reward(before), before ? "held out, mean of judged responses" : "no evaluation"],
+      ["reward after", reward(after), after ? `step ${after.step}` : "no later evaluation"],
+    ] : []),
     ["steps", known(steps) ? number(steps) : "–", over ? (known(steps) ? "finished" : "none yet") : `of ${planned}: not finished`],
     ["tokens sampled", known(tokens) ? number(tokens) : "–", "in training"],
     ["time", known(head.seconds) ? duration(head.seconds) : "–", "of training steps"],
@@ -145,7 +152,7 @@ function overview() {
     const heads = RUNS.map(headline);
     const differing = keys.filter((key) => key !== "output_dir" && new Set(values(key)).size > 1);
     parts.push(el("div", { class: "card" }, table(RUNS.map((run) => run.name), [
-      ...heads[0].map(([name], k) => row(name, heads.map((head) => k === 2 && head[2][2].startsWith("of") ? `${head[2][1]} ${head[2][2]}` : head[k][1]))),
+      ...heads[0].map(([name], k) => row(name, heads.map((head) => name === "steps" && head[k][2].startsWith("of") ? `${head[k][1]} ${head[k][2]}` : head[k][1]))),
       el("tr", { class: "head" }, el("th", { colspan: RUNS.length + 1 }, differing.length ? "settings that differ" : "the settings are the same")),
       ...differing.map((key) => row(key, values(key))),
     ])));
@@ -163,17 +170,17 @@ function overview() {
 
 const SIGNAL = [
   ["initial/solve_all_ratio", "Initial: all correct", percent], ["initial/solve_none_ratio", "Initial: all wrong", percent],
-  ["initial/valid_ratio", "Initial: mixed (valid)", percent], ["mc/solve_all_ratio", "Continuations: all correct", percent],
-  ["mc/solve_none_ratio", "Continuations: all wrong", percent], ["mc/valid_ratio", "Continuations: mixed (valid)", percent],
+  ["initial/valid_ratio", "Initial: rewards differ (valid)", percent], ["mc/solve_all_ratio", "Continuations: all correct", percent],
+  ["mc/solve_none_ratio", "Continuations: all wrong", percent], ["mc/valid_ratio", "Continuations: rewards differ (valid)", percent],
   ["all/solve_all_ratio", "All leaves: all correct", percent], ["all/solve_none_ratio", "All leaves: all wrong", percent],
-  ["all/valid_ratio", "All leaves: mixed (valid)", percent],
+  ["all/valid_ratio", "All leaves: rewards differ (valid)", percent],
 ];
 const BATCH = [
   ["all_correct_then_valid_ratio", "All correct, then made valid", percent], ["tokens/valid_ratio", "Valid tokens", percent],
   ["filtered_ratio", "Problems filtered", percent], ["prompt_batch_size", "Problems in the batch", number],
 ];
 const POLICY = [
-  ["reward", "Reward, all leaves", number], ["entropy", "Entropy (nats)", number],
+  ["reward", "Reward, all judged leaves", number], ["accuracy", "Correct, of all judged leaves", percent], ["entropy", "Entropy (nats)", number],
   ["response_length", "Response length (tokens)", number],
 ];
 const SAMPLER = [
@@ -188,15 +195,17 @@ const PHASES = ["generate", "grade", "score", "train", "sync", "plan"];
 
 function curves() {
   if (RUNS.some((run) => run.evaluations.length)) {
-    const over = (axis, xLabel, xForm) => chart({
-      title: `Held-out accuracy over ${xLabel}`, form: percent, xLabel, xForm, tall: true,
+    const over = (what, form, axis, xLabel, xForm) => chart({
+      title: `Held-out ${what} over ${xLabel}`, form, xLabel, xForm, tall: true,
       lines: runLines(({ evaluations }) => ({
-        x: evaluations.map((one) => one[axis]), y: evaluations.map((one) => one.accuracy),
+        x: evaluations.map((one) => one[axis]), y: evaluations.map((one) => one[what]),
         marks: evaluations.length < 60 ? evaluations.keys() : [],
       })),
     });
-    section("Learning curves", null, el("div", { class: "charts wide" },
-      over("tokens", "tokens sampled", number), over("seconds", "time of training", duration)));
+    const both = (what, form) => [over(what, form, "tokens", "tokens sampled", number),
+      over(what, form, "seconds", "time of training", duration)];
+    const rewards = RUNS.some((run) => rewardsTellMore(run.evaluations)) ? both("reward", number) : [];
+    section("Learning curves", null, el("div", { class: "charts wide" }, ...both("accuracy", percent), ...rewards));
   } else {
     section("Learning curves", "No held-out evaluation in these runs.");
   }

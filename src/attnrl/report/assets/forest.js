@@ -20,7 +20,7 @@ function forests() {
       state.loaded = parse(id); // parsed on demand
       state.id = id;
       // Show first a problem with branches and with correct and wrong leaves.
-      const mixed = (one) => new Set(one.trees.flatMap((tree) => tree.nodes.map((node) => node.reward > 0.5))).size > 1;
+      const mixed = (one) => new Set(one.trees.flatMap((tree) => tree.nodes.map((node) => node.correct))).size > 1;
       const branched = (one) => one.trees.some((tree) => tree.points.length);
       state.problem = Math.max(0, [(one) => branched(one) && mixed(one), branched].reduce((found, test) => (found < 0 ? state.loaded.findIndex(test) : found), -1));
     }
@@ -34,8 +34,9 @@ function forests() {
     const { loaded, problem } = state;
     const label = (one, k) => {
       const rewards = one.trees.flatMap((tree) => tree.nodes.map((node) => node.reward));
-      const mean = rewards.length ? rewards.reduce((a, b) => a + b, 0) / rewards.length : 0;
-      return `${k + 1}. ${one.filtered ? "filtered" : `${rewards.length} leaves`}, reward ${mean.toFixed(2)}: ${one.prompt.trim().slice(0, 70)}`;
+      const judged = rewards.filter(known);
+      const mean = judged.length ? `reward ${(judged.reduce((a, b) => a + b, 0) / judged.length).toFixed(2)}` : "not judged";
+      return `${k + 1}. ${one.filtered ? "filtered" : `${rewards.length} leaves`}, ${mean}: ${one.prompt.trim().slice(0, 70)}`;
     };
     controls.replaceChildren(
       ...(several ? [select("run", usable, state.run, (run) => { state.run = run; load(); })] : []),
@@ -61,7 +62,7 @@ function forests() {
 function drawProblem(forest, all, step) {
   const tags = [
     el("span", { class: "tag" }, `answer ${forest.answers.join(" or ")}`),
-    el("span", { class: "tag" }, `root value ${number(forest.root ?? 0)}`),
+    el("span", { class: known(forest.root) ? "tag" : "tag warn" }, known(forest.root) ? `root value ${number(forest.root)}` : "no response is judged"),
     forest.filtered ? el("span", { class: "tag warn" }, "filtered: not expanded, not trained on (eq. 8)") : null,
   ];
   const values = forest.trees.flatMap((tree) => tree.influence).filter(known);
@@ -74,13 +75,18 @@ function drawProblem(forest, all, step) {
   const key = el("div", { class: "legend note" },
     el("span", {}, swatch("var(--accent)"), "step: the stronger the colour, the higher the FCI"), el("span", {}, "▾ branch point"),
     el("span", {}, swatch("var(--plus)"), "advantage above 0"), el("span", {}, swatch("var(--minus)"), "below 0"),
-    el("span", {}, "end of a row: reward of the leaf. Click a row to show the text."));
+    el("span", {}, "end of a row: ✓ correct, ✗ not correct, another reward than 1 and 0 as a number, ? not judged. Click a row to show the text."));
   return [
     el("div", { class: "card" }, ...tags, el("div", { class: "prompt" }, forest.prompt)),
     key,
     ...forest.trees.map((tree, index) => drawTree(tree, index, scale)),
     drawInfluence(forest, all, step),
   ];
+}
+
+function rewardTag(node) {
+  if (!known(node.reward)) return el("span", { class: "tag warn" }, "not judged");
+  return el("span", { class: node.correct ? "tag good" : "tag bad" }, `${node.correct ? "correct" : "not correct"}, reward ${number(node.reward)}`);
 }
 
 function owned(tree, node) {
@@ -95,7 +101,7 @@ function drawTree(tree, index, scale) {
   const branches = tree.nodes.length - 1;
   const card = el("div", { class: tree.trained ? "card tree" : "card tree untrained" },
     el("h3", {}, `Trunk ${index + 1}`,
-      el("span", { class: trunk.reward > 0.5 ? "tag good" : "tag bad" }, `reward ${number(trunk.reward ?? 0)}`),
+      rewardTag(trunk),
       el("span", { class: "tag" }, `${tree.starts.length} steps, ${trunk.tokens} tokens`),
       branches ? el("span", { class: "tag" }, `${branches} branches`) : null,
       tree.trained ? null : el("span", { class: "tag warn" }, "not trained on")),
@@ -130,10 +136,10 @@ function drawTree(tree, index, scale) {
     };
     const leaf = (group, node, y) => {
       const x = (node.at + node.tokens) * px + 14;
-      const whole = node.reward === 1 || node.reward === 0;
+      const whole = !known(node.reward) || node.reward === Number(node.correct);
       group.append(
-        svg("circle", { cx: x, cy: y, r: 8, fill: node.reward > 0.5 ? "var(--good)" : "var(--bad)" }),
-        svg("text", { x, y: y + 4, "text-anchor": "middle" }, whole ? (node.reward ? "✓" : "✗") : number(node.reward ?? 0)));
+        svg("circle", { cx: x, cy: y, r: 8, fill: !known(node.reward) ? "var(--soft)" : node.correct ? "var(--good)" : "var(--bad)" }),
+        svg("text", { x, y: y + 4, "text-anchor": "middle" }, !known(node.reward) ? "?" : whole ? (node.correct ? "✓" : "✗") : number(node.reward)));
       const mark = group.lastChild;
       mark.style.fill = "var(--on)";
       if (!whole) mark.style.fontSize = "8px";
@@ -203,7 +209,7 @@ function leafText(tree, index, which) {
   return [
     el("div", { class: "legend" },
       el("b", {}, which ? `Trunk ${index + 1}, branch ${which}` : `Trunk ${index + 1}`),
-      el("span", { class: node.reward > 0.5 ? "tag good" : "tag bad" }, `reward ${number(node.reward ?? 0)}`),
+      rewardTag(node),
       el("span", { class: "tag" }, `${node.at + node.tokens} tokens, ${which ? `${node.at} of them the trunk's, ` : ""}ended by ${node.finish}`), close),
     el("p", { class: "note" }, "Segments: ", path.map((one) => `V ${number(one[3] ?? 0)}, A ${signed(one[4] ?? 0)}`).join("; ") || "none"),
     el("div", { class: "steps", tabindex: 0 }, ...lines),

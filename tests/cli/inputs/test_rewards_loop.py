@@ -1,0 +1,210 @@
+"""Rewards and correctness in a run, responses not judged, truncated responses: through the command line."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import EVAL, FILE, ROWS, Attnrl, jsonl, train
+
+MODULE = """
+import zlib
+
+def luck(text, of):
+    return zlib.crc32(text.encode()) % of
+def signed(completions, **columns):
+    return [(-3.5, 0.25, 6.0)[luck(text, 3)] for text in completions]
+def sometimes(completions, **columns):
+    kinds = [luck(text, 4) if len(completions) > 1 else 3 for text in completions]
+    return [(None, float("nan"), 1.0, 2.0)[kind] for kind in kinds]
+def never(completions, **columns):
+    return [None] * len(completions)
+def nan_once(completions, **columns):
+    first = 1.0 if len(completions) == 1 else float("nan")
+    return [first] + [float(luck(text, 2)) for text in completions[1:]]
+def half(completions, **columns):
+    return [None if number % 2 else 1.0 for number, _ in enumerate(completions)]
+def negative(completions, **columns):
+    return [-1.0] * len(completions)
+class Partial:
+    def grade(self, problems, responses):
+        from attnrl.types import Grade
+        kinds = [luck(text, 3) for text in responses]
+        return [Grade((-3.5, 0.25, 6.0)[kind], ("wrong", "wrong", "correct")[kind]) for kind in kinds]
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(tiny_checkpoint, tmp_path / "tiny")
+    (tmp_path / "mine.py").write_text(MODULE)
+    (tmp_path / "rows.jsonl").write_text(jsonl(*ROWS))
+    (tmp_path / "held_out.jsonl").write_text(
+        jsonl({"prompt": "B=7?", "answer": "7"}, {"prompt": "C=8?", "answer": "8"})
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    return tmp_path
+
+
+def rows(path: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def rewarded(function: str, *changes: str) -> list[str]:
+    files = [*FILE, "data.eval=held_out.jsonl", "eval.problems=2"]
+    return train(*files, f"reward.functions=[mine:{function}]", "grader=rules", *changes)
+
+
+def test_rewards_below_0_and_above_1_train_and_are_no_accuracy(attnrl: Attnrl) -> None:
+    """A random model solves nothing: accuracy is 0, and the reward is another number, everywhere."""
+    ran = attnrl(*rewarded("signed", "steps=2"))
+    assert ran.code == 0, ran.err
+    steps = rows("out/metrics.jsonl")
+    for row in steps[1:]:
+        assert row["accuracy"] == row["accuracy/initial"] == 0.0
+        assert row["reward"] == row["reward/functions/signed"] != 0.0
+        assert row["all/solve_none_ratio"] == 1.0
+        assert row["all/valid_ratio"] == row["initial/valid_ratio"] == 1.0
+        assert row["update_skipped"] == 0.0 and math.isfinite(row["loss/policy"])
+    assert all(row["eval/accuracy"] == 0.0 and row["eval/reward"] != 0.0 for row in steps)
+    assert "held-out accuracy 0.0%" in ran.out and f"held-out reward {steps[0]['eval/reward']:.3g}" in ran.out
+    assert f"{steps[-1]['eval/reward']:.3f}" in ran.out  # the summary
+    trees = rows("out/trees.jsonl")
+    rewards = {node["reward"] for row in trees for tree in row["trees"] for node in tree["nodes"]}
+    assert rewards == {-3.5, 0.25, 6.0}
+    assert not any(node["correct"] for row in trees for tree in row["trees"] for node in tree["nodes"])
+    assert attnrl("report", "out", "-o", "report.html").code == 0
+    assert attnrl("plot", "out", "-o", "curves.png").code == 0
+
+
+def test_the_built_in_graders_show_one_number_once(attnrl: Attnrl) -> None:
+    ran = attnrl(*train("steps=1"))
+    assert ran.code == 0, ran.err
+    row = rows("out/metrics.jsonl")[-1]
+    assert row["reward"] == row["accuracy"] and row["eval/reward"] == row["eval/accuracy"]
+    assert "held-out accuracy" in ran.out.lower() and "held-out reward" not in ran.out.lower()
+    assert not re.search(r"reward \S+  accuracy", ran.out)
+
+
+def test_none_and_nan_are_not_judged_and_the_run_goes_on(attnrl: Attnrl) -> None:
+    ran = attnrl(*rewarded("sometimes", "steps=2", "reward.max_not_judged=0.2"))
+    assert ran.code == 0, ran.err
+    for row in rows("out/metrics.jsonl")[1:]:
+        assert 0 < row["not_judged/ratio"] < 1 and row["not_judged/responses"] >= 1
+        assert all(math.isfinite(value) for value in row.values())
+    assert ran.out.count("reward.max_not_judged=0.2") == 2  # each step, at once
+    nodes = [node for row in rows("out/trees.jsonl") for tree in row["trees"] for node in tree["nodes"]]
+    assert {node["reward"] for node in nodes} == {None, 1.0, 2.0}
+    assert all((node["segments"] == []) == (node["reward"] is None) for node in nodes)
+    assert attnrl("report", "out", "-o", "report.html").code == 0
+
+
+def test_one_nan_neither_ends_the_run_nor_its_resume(attnrl: Attnrl) -> None:
+    """The NaN is in the checkpoint, as a response that is not judged."""
+    whole = attnrl(*rewarded("nan_once", "steps=3", "output_dir=whole"))
+    assert whole.code == 0, whole.err
+    for steps in (1, 3):
+        assert attnrl(*rewarded("nan_once", f"steps={steps}", "output_dir=parts")).code == 0
+    states = [
+        json.loads(next(Path(one).glob("checkpoints/step-000003/*state*.json")).read_text())
+        for one in ("whole", "parts")
+    ]
+    assert states[0] == states[1]
+    assert any(row["not_judged/responses"] for row in rows("whole/metrics.jsonl")[1:])
+
+
+def test_a_group_without_a_judged_response_is_dropped_and_said(attnrl: Attnrl) -> None:
+    ran = attnrl(*rewarded("never", "steps=1"))
+    assert ran.code == 0, ran.err
+    row = rows("out/metrics.jsonl")[-1]
+    assert row["not_judged/groups"] == row["prompt_batch_size"] == 2
+    assert row["not_judged/ratio"] == 1.0 and row["update_skipped"] == 1.0
+    assert not {"reward", "accuracy", "eval/reward"} & row.keys()
+    assert row["eval/accuracy"] == 0.0 and row["eval/not_judged/ratio"] == 1.0
+    assert "step 1: 2 of 2 problems dropped" in ran.out and "returned None" in ran.out
+    assert rows("out/trees.jsonl")[0]["root_value"] is None
+    assert attnrl("report", "out", "-o", "report.html").code == 0
+
+
+def test_equal_negative_rewards_are_no_signal(attnrl: Attnrl) -> None:
+    ran = attnrl(*rewarded("negative", "steps=1"))
+    assert ran.code == 0, ran.err
+    row = rows("out/metrics.jsonl")[-1]
+    assert (row["reward"], row["update_skipped"], row["all/valid_ratio"]) == (-1.0, 1.0, 0.0)
+
+
+def test_truncated_responses_are_masked_and_a_note_names_the_way_out(attnrl: Attnrl) -> None:
+    short = [*rewarded("signed", "steps=1"), "sampling.max_new_tokens=8", "eval.every=100"]
+    plain, masked = (attnrl(*short, f"reward.truncated={way}", f"output_dir={way}") for way in ("as_is", "mask"))
+    assert (plain.code, masked.code) == (0, 0), plain.err + masked.err
+    one, other = rows("as_is/metrics.jsonl")[-1], rows("mask/metrics.jsonl")[-1]
+    assert one["truncated_ratio"] == other["truncated_ratio"] > 0.5
+    assert one["reward"] == other["reward"]  # in the values and baselines
+    assert one["masked_responses"] == 0 < other["masked_responses"]
+    assert other["trained_responses"] + other["masked_responses"] == one["trained_responses"]
+    for ran in (plain, masked):
+        assert sum("sampling.max_new_tokens" in line for line in ran.out.splitlines()) >= 1
+
+
+def test_eval_says_reward_and_correct_apart(attnrl: Attnrl) -> None:
+    """A grader of its own verdicts: the mean reward is no accuracy."""
+    asked = [*EVAL[:2], "--data", "rows.jsonl", *EVAL[2:], "--grader", "mine:Partial", "--output", "out"]
+    ran = attnrl(*asked)
+    assert ran.code == 0, ran.err
+    samples, results = rows("out/samples.jsonl"), json.loads(Path("out/results.json").read_text())["results"][0]
+    assert {row["reward"] for row in samples} <= {-3.5, 0.25, 6.0}
+    correct = [row["verdict"] == "correct" for row in samples]
+    assert results["accuracy"] == pytest.approx(sum(correct) / len(correct))
+    assert results["reward"] == pytest.approx(sum(row["reward"] for row in samples) / len(samples))
+    assert "reward" in ran.out and f"{results['reward']:.3f}" in ran.out
+
+
+def test_eval_counts_responses_that_are_not_judged_as_not_correct(attnrl: Attnrl) -> None:
+    asked = [*EVAL[:2], "--data", "rows.jsonl", *EVAL[2:], "--grader", "mine:half", "--output", "out"]
+    ran = attnrl(*asked)
+    assert ran.code == 0, ran.err
+    samples, results = rows("out/samples.jsonl"), json.loads(Path("out/results.json").read_text())["results"][0]
+    assert [row["reward"] for row in samples].count(None) == results["not_judged"] == 3
+    assert (results["accuracy"], results["reward"]) == (0.5, 1.0)
+    assert "3 of 6 responses are not judged" in ran.out
+    assert attnrl(*asked).code == 0  # reads the rewards that are None
+
+
+def test_an_answer_that_cannot_be_worked_out_is_wrong_with_reward_0(attnrl: Attnrl) -> None:
+    """Nobody escapes a penalty by an answer that takes for ever."""
+    Path("answers.jsonl").write_text(jsonl({"response": "\\boxed{9^{9^{9^9}}}", "answer": "5", "prompt": "?"}))
+    ran = attnrl("grade", "answers.jsonl", "--output", "graded.jsonl", "--workers", "1")
+    assert ran.code == 0, ran.err
+    [row] = rows("graded.jsonl")
+    assert row["reward"] == 0.0 and row["verdict"] in ("wrong", "timeout", "error")
+
+
+def test_rewards_of_runs_before_are_still_read(attnrl: Attnrl) -> None:
+    """Without the metrics and fields of this version."""
+    assert attnrl(*train("steps=1")).code == 0
+    old = [
+        {
+            k: v
+            for k, v in row.items()
+            if not re.search("accuracy$|accuracy/|not_judged|eval/reward", k) or k == "eval/accuracy"
+        }
+        for row in rows("out/metrics.jsonl")
+    ]
+    Path("out/metrics.jsonl").write_text(jsonl(*old))
+    trees = rows("out/trees.jsonl")
+    for row in trees:
+        for tree in row["trees"]:
+            tree["nodes"] = [
+                {k: v for k, v in node.items() if k not in ("correct", "verdict")} for node in tree["nodes"]
+            ]
+    Path("out/trees.jsonl").write_text(jsonl(*trees))
+    assert attnrl("report", "out", "-o", "report.html").code == 0
+    assert attnrl("plot", "out", "-o", "curves.png").code == 0
