@@ -12,6 +12,8 @@ from attnrl.errors import UserError
 from attnrl.prompts import template as template_module
 from attnrl.prompts.renderer import PromptRenderer
 from attnrl.prompts.settings import PromptSettings
+from attnrl.prompts.sources import find_template
+from attnrl.prompts.template import ChatTemplate
 from attnrl.types import Problem
 
 PROBLEM = Problem("mine:3", "1+1?", ("2",))
@@ -86,3 +88,26 @@ def test_a_printed_variable_may_be_given() -> None:
     marked = CHATML + optional + "{% generation %}!{% endgeneration %}"
     renderer = PromptRenderer(tokenizer_of(replace(STYLES["chatml"], template=marked)))
     assert renderer.show(PROBLEM)[-1] == "  | Sunday!"
+
+
+OPENINGS = {
+    "chatml": "<|im_start|>user",
+    "qwen2": "<|im_start|>user",
+    "qwen3": "<|im_start|>user",
+    "llama3": "<|start_header_id|>user<|end_header_id|>",
+    "r1": "<|User|>",
+    "mistral": "[INST]",
+    "gemma": "<start_of_turn>user",
+    "vicuna": "USER:",
+}
+
+
+@pytest.mark.parametrize("style", OPENINGS)
+def test_the_role_markers_of_a_template(style: str) -> None:
+    tokenizer = tokenizer_of(style)
+    source = find_template(tokenizer, "auto")
+    assert source is not None
+    features = ChatTemplate(source, tokenizer, PromptSettings()).features
+    assert features.user_opening == OPENINGS[style]
+    assert features.takes_system == (style not in ("mistral", "gemma"))
+    assert features.writes_start == (style in ("llama3", "r1", "mistral", "gemma"))

@@ -119,10 +119,11 @@ class PromptRenderer:
             problem: the problem, before or after :meth:`asked`.
             ids: the ids of :meth:`encode`.
         """
-        unknown, known = self.tokenizer.unk_token_id, (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
-        remarks = list(self._remarks(problem))
-        if unknown in ids and unknown not in (*known, self.tokenizer.pad_token_id):
-            remarks.append(f"with characters that the tokenizer does not know (encoded as {self.tokenizer.unk_token})")
+        tokenizer, remarks = self.tokenizer, list(self._remarks(problem))
+        known = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        unknown, token = tokenizer.unk_token_id, str(tokenizer.unk_token)
+        if unknown in ids and unknown not in known and token not in self._render(problem).text:
+            remarks.append(f"with characters that the tokenizer does not know (encoded as {token})")
         return tuple(remarks)
 
     def show(self, problem: Problem) -> list[str]:
@@ -218,7 +219,10 @@ class PromptRenderer:
         return self._encoder.hide(text, where) if self._escapes else text
 
     def _templated_text(self, prompt: str | Chat) -> str | None:
-        """Return the text if a prompt (text or a lone user message) begins with the start token or a role marker."""
+        """Return the text if a prompt (text or a lone user message) begins with the start token or a role marker.
+
+        Spaces before the start token or the marker are left out.
+        """
         if not isinstance(prompt, str):
             if len(prompt) != 1 or prompt[0]["role"] != "user":
                 return None
@@ -227,7 +231,8 @@ class PromptRenderer:
             return None
         start = self.tokenizer.bos_token
         openings = (*self._template.features.openings, *([str(start)] if start else []))
-        return prompt if prompt.lstrip().startswith(openings) else None
+        text = prompt.lstrip()
+        return text if text.startswith(openings) else None
 
     def _end_of_user_part(self, text: str) -> int | None:
         """Return the place in templated text where the last part of the user ends; None if no end is found."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import cast
 
 from transformers import PreTrainedTokenizerBase
@@ -138,6 +140,7 @@ class ChatTemplate:
             return None, str(error)
 
     def _features(self, rendered: str, guided: str | None, dialogue: str | None) -> Features:
+        specials = special_tokens(self._tokenizer)
         heads = [self._without_start(rendered.partition(_QUESTION)[0])]
         if guided is not None:
             heads.append(self._without_start(guided.partition(_SYSTEM)[0]))
@@ -146,9 +149,10 @@ class ChatTemplate:
             head, _, rest = dialogue.partition(_QUESTION)
             to_answer, _, rest = rest.partition(_ANSWER)
             between = rest.partition(_NEXT)[0]
-            user_opening = self._without_start(_common_ending(head, between)).strip()
+            user_opening = self._without_start(_common_ending(head, between, specials))
+            # With a system message in front, the end of the message is common, too.
+            user_opening = user_opening.removeprefix(_leading(closings[0], specials) or "").strip()
             closings.append(to_answer.strip())
-        specials = special_tokens(self._tokenizer)
         texts = [_leading(head, specials) or head.strip() for head in heads]
         openings = [text for text in (*texts, user_opening) if len(text) >= FEWEST_CHARACTERS]
         closings.append(_leading(closings[0], specials) or "")
@@ -182,7 +186,16 @@ def _in_order(text: str, parts: Sequence[str]) -> bool:
     return -1 not in places and places == sorted(places)
 
 
-def _common_ending(*texts: str) -> str:
-    first, second = (text[::-1] for text in texts)
-    length = next((place for place, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), None)
-    return first[: min(len(first), len(second)) if length is None else length][::-1]
+def _common_ending(first: str, second: str, specials: Collection[str]) -> str:
+    """Return the longest common ending of two texts that does not begin inside of a special token."""
+    pattern = re.compile(f"({'|'.join(map(re.escape, sorted(specials, key=len, reverse=True)))})")
+    pieces = [[piece for piece in pattern.split(text) if piece] for text in (first, second)]
+    ending = ""
+    for one, other in zip(*map(reversed, pieces), strict=False):
+        if one != other:
+            if one not in specials and other not in specials:
+                equal = takewhile(lambda pair: pair[0] == pair[1], zip(reversed(one), reversed(other), strict=False))
+                ending = "".join(letter for letter, _ in equal)[::-1] + ending
+            break
+        ending = one + ending
+    return ending
