@@ -235,6 +235,21 @@ ARCHITECTURES = (
         packing="refused",
     ),
     Architecture(
+        "Qwen3.5 (text)",
+        "Qwen3_5TextConfig",
+        "linear attention between, gated attention",
+        {
+            "layer_types": ["linear_attention", "full_attention"] * 2,
+            "num_hidden_layers": 4,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16,
+        },
+        skipped=(0, 2),
+        packing="refused",
+    ),
+    Architecture(
         "LFM2",
         "Lfm2Config",
         "convolutions between",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from state_models import MODELS, ROUTED, SHAPE, build
 from transformers import PreTrainedModel
 
 from attnrl.errors import UserError
@@ -18,48 +19,6 @@ from attnrl.inference.sampler import LocalSampler, batch_class, check_cache
 from attnrl.types import Completion, Request, SamplingParams
 
 EOS = [5, 9, 13, 20, 33]
-SHAPE: dict[str, Any] = {
-    "vocab_size": 48,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.2,  # distributions far from uniform, so that a wrong state would be noticed
-    "pad_token_id": 0,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
-LINEAR: dict[str, Any] = {
-    "num_hidden_layers": 4,
-    "layer_types": ["linear_attention", "full_attention"] * 2,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-}
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-STATE_SPACE = {"mamba_d_state": 8, "mamba_dt_rank": 8}
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "Qwen3-Next": ("Qwen3NextConfig", {**LINEAR, **EXPERTS, "shared_expert_intermediate_size": 16}),
-    "Qwen3.5": ("Qwen3_5TextConfig", LINEAR),
-    "LFM2": ("Lfm2Config", {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]}),
-    "Jamba": (
-        "JambaConfig",
-        {**STATE_SPACE, "num_hidden_layers": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2},
-    ),
-    "Mamba": ("MambaConfig", {"num_hidden_layers": 2, "state_size": 8}),
-}
-
-
-def build(name: str) -> PreTrainedModel:
-    torch.manual_seed(0)
-    config_class, settings = MODELS[name]
-    shape = {**SHAPE, **settings}
-    if name == "Mamba":
-        shape = {key: shape[key] for key in shape if "head" not in key and key != "intermediate_size"}
-    return transformers.AutoModelForCausalLM.from_config(getattr(transformers, config_class)(**shape)).eval()
 
 
 @pytest.fixture(scope="module", params=sorted(MODELS))
@@ -118,6 +77,21 @@ def test_a_request_yields_the_same_in_any_batch(model: PreTrainedModel) -> None:
     for settings in ({}, {"max_batch": 1}, {"max_batch": 4}, {"prefill_tokens": 1}):
         shuffled = sample(model, [requests[i] for i in order], **settings)
         assert [c.tokens for c in shuffled] == [tokens[i] for i in order], settings
+
+
+@pytest.mark.parametrize("name", sorted(ROUTED))
+def test_router_logits_hidden_states_and_tuples_are_not_returned(name: str) -> None:
+    """The config asks for outputs that need the masks of a padded batch; sampling is as without, the config is kept."""
+    requests = rollouts()[:6]
+    expected = [completion.tokens for completion in sample(build(name), requests)]
+    model = build(name, output_router_logits=True, output_hidden_states=True, return_dict=False)
+    assert check_cache(model) == check_cache(build(name))
+    assert [completion.tokens for completion in sample(model, requests)] == expected
+    assert (model.config.output_router_logits, model.config.output_hidden_states, model.config.return_dict) == (
+        True,
+        True,
+        False,
+    )
 
 
 def test_hooks_statistics_and_stopping() -> None:

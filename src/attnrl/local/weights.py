@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from attnrl.errors import UserError, one_line
 from attnrl.local.model_files import WEIGHTS, WEIGHTS_INDEX
+from attnrl.utils.model_outputs import logits_only
 
 #: Parts of tensor names that a wrapper inserts, anywhere in a name.
 WRAPPERS = {
@@ -292,7 +293,8 @@ def trial_forward(directory: Path, model: PreTrainedModel) -> int:
     embeddings = int(model.get_input_embeddings().weight.shape[0])
     ids_1T = torch.arange(min(TRIAL_TOKENS, embeddings), device=model.device).unsqueeze(0)
     try:
-        logits_TV = model(input_ids=ids_1T, use_cache=False).logits[0]
+        with logits_only(model):
+            logits_TV = model(input_ids=ids_1T, use_cache=False).logits[0]
         failed = "NaN or infinite logits" if bool((logits_TV.isnan() | logits_TV.isposinf()).any()) else ""
     except Exception as error:  # transformers raises exceptions of many types for invalid settings
         failed = f"{type(error).__name__}: {one_line(error)}"
