@@ -84,8 +84,8 @@ class CheckpointConfig(Strict):
     keep_last: PositiveInt = Field(2, description="newest checkpoints to keep")
     keep_best: NonNegativeInt = Field(
         0,
-        description="checkpoints of highest held-out accuracy to keep as well; a new best evaluation saves a "
-        "checkpoint at once",
+        description="checkpoints of highest held-out accuracy (not reward) to keep as well; a new best evaluation "
+        "saves a checkpoint at once",
     )
 
 
