@@ -206,7 +206,11 @@ def test_every_model_of_an_evaluation_is_checked_first(
     weights = load_file(untied / "model.safetensors")
     copy_of(untied, tmp_path, weights=changed(FIRST, first_value(math.nan))(weights))
     (tmp_path / "sound").symlink_to(untied)
-    refuses(attnrl, tmp_path, [FIRST], "eval", "sound", "faulty", *EVAL[2:], *TASK, "--output", "out")
+    outcome = attnrl("eval", "sound", "faulty", *EVAL[2:], *TASK, "--output", "out")
+    assert outcome.code == 1 and "faulty" in outcome.err  # the other models are evaluated
+    said = " ".join(outcome.out.split())
+    assert said.index(FIRST) < said.index("6/6 samples")
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["complete"] is False
 
 
 @pytest.mark.parametrize(
