@@ -310,7 +310,7 @@ def test_export_merges_an_adapter_with_its_base(attnrl: Attnrl, tiny_checkpoint:
     tensors = load_file("lora/adapter_model.safetensors")
     save_file({name: tensors[name] for name in sorted(tensors)[2:]}, "lora/adapter_model.safetensors")
     refused(attnrl("export", "lora", "other"), "model lora", NAME, "layers.0.self_attn.q_proj")
-    further = {name.replace("layers.1", "layers.2"): tensor for name, tensor in tensors.items()}
+    further = {name.replace("layers.1", "layers.2"): tensor.clone() for name, tensor in tensors.items()}
     save_file({**tensors, **further}, "lora/adapter_model.safetensors")
     refused(attnrl("export", "lora", "other"), "model lora", NAME, "layers.2.self_attn.q_proj")
     settings = json.loads(Path("lora/adapter_config.json").read_text())
