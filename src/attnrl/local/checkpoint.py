@@ -215,7 +215,9 @@ def find_checkpoint(resume: str, root: Path) -> ResumePoint:
     if resume != "auto":
         directory = Path(resume)
         if not (directory / STATE_FILE).is_file():
-            raise UserError(f"resume={resume}: not a checkpoint directory (it has no {STATE_FILE})")
+            inside = list_checkpoints(directory / "checkpoints") or list_checkpoints(directory)
+            hint = f"; its newest checkpoint is {inside[-1].directory}" if inside else ""
+            raise UserError(f"resume={resume}: not a checkpoint directory (it has no {STATE_FILE}){hint}")
         refuse_pickles(directory)
         damage = _damage(directory)
         if damage is not None:

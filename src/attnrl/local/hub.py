@@ -31,6 +31,8 @@ FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 OTHER_FILES = ("*/*", "consolidated*")  # files of subdirectories, and second copies of the weights
 ANSWER_SECONDS = 3.0  # time limit for the first answer of the Hub, unless HF_HUB_ETAG_TIMEOUT is set
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w.-]+(?:/[\w.-]+)*))?", re.ASCII)
+LONGEST_ID = 96
+_ADDRESS = re.compile(r"(?:hf://|(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/)([\w.-]+/[\w.-]+)", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 Result = TypeVar("Result")
@@ -58,9 +60,15 @@ class Snapshot:
 def split_hub_id(name: str) -> tuple[str, str | None] | None:
     """Return ``OWNER/NAME`` and the revision of ``OWNER/NAME@REVISION``; None if ``name`` is no id of the Hub."""
     match = _HUB_ID.fullmatch(name)
-    if match is None or ".." in name or "--" in match[1]:
+    if match is None or ".." in name or "--" in match[1] or match[1].endswith(".git") or len(match[1]) > LONGEST_ID:
         return None
     return match[1], match[2]
+
+
+def id_in_address(name: str) -> str | None:
+    """Return ``OWNER/NAME`` of an address such as ``https://huggingface.co/OWNER/NAME/tree/main``, else None."""
+    match = _ADDRESS.match(name)
+    return match[1] if match else None
 
 
 def find_snapshot(repository: str, revision: str | None, *, trust_remote_code: bool = False) -> Snapshot:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from attnrl.errors import UserError
 from attnrl.local.checkpoint import find_checkpoint, list_checkpoints
-from attnrl.local.hub import HubError, Snapshot, cached_models, find_cached, find_snapshot, split_hub_id
+from attnrl.local.hub import HubError, Snapshot, cached_models, find_cached, find_snapshot, id_in_address, split_hub_id
 
 SHIPPED = resources.files("attnrl") / "models"
 HUB_ID = "a model of the Hugging Face Hub is OWNER/NAME or OWNER/NAME@REVISION"
@@ -185,6 +185,9 @@ def _known(name: str) -> str:
 
 def _near_names(name: str) -> list[str]:
     """Return up to :data:`MAX_NAMES` names that ``name`` may be a misspelling of: models, and existing paths."""
+    address = id_in_address(name)
+    if address is not None:
+        return [address]
     near = difflib.get_close_matches(name[:200], [*shipped_models(), *cached_models()], n=2)
     path = Path(os.path.expanduser(name))
     missing = path

@@ -177,7 +177,9 @@ def test_misspelt_names_suggest_near_names(attnrl: Attnrl, tiny_checkpoint: Path
         refused(attnrl("eval", model, *EVALUATE), f"model {model}: no such directory", near)
         assert time.monotonic() - started < 6
     refused(dry_run(attnrl, "''"), "model")
-    refused(dry_run(attnrl, "https://huggingface.co/maker/tiny-math"), "OWNER/NAME")
+    for address in ("https://huggingface.co/maker/tiny/tree/main", "hf://maker/tiny", "huggingface.co/maker/tiny"):
+        refused(dry_run(attnrl, address), f"model {address}", "near: maker/tiny")
+    refused(dry_run(attnrl, "maker/tiny.git"), "model maker/tiny.git")
 
 
 def test_a_two_part_path_is_not_taken_for_a_model_of_the_hub(
@@ -290,6 +292,12 @@ def test_sft_starts_from_a_run(attnrl: Attnrl, whole: Path) -> None:
     outcome = attnrl("sft", "sft_ledger", "output_dir=out", f"start={whole}", stage, "batch_size=1")
     assert outcome.code == 0, outcome.err
     assert "step-000004" in "".join(outcome.out.split())
+
+
+def test_resume_from_a_run_directory_names_the_newest_checkpoint(attnrl: Attnrl, whole: Path) -> None:
+    for directory in (whole, whole / "checkpoints"):
+        outcome = dry_run(attnrl, "ledger", "output_dir=new", f"resume={directory}")
+        refused(outcome, f"resume={directory}", str(whole / "checkpoints" / "step-000004"))
 
 
 def test_export_merges_an_adapter_with_its_base(attnrl: Attnrl, tiny_checkpoint: Path, hub: Path) -> None:
