@@ -202,6 +202,13 @@ def test_escaped_text_never_gives_a_special_token(parts: list[str]) -> None:
 ESCAPING = PromptRenderer(tokenizer_of("chatml"), PromptSettings(special_tokens="escape"))
 
 
+def test_a_placeholder_in_the_text() -> None:
+    problem = replace(TEXT, prompt="1+1 \ue000attnrl-text-0\ue001?")
+    assert "attnrl-text-0" in shown("chatml", problem)
+    with pytest.raises(UserError, match=r"line 4\b.*special_tokens=escape"):
+        ESCAPING.encode(problem)
+
+
 def test_a_tokenizer_without_plain_tokens_cannot_escape(tokenizer) -> None:  # type: ignore[no-untyped-def]
     renderer = PromptRenderer(tokenizer, PromptSettings(special_tokens="escape"))
     assert renderer.encode(replace(TEXT, prompt="A=1?"))

@@ -72,7 +72,8 @@ class PromptEncoder:
             UserError: the tokenizer fails, or cannot write a special token as plain text.
         """
         try:
-            ids = self._encode_hidden(text, where) if _PRIVATE.search(text) else self._plain_ids(text)
+            hidden = self._escaping is not None and _PRIVATE.search(text) is not None
+            ids = self._encode_hidden(text, where) if hidden else self._plain_ids(text)
         except Exception as error:
             if isinstance(error, UserError):
                 raise
