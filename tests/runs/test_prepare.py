@@ -71,8 +71,7 @@ def test_a_run_on_files(files: Path, tokenizer: PreTrainedTokenizerBase) -> None
     data = load_run_data(config(*settings), tokenizer)
     assert (data.training_problems, len(data.held_out)) == (18, 6)
     assert isinstance(data.source, ShuffledProblems)
-    (note,) = data.notes
-    assert note.startswith("data train.jsonl: left out 2 ")
+    assert sum(note.startswith("data train.jsonl: left out 2 ") for note in data.notes) == 1
     # How many are evaluated on changes nothing in what is trained on.
     fewer = load_run_data(config(*settings, "eval.problems=2"), tokenizer)
     assert len(fewer.held_out) == 2 and fewer.source == data.source
@@ -87,7 +86,7 @@ def test_duplicates_stay_in_an_evaluation_and_where_they_are_asked_for(
     data = load_run_data(config(*FILE, twice, "data.eval=[test.jsonl, test.jsonl]"), tokenizer)
     assert (data.training_problems, len(data.held_out)) == (18, 12)
     assert len({problem.id for problem in data.held_out}) == 12
-    assert data.notes[0] == "data train.jsonl and 1 more: left out 20 duplicates of other problems"
+    assert "data train.jsonl and 1 more: left out 20 duplicates of other problems" in data.notes
     assert load_run_data(config(*FILE, twice, "data.deduplicate=false"), tokenizer).training_problems == 40
 
 
@@ -95,8 +94,9 @@ def test_true_answers_that_cannot_be_parsed_are_told(files: Path, tokenizer: Pre
     with (files / "train.jsonl").open("a") as file:
         file.write(json.dumps({"prompt": "A=77?", "answer": "\\frac"}) + "\n")
     notes = load_run_data(config(*FILE, "data.train=train.jsonl"), tokenizer).notes
-    assert len(notes) == 1 and "train.jsonl line 21" in notes[0]
-    assert load_run_data(config(*FILE, "data.train=train.jsonl", "grader=rules"), tokenizer).notes == ()
+    assert sum("unusable" in note and "train.jsonl line 21" in note for note in notes) == 1
+    notes = load_run_data(config(*FILE, "data.train=train.jsonl", "grader=rules"), tokenizer).notes
+    assert not any("unusable" in note for note in notes)
 
 
 def test_the_grader_is_the_tasks_own_unless_one_is_named(files: Path, tokenizer: PreTrainedTokenizerBase) -> None:
