@@ -412,7 +412,7 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     "csv with one name twice": (data("twins.csv"), ["twins.csv, line 1"]),
     "csv of a header": (data("header.csv"), ["header.csv"]),
     "csv with an open quote": (data("open.csv"), ["open.csv, line 2"]),
-    "csv with other separators": (data("columns.csv"), ["columns.csv, line 2"]),
+    "csv with other separators": (data("columns.csv"), ["columns.csv, line 1", "question;answer"]),
     "second file that is missing": (data("[rows.jsonl, no.jsonl]"), ["no.jsonl"]),
     "data that is a text file": (data("notes.txt"), ["notes.txt", ".parquet, .jsonl"]),
     "data of impossible name": (data("'a b:c[d'"), ["a b:c[d"]),

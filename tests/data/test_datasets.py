@@ -251,11 +251,11 @@ def test_overlap_is_dropped_or_told() -> None:
     dropped = leave_out_overlap(data, evaluation, overlap="drop")
     assert ids(dropped) == "p1"
     (note,) = dropped.notes
-    assert note.startswith("data t: left out 2 ") and "(p0 is e1, p2 is e0)" in note
+    assert note.startswith("data t: left out 2 ") and "(t row 0 is e1, t row 2 is e0)" in note
     told = leave_out_overlap(data, evaluation, overlap="warn")
     assert told.problems == data.problems
     (note,) = told.notes
-    assert note.startswith("data t: trains on 2 ") and "(p0 is e1, p2 is e0)" in note
+    assert note.startswith("data t: trains on 2 ") and "(t row 0 is e1, t row 2 is e0)" in note
     assert leave_out_overlap(data, [replace(evaluation[0], prompt="Find w")], overlap="drop") == data
     with pytest.raises(UserError, match=r"data t.*data\.overlap=warn"):
         leave_out_overlap(make(("Find z", "1")), evaluation, overlap="drop")
@@ -265,7 +265,7 @@ def test_prompts_that_are_too_long_are_dropped_with_a_count(tokenizer: PreTraine
     data = make(("A=1?", "1"), ("A=1; " * 20, "1"), ("A=2?", "2"))
     fitted = fit_problem_set(data, PromptRenderer(tokenizer), max_prompt_tokens=4)
     assert ids(fitted) == "p0 p2"
-    assert fitted.notes == ("data t: left out 1 prompt of more than 4 tokens",)
+    assert fitted.notes == ("data t: left out 1 prompt of more than 4 tokens (t row 1)",)
     with pytest.raises(UserError, match=r"data t.*max_prompt_tokens = 3"):
         fit_problem_set(data, PromptRenderer(tokenizer), max_prompt_tokens=3)
 

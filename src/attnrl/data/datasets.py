@@ -223,12 +223,14 @@ def fit_problem_set(data: ProblemSet, renderer: PromptRenderer, *, max_prompt_to
         UserError: a prompt cannot be rendered or has no tokens, or every prompt is too long.
     """
     fitted = fit_problems(data.problems, renderer, max_prompt_tokens=max_prompt_tokens)
-    dropped = len(data.problems) - len(fitted.problems)
+    kept = {problem.id for problem in fitted.problems}
+    dropped = [_row_of(problem) for problem in data.problems if problem.id not in kept]
     if not fitted.problems:
         raise UserError(f"{data.name}: every prompt has more than max_prompt_tokens = {max_prompt_tokens} tokens")
     notes = [f"{data.name}: {remark}" for remark in fitted.remarks]
     if dropped:
-        notes.append(f"{data.name}: left out {_count(dropped, 'prompt')} of more than {max_prompt_tokens} tokens")
+        prompts = _count(len(dropped), "prompt")
+        notes.append(f"{data.name}: left out {prompts} of more than {max_prompt_tokens} tokens ({_some(dropped)})")
     return replace(data, problems=fitted.problems, notes=(*data.notes, *notes))
 
 
@@ -253,7 +255,7 @@ def leave_out_overlap(
     found = find_overlap(training.problems, evaluation, suffix)
     if not found:
         return training
-    named = _some([f"{training.problems[place].id} is {other.id}" for place, other in found.items()])
+    named = _some([f"{_row_of(training.problems[place])} is {_row_of(other)}" for place, other in found.items()])
     if overlap == "warn":
         note = f"{training.name}: trains on {_count(len(found), 'evaluation problem')} ({named})"
         return replace(training, notes=(*training.notes, note))
@@ -268,6 +270,10 @@ def leave_out_overlap(
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _row_of(problem: Problem) -> str:
+    return _row(problem.place) if problem.place else problem.id
 
 
 def _row(place: str) -> str:

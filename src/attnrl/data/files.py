@@ -159,6 +159,8 @@ def _read_separated(path: Path, separator: str) -> list[Row]:
             continue
         if header is None:
             header = [name.strip() for name in fields]
+            if len(header) == 1 and (other := next((one for one in ",;\t|" if one in header[0]), None)):
+                raise UserError(f"{where}: expected {separator!r} between the columns, found {other!r} ({header[0]})")
             if len(set(header)) < len(header):
                 raise UserError(f"{where}: two columns have the same name ({', '.join(header)})")
         elif len(fields) != len(header):

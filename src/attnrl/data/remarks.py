@@ -35,17 +35,18 @@ class Remarks:
         if columns.id is not None:
             clauses.append(f"id from {columns.id}")
         used = {column.partition(".")[0] for _, column in self.taken} | {str(columns.id), "data_source"}
+        used |= {*columns.prompt, *columns.answer}  # said as candidates
         rest = [column for column in columns.names if column not in used]
         others = ", ".join(rest[:MAX_COLUMNS]) + (", ..." if len(rest) > MAX_COLUMNS else "")
         ending = f"; other columns: {others}" if rest else ""
         yield f"{name}: {', '.join(clauses)}{ending}"
         for remark, count in self.others.items():
-            yield f"{name}: {remark} ({count:,} times)"
+            yield f"{name}: {remark} ({count:,} {'time' if count == 1 else 'times'})"
 
     def _clause(self, key: str, columns: Columns) -> str:
         counts = {column: count for (one, column), count in self.taken.items() if one == key}
         candidates = {"prompt": columns.prompt, "answer": columns.answer}.get(key, ())
-        unused = [column for column in candidates if column not in counts]
+        unused = [column for column in candidates if column not in (*counts, columns.instruction_input)]
         several = len(counts) > 1
         taken = " or ".join(f"{column} ({count:,} rows)" if several else column for column, count in counts.items())
         preferred = f" (preferred to {', '.join(unused)})" if unused else ""

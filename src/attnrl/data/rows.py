@@ -62,8 +62,6 @@ def read_row(
         if is_finished(prompt[-1]["content"], answers):
             remarks.others["left out the last message, a finished response of the assistant"] += 1
             prompt = prompt[:-1]
-        else:
-            remarks.others["responses continue the last message, of the assistant"] += 1
     else:
         remarks.taken["answer", f"the last message of {prompt_column}"] += 1
         answers = _response_answer(prompt[-1]["content"])
@@ -111,7 +109,7 @@ def read_prompt(row: Mapping[str, Any], columns: Columns, where: str, remarks: R
     if isinstance(value, Mapping):
         keys = ", ".join(map(str, value))
         raise UserError(f"{where}: {column} is an object with {keys}: name a text or the messages, as {column}.KEY")
-    if not isinstance(value, Sequence) or not value:
+    if isinstance(value, (bytes, bytearray)) or not isinstance(value, Sequence) or not value:
         raise UserError(f"{where}: {column} must be text or a non-empty list of chat messages")
     messages = read_messages(value, f"{where}: {column}", remarks)
     for message in messages:

@@ -203,7 +203,9 @@ class EvaluationRun:
                 name = f"{candidate.name}, {plan.suite.name}"
                 yield from (f"{name}: {remark}" for remark in plan.remarks)
                 if plan.skipped:
-                    yield f"{name}: {len(plan.skipped)} prompts too long for the model; they count as not solved."
+                    first = next(problem.where for problem in plan.suite.problems if problem.id == plan.skipped[0])
+                    count = len(plan.skipped)
+                    yield f"{name}: {count} prompts too long for the model, first {first}; they count as not solved."
                 if plan.shortened:
                     yield (
                         f"{name}: the model has {candidate.positions:,} positions, so responses end there and not "

@@ -140,7 +140,8 @@ def test_a_begun_answer_stays_in_the_prompt_and_a_finished_one_does_not(attnrl: 
     assert first["prompt"].startswith(f"1={ASK[0]}; 2=B=")
     assert second["prompt"] == f"1={ASK[1]}; 2="
     outcome = attnrl(*train(*DATA, "data.train=x.jsonl"))
-    assert outcome.code == 0 and outcome.out.count("(1 times)") == 2
+    assert outcome.code == 0 and outcome.out.count("(1 time)") == 1
+    assert "data file x.jsonl, line 1" in outcome.out  # the response continues the message
 
 
 ODD = [
