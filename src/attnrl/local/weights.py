@@ -34,6 +34,7 @@ WRAPPERS = {
 }
 #: Beginnings of tensor names that a wrapper adds.
 LEADING = {"module.": "DistributedDataParallel or DeepSpeed", "base_model.model.": "PEFT"}
+FLOATS = frozenset({"F64", "F32", "F16", "BF16"})  # dtypes of safetensors
 EXPERT = re.compile(r"\.experts\.(\d+)\.")
 NAMED = 3  # tensors named in a message
 TRIAL_TOKENS = 4
@@ -125,12 +126,14 @@ def check_shapes(directory: Path, settings: Mapping[str, Any], expected: PreTrai
         UserError: the names have the prefix of a wrapper or belong to a LoRA adapter, a tensor has another shape, or
             the files are too small for the model.
     """
-    shapes = read_shapes(directory, weight_files(directory, settings))
+    files = weight_files(directory, settings)
+    shapes = read_shapes(directory, files)
     unknown = shapes.keys() - expected.state_dict().keys()
     refuse_adapter(directory, unknown)
     refuse_wrapped(directory, unknown, len(shapes))
     if "quantization_config" not in settings:  # packed weights have shapes of their own
         compare_shapes(directory, shapes, expected)
+        _refuse_packed(directory, files, expected)
         compare_experts(directory, {name: shapes[name] for name in unknown})
 
 
@@ -152,6 +155,23 @@ def compare_shapes(directory: Path, shapes: Mapping[str, tuple[int, ...]], expec
     values, held = sum(map(math.prod, wanted.values())), sum(map(math.prod, shapes.values()))
     if shapes and values > 64 * held:  # a random initialisation of the missing tensors would exhaust the memory
         raise UserError(f"model {directory}: config.json describes {values:,} weights, and the files hold {held:,}")
+
+
+def _refuse_packed(directory: Path, files: Iterable[Path], expected: PreTrainedModel) -> None:
+    """Refuse quantized weights without a ``quantization_config``: transformers would convert the packed numbers."""
+    floats = {name for name, tensor in expected.state_dict().items() if tensor.is_floating_point()}
+    packed = []
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for name in floats.intersection(file.keys()):
+                dtype = file.get_slice(name).get_dtype()
+                if dtype not in FLOATS:
+                    packed.append(f"{name} ({dtype})")
+    if packed:
+        raise UserError(
+            f"model {directory}: {len(packed)} tensors are quantized, and config.json has no quantization_config: "
+            f"{some(packed)}"
+        )
 
 
 def compare_experts(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -81,6 +81,8 @@ FAULTY_WEIGHTS: dict[str, tuple[Callable[[Weights], Weights], list[str]]] = {
     "another shape": (changed(FIRST, lambda t: t[:5].clone()), [FIRST, "[5, 32]", "[48, 32]"]),
     "fewer rows": (changed("lm_head.weight", lambda t: t[:-1].clone()), ["lm_head.weight", "config.json"]),
     "no weights": (lambda weights: {}, ["21 of 21"]),
+    "integers": (changed(FIRST, lambda t: (100 * t).to(torch.int8)), [FIRST, "I8", "quantization_config"]),
+    "8 bits": (changed(FIRST, lambda t: t.to(torch.float8_e4m3fn)), [FIRST, "F8_E4M3"]),
     "nan": (changed(FIRST, first_value(math.nan)), [FIRST, "32 of 1536"]),
     "inf": (changed("lm_head.weight", first_value(math.inf)), ["1 tensors", "lm_head.weight"]),
 }
