@@ -75,7 +75,6 @@ FILES: dict[str, str | bytes] = {
     "malformed.jsonl": jsonl(ROWS[0]) + '{"prompt": "A=1?", "answer"\n',
     "cut.jsonl": jsonl(*ROWS)[:-5],
     "unanswered.jsonl": jsonl(ROWS[0], {"prompt": "A=1?"}),
-    "chat.jsonl": jsonl({"prompt": [{"role": "user", "content": "A=1?"}], "answer": "1"}),
     "numbers.jsonl": "1\n2\n",
     "unasked.jsonl": jsonl(ROWS[0], {"answer": "1"}),
     "null.jsonl": jsonl({"prompt": None, "answer": "1"}),
@@ -263,7 +262,6 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
     ),
     "unknown grader": (train("grader=exact"), ["grader", "exact"]),
     "prompts of the task too long": (train("sampling.max_prompt_tokens=5"), ["problem ledger:", "max_prompt_tokens"]),
-    "chat without a template": (train("task=null", "data.train=chat.jsonl"), ["chat.jsonl, line 1"]),
     "more positions than the model has": (
         train("sampling.max_new_tokens=1000"),
         ["max_prompt_tokens + max_new_tokens = 1128", "512"],

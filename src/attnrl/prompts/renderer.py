@@ -160,11 +160,11 @@ class PromptRenderer:
         if not isinstance(prompt, str):
             roles = [message["role"] for message in prompt]
             if self._template is None and self._fault is None:
-                yield "chat messages rendered as plain text (contents joined by blank lines): no chat template"
+                yield "of chat messages, read as plain text (contents joined by blank lines): no chat template"
             elif "system" in roles and self._template is not None and not self._template.features.takes_system:
                 yield "with the system message inside the user's message: the chat template has no system message"
             if roles[-1] == "assistant":
-                yield "that end with a message of the assistant: the response continues the message"
+                yield "ending in a message of the assistant, which the response continues"
         texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
         if any(self._encoder.tokens_in(text) for text in texts):
             kept = "which count as special tokens (special_tokens=escape: as plain text)"
