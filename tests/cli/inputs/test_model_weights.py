@@ -342,8 +342,10 @@ def sharded(directory: Path, weights: Weights) -> None:
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-@pytest.mark.parametrize("shards", [False, True])
-@pytest.mark.parametrize("wrap", ["compiled", "ddp", "both", "both the other way", "compiled_layers", "fsdp", "peft"])
+@pytest.mark.parametrize(
+    ("wrap", "shards"),
+    [("compiled", False), ("both the other way", True), ("compiled_layers", False), ("fsdp", False), ("peft", True)],
+)
 def test_the_named_command_writes_a_clean_copy(
     wrap: str, shards: bool, untied: Path, tmp_path: Path, attnrl: Attnrl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
