@@ -81,7 +81,7 @@ def grow(config: TrainConfig, steps: int) -> Recorder:
     torch.manual_seed(config.seed)
     directory = find_model(config.model).directory
     tokenizer = load_tokenizer(directory)
-    model = load_model(directory, device=torch.device("cpu"), dtype=config.dtype)
+    model = load_model(directory, tokenizer, device=torch.device("cpu"), dtype=config.dtype).model
     limits = config.sampling
     sampler = build_sampler(model, tokenizer, limits.params, max_batch=limits.max_batch)
     recorder = Recorder(build_policy(config, model, None))
@@ -102,7 +102,8 @@ def grow(config: TrainConfig, steps: int) -> Recorder:
 
 def measured_model(config: TrainConfig, args: argparse.Namespace) -> PreTrainedModel:
     """The recipe's model, or a random Llama with its vocabulary."""
-    model = load_model(find_model(config.model).directory, device=torch.device("cpu"), dtype=config.dtype)
+    directory = find_model(config.model).directory
+    model = load_model(directory, load_tokenizer(directory), device=torch.device("cpu"), dtype=config.dtype).model
     if args.hidden is None:
         return model
     torch.manual_seed(0)

@@ -93,16 +93,17 @@ class Bench:
         self.device = choose_device(config.device)
         self.tokenizer = load_tokenizer(self.directory)
         data = load_run_data(config, self.tokenizer)
-        self.source, self.rewards = data.source, data.rewards
+        self.source, self.rewards, self.renderer = data.source, data.rewards, data.renderer
         self.sides = {name: self.side(name) for name in SIDES}
 
     def side(self, name: str) -> Side:
         """Build one side from the recipe's model."""
         config, sampling = self.config, self.config.sampling
-        model = load_model(self.directory, device=self.device, dtype=config.dtype)
+        model = load_model(self.directory, self.tokenizer, device=self.device, dtype=config.dtype).model
         reference = None
         if config.loss.kl > 0:
-            reference = load_model(self.directory, device=self.device, dtype=config.dtype).requires_grad_(False)
+            reference = load_model(self.directory, self.tokenizer, device=self.device, dtype=config.dtype).model
+            reference.requires_grad_(False)
         if name == "attnrl":
             return Side(
                 build_sampler(model, self.tokenizer, sampling.params, max_batch=sampling.max_batch),
@@ -134,7 +135,7 @@ class Bench:
             sampler=side.sampler,
             rewards=self.rewards,
             policy=side.policy,
-            tokenizer=self.tokenizer,
+            renderer=self.renderer,
             source=self.source,
             state=state,
         )

@@ -46,7 +46,7 @@ def tokens(rng: random.Random, count: int) -> tuple[int, ...]:
 
 def policy(kind: type, *, loss: LossConfig | None = None, **optimizer: Any) -> Any:
     loss = loss or LossConfig(kl=0.0)
-    return kind(
+    built = kind(
         helpers.tiny_model(vocab_size=VOCABULARY),
         helpers.tiny_model(vocab_size=VOCABULARY, seed=1) if loss.kl else None,
         loss=loss,
@@ -54,6 +54,8 @@ def policy(kind: type, *, loss: LossConfig | None = None, **optimizer: Any) -> A
         branching=BranchingConfig(delta=2),
         temperature=0.9,
     )
+    built.starts_at_reference = False  # the reference is another model, so that the KL is not 0
+    return built
 
 
 def assert_close(one: Sequence[float] | Tensor, other: Sequence[float] | Tensor) -> None:

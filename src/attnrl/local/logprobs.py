@@ -18,6 +18,9 @@ from attnrl.fci import FciUnsupportedError, evaluating
 from attnrl.local.packing import Pack, pack_rows, pack_trees
 from attnrl.utils.model_outputs import logits_only
 
+#: Largest difference in nats between log-probs of the same tokens from two forwards that sum in another order.
+LOGPROB_ROUNDING = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 0.25, torch.bfloat16: 0.25}
+
 LOGIT_BYTES = 256 * 2**20  # largest fp32 logits converted to log-probs at one time
 
 
@@ -131,7 +134,7 @@ def check_trees(model: PreTrainedModel) -> None:
     except FciUnsupportedError as error:
         raise TreesUnsupportedError(str(error)) from None
     difference = max(float((packed[path] - alone[path]).abs().max()) for path in packed)
-    if not difference <= (1e-3 if model.dtype == torch.float32 else 0.25):
+    if not difference <= LOGPROB_ROUNDING[model.dtype]:
         raise TreesUnsupportedError(
             f"{type(model).__name__} gives tokens of a packed tree other log-probs than tokens of a single path (by "
             f"{difference:.2g}): a layer that does not only attend carries a state from one branch into the next"

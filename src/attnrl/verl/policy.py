@@ -19,15 +19,13 @@ from verl.utils.seqlen_balancing import calculate_workload, get_seqlen_balanced_
 
 from attnrl.config.schema import TrainConfig
 from attnrl.errors import RunError
+from attnrl.local.logprobs import LOGPROB_ROUNDING
 from attnrl.method.loss import cut_mini_batches, truncated_importance
 from attnrl.method.steps import Steps
 from attnrl.types import Score, TrainingRow
 from attnrl.verl.engine import INFLUENCE, MEASURE, STEP_STARTS
 
 FILLER = TrainingRow(prompt=(0,), response=(0,), old_logprobs=(0.0,), sampler_logprobs=(0.0,), advantages=(0.0,))
-
-#: Largest difference in nats of two log-probs of the same weights.
-ROUNDING = {"float32": 1e-3, "bfloat16": 0.25}
 
 #: Names of verl's update metrics in ``metrics.jsonl``.
 METRICS = {
@@ -220,7 +218,7 @@ def _require_same_model(config: TrainConfig, actor: Sequence[Tensor], reference:
         RunError: a log-prob differs by more than rounding.
     """
     largest = max(float((left - right).abs().max()) for left, right in zip(actor, reference, strict=True))
-    if not largest <= ROUNDING[config.dtype]:
+    if not largest <= LOGPROB_ROUNDING[getattr(torch, config.dtype)]:
         raise RunError(
             f"loss.kl: before the first update the log-probs of actor and reference differ by up to {largest:.3g} "
             "nats, and the KL must be 0: the two are not the same model"
