@@ -1,5 +1,6 @@
 """Fixtures of every test. Being here also puts ``tests/`` on the path, so that tests can ``import helpers``."""
 
+import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,14 @@ from attnrl.tasks.ledger import build_tokenizer
 # The first torch operation of a process takes longer than the default deadline of an example.
 settings.register_profile("attnrl", deadline=None, derandomize=True)
 settings.load_profile("attnrl")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def frozen_modules() -> Iterator[None]:
+    """Keep the imported modules out of garbage collection, which takes most of the time of a tiny evaluation."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
