@@ -103,7 +103,7 @@ def load_problem_set(
 
 def _read_problems(source: str | Path, named: Mapping[str, str], *, needs_answer: bool) -> ProblemSet:
     """Return the problems of one source; the ids are empty without a column of ids."""
-    name = f"data {source}"
+    name, short_name = f"data {source}", source_name(source)
     rows = read_source(source)
     fields = [_as_object(row) for row in rows]
     columns = choose_columns(fields, named)
@@ -111,8 +111,7 @@ def _read_problems(source: str | Path, named: Mapping[str, str], *, needs_answer
     problems = []
     for row, values in zip(rows, fields, strict=True):
         try:
-            problem = read_row(values, columns, row.where, source_name(source), remarks, needs_answer=needs_answer)
-            problems.append(problem)
+            problems.append(read_row(values, columns, row.where, short_name, remarks, needs_answer=needs_answer))
         except RecursionError:
             raise UserError(f"{row.where}: nested too deep") from None
     files = {row.where.rpartition(", ")[0] for row in rows}
