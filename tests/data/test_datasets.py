@@ -69,7 +69,7 @@ def test_several_sources_are_one_set(write: Write) -> None:
 
 
 def test_a_faulty_row_is_named(write: Write) -> None:
-    for row, said in [([1], "expected an object, found list"), ({"prompt": "?"}, "no true answer")]:
+    for row, said in [([1], "expected an object"), ({"prompt": "?"}, "no true answer")]:
         path = write(TRL, TRL, row)
         with pytest.raises(UserError) as caught:
             load_problems(path)
@@ -124,15 +124,11 @@ def test_a_named_column_must_be_in_a_source(write: Write) -> None:
     alone = load_problem_set(ordinary, columns=columns)
     assert alone.missing.keys() == {"prompt", "answer"}
     require_columns([both, alone])
-    with pytest.raises(
-        UserError, match=r"y\.jsonl: data\.columns\.prompt: no column 'ask' \(columns: prompt, answer\)"
-    ):
+    with pytest.raises(UserError, match=r"y\.jsonl: prompt=ask .*no such column \(columns: prompt, answer\)"):
         require_columns([alone])
-    with pytest.raises(UserError, match=r"no column 'promt' .*did you mean prompt\?"):
+    with pytest.raises(UserError, match=r"prompt=promt .*did you mean prompt\?"):
         load_problems(ordinary, columns={"prompt": "promt"})
-    with pytest.raises(
-        UserError, match=r"x\.jsonl, line 1: no prompt: data\.columns\.prompt: no column 'asks' .*did you mean ask"
-    ):
+    with pytest.raises(UserError, match=r"x\.jsonl, line 1: no prompt: prompt=asks .*did you mean ask"):
         load_problems(asked, columns={"prompt": "asks", "answer": "gold"})
 
 

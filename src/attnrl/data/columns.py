@@ -6,9 +6,8 @@ source may have different columns: all candidates are kept in order of preferenc
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -23,9 +22,12 @@ from attnrl.config.columns import (
     find_columns,
     spelling_of,
 )
+from attnrl.data.held import held_value
 from attnrl.utils.near import did_you_mean, near_names
 
 MAX_LISTED = 30  # columns named in an error
+MAX_SEARCHED = 100  # rows searched for the names of nested columns
+MAX_NESTING = 3  # parts of the dotted name of a nested column in a suggestion
 MISSING = object()  # the value of a column that a row lacks
 
 
@@ -41,6 +43,7 @@ class Columns:
         instruction_input: column of the text after an instruction (Alpaca).
         answer_is_named: the setting names the column of the true answer.
         names: all columns of the source.
+        nested: dotted names of nested columns in the first rows, for suggestions.
         missing: columns named by the setting but absent from the source, by the key of the setting.
     """
 
@@ -51,6 +54,7 @@ class Columns:
     instruction_input: str | None
     answer_is_named: bool
     names: tuple[str, ...]
+    nested: tuple[str, ...]
     missing: Mapping[str, str]
 
 
@@ -78,8 +82,21 @@ def choose_columns(rows: Iterable[Mapping[str, Any]], named: Mapping[str, str]) 
         instruction_input=inputs[0] if joined else None,
         answer_is_named="answer" in given,
         names=names,
+        nested=tuple(dict.fromkeys(name for row in rows[:MAX_SEARCHED] for name in _nested_names(row))),
         missing=missing,
     )
+
+
+def _nested_names(value: Any, prefix: str = "", depth: int = 1) -> Iterator[str]:
+    if isinstance(value, str) and depth > 1:
+        value = held_value(value)
+    if not isinstance(value, Mapping):
+        return
+    for name, inner in value.items():
+        if depth > 1:
+            yield f"{prefix}{name}"
+        if depth < MAX_NESTING:
+            yield from _nested_names(inner, f"{prefix}{name}.", depth + 1)
 
 
 def _answer_columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> tuple[str, ...]:
@@ -97,7 +114,7 @@ def _answer_columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> 
 def value_at(row: Mapping[str, Any], name: str) -> Any:
     """Return the value of a column, or :data:`MISSING`.
 
-    A name with dots leads through objects, JSON text of objects, and lists by index (``messages.0.content``), unless
+    A name with dots leads through objects, objects held as text, and lists by index (``messages.0.content``), unless
     the row has a column of the whole name.
     """
     if name in row:
@@ -105,7 +122,7 @@ def value_at(row: Mapping[str, Any], name: str) -> Any:
     value: Any = row
     for part in name.split("."):
         if isinstance(value, str):
-            value = _parsed(value)
+            value = held_value(value)
         if isinstance(value, Mapping) and part in value:
             value = value[part]
         elif isinstance(value, Sequence) and not isinstance(value, str) and part.isdecimal() and int(part) < len(value):
@@ -113,13 +130,6 @@ def value_at(row: Mapping[str, Any], name: str) -> Any:
         else:
             return MISSING
     return value
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
 
 
 def first_value(row: Mapping[str, Any], candidates: Sequence[str]) -> tuple[str, Any] | None:
@@ -143,17 +153,23 @@ def absent_column(columns: Columns, key: str, spellings: Sequence[str]) -> str:
     if key in columns.missing:
         return missing_column(columns, key)
     known = {spelling_of(spelling) for spelling in spellings}
-    near = next((name for name in columns.names if near_names(spelling_of(name), known)), None)
-    way_out = f"did you mean data.columns.{key}={near}?" if near else f"name the column with data.columns.{key}=NAME"
-    return f"expected {', '.join(spellings[:-1])} or {spellings[-1]} (columns: {_listed(columns)}); {way_out}"
+    inner = [name for name in columns.nested if spelling_of(name.rpartition(".")[2]) in known]
+    alike = [name for name in columns.names if near_names(spelling_of(name), known)]
+    name = next(iter(inner or alike), None)
+    way_out = f"did you mean {key}={name}?" if name else f"name the column with {key}=NAME"
+    return (
+        f"expected {', '.join(spellings[:-1])} or {spellings[-1]} (columns: {_listed(columns)}); {way_out} "
+        "(data.columns or --columns)"
+    )
 
 
 def missing_column(columns: Columns, key: str) -> str:
     """Return the clause on a column that the setting names and the source lacks."""
     wrong = columns.missing[key]
-    suggestion = did_you_mean(wrong, columns.names)
-    return f"data.columns.{key}: no column {wrong!r} (columns: {_listed(columns)}){suggestion}"
+    suggestion = did_you_mean(wrong, (*columns.names, *columns.nested))
+    return f"{key}={wrong} (data.columns or --columns): no such column (columns: {_listed(columns)}){suggestion}"
 
 
 def _listed(columns: Columns) -> str:
-    return ", ".join(columns.names[:MAX_LISTED]) + (", ..." if len(columns.names) > MAX_LISTED else "")
+    listed = [name or "''" for name in columns.names[:MAX_LISTED]]
+    return ", ".join(listed) + (", ..." if len(columns.names) > MAX_LISTED else "")

@@ -121,16 +121,28 @@ def _read_problems(source: str | Path, named: Mapping[str, str], *, needs_answer
 
 
 def _as_object(row: Row) -> Mapping[str, Any]:
-    """Return the columns of a row; a row that is a list of messages has the single column ``messages``.
+    """Return the columns of a row; a row that is a list of messages has the column ``messages``.
+
+    A last message with a ``ground_truth`` in place of the text (Open-Reasoner-Zero) is the column ``ground_truth``.
 
     Raises:
         UserError: the row is neither an object nor a list of messages.
     """
     if isinstance(row.fields, Mapping):
         return row.fields
-    if isinstance(row.fields, list) and row.fields and all(map(is_message, row.fields)):
-        return {"messages": row.fields}
-    raise UserError(f"{row.where}: expected an object, found {type(row.fields).__name__}")
+    if isinstance(row.fields, list) and row.fields and all(map(is_message, row.fields[:-1])):
+        last = row.fields[-1]
+        if is_message(last):
+            return {"messages": row.fields}
+        if isinstance(last, Mapping) and "ground_truth" in last:
+            truth = last["ground_truth"]
+            return {
+                "messages": row.fields[:-1],
+                "ground_truth": truth.get("value") if isinstance(truth, Mapping) else truth,
+            }
+    raise UserError(
+        f"{row.where}: expected an object or a list of messages (role and content), found {type(row.fields).__name__}"
+    )
 
 
 def require_columns(sets: Iterable[ProblemSet]) -> None:

@@ -1,14 +1,11 @@
-"""Read chat messages in the formats of data sets: OpenAI, ShareGPT, content in parts, and JSON held as text."""
+"""Read chat messages in the formats of data sets: OpenAI, ShareGPT, and content in parts."""
 
 from __future__ import annotations
 
-import ast
-import json
-import re
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from attnrl.data.held import held_structure
 from attnrl.data.remarks import Remarks
 from attnrl.errors import UserError
 from attnrl.types import Chat
@@ -28,50 +25,6 @@ ROLES = {
     "observation": "tool",
 }
 TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
-_OBJECT = re.compile(r"""\[?\s*\{\s*['"]""")  # the beginning of an object, or of a list of objects
-_LIST = re.compile(r"""\[\s*['"]""")  # the beginning of a list of texts
-_WITHOUT_COMMA = re.compile(r"""['"]\s+['"]""")  # numpy writes lists so; for Python, the two texts are one
-_MESSAGE = re.compile(r"""\[?\s*\{[^{}]{0,200}?['"](role|from|content|value)['"]\s*:""")
-
-
-def held_structure(text: str) -> Any:
-    """Return the list or object that a text holds as JSON (or as Python literals); None for any other text.
-
-    A list of numbers is a text: a problem may be a list of numbers.
-    """
-    stripped = text.strip()
-    value: Any = None
-    if stripped[:1] in {"[", "{", '"'}:
-        try:
-            value = json.loads(stripped)
-        except (ValueError, RecursionError):
-            value = _python_literal(stripped)
-    if isinstance(value, str):  # JSON text inside JSON text
-        return held_structure(value) if value.strip()[:1] in {"[", "{"} else None
-    return value if isinstance(value, (dict, list)) and not _only_numbers(value) else None
-
-
-def _python_literal(text: str) -> Any:
-    """Return the object, or the list of objects or texts, that ``str`` of Python wrote (pandas in CSV), else None."""
-    if not _OBJECT.match(text) and (not _LIST.match(text) or _WITHOUT_COMMA.search(text)):
-        return None
-    try:
-        with warnings.catch_warnings(action="ignore"):  # \( in a string is a SyntaxWarning
-            return ast.literal_eval(text)
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
-        return None
-
-
-def _only_numbers(value: Any) -> bool:
-    if isinstance(value, list):
-        return bool(value) and all(map(_only_numbers, value))
-    return isinstance(value, (int, float))
-
-
-def looks_like_structure(text: str) -> bool:
-    """Return True if a text begins like JSON of chat messages, or begins and ends like JSON of objects."""
-    text = text.strip()
-    return _MESSAGE.match(text) is not None or (_OBJECT.match(text) is not None and text[-1] in "}]")
 
 
 def is_message(value: Any) -> bool:

@@ -36,7 +36,7 @@ class Remarks:
             clauses.append(f"id from {columns.id}")
         used = {column.partition(".")[0] for _, column in self.taken} | {str(columns.id), "data_source"}
         used |= {*columns.prompt, *columns.answer}  # said as candidates
-        rest = [column for column in columns.names if column not in used]
+        rest = [column or "''" for column in columns.names if column not in used]
         others = ", ".join(rest[:MAX_COLUMNS]) + (", ..." if len(rest) > MAX_COLUMNS else "")
         ending = f"; other columns: {others}" if rest else ""
         yield f"{name}: {', '.join(clauses)}{ending}"

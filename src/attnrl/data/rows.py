@@ -14,7 +14,8 @@ from typing import Any
 
 from attnrl.config.columns import ANSWER, PROMPT, spelling_of
 from attnrl.data.columns import Columns, absent_column, first_value, is_null, value_at
-from attnrl.data.messages import held_structure, is_message, looks_like_structure, read_messages
+from attnrl.data.held import held_structure, looks_like_structure
+from attnrl.data.messages import is_message, read_messages
 from attnrl.data.remarks import Remarks
 from attnrl.errors import UserError
 from attnrl.grading.answers import conclusion_of, final_answer
@@ -28,6 +29,8 @@ _STATED = re.compile(
     r"\banswer(?: is)?:\s*(?P<after_colon>\S.{0,99}?)\.?$|\banswer is\s+(?P<number>[-+$\\(]*\d\S{0,99}?)\.?$",
     re.IGNORECASE,
 )
+#: Texts that may stand for a missing answer, or be an answer: reported.
+NULL_TEXTS = frozenset({"null", "none", "n/a", "na", "<na>"})
 MAX_PLAIN_ANSWER = 100  # characters of a response that is an answer without a mark
 MAX_PLAIN_DIGITS = 30  # of a number written without an exponent
 
@@ -99,8 +102,8 @@ def read_prompt(row: Mapping[str, Any], columns: Columns, where: str, remarks: R
             return column, _joined(_text(value, where, column), row, columns, column, where, remarks)
         if not _are_messages(held):
             raise UserError(
-                f"{where}: {column} is JSON text, but not a list of messages. data.columns.prompt={column}.KEY names a "
-                "text inside; a message {role: user, content: TEXT} holds any text"
+                f"{where}: {column} is JSON text, but not a list of messages. prompt={column}.KEY (data.columns or "
+                "--columns) names a text inside; a message {role: user, content: TEXT} holds any text"
             )
         remarks.others[f"{column} decoded from JSON text"] += 1
         value = held
@@ -198,6 +201,8 @@ def read_answers(
     for answer in value if isinstance(value, (list, tuple)) else [value]:
         text = _sound(_answer_text(answer, where, column), where, column)
         texts.append(text)
+        if text.strip().casefold() in NULL_TEXTS:
+            remarks.others[f"{column} is the text {text.strip()!r}, taken as an answer"] += 1
         if isinstance(answer, bool):
             texts.append(text.lower())
         elif isinstance(answer, str) and is_response:
@@ -224,13 +229,16 @@ def _is_blank(text: str) -> bool:
 
 
 def _answer_text(answer: Any, where: str, column: str) -> str:
-    """Return an answer as text; a number without trailing zeros of a decimal and without an exponent."""
+    """Return an answer as text, "" for null; a number without trailing zeros of a decimal and without an exponent."""
+    if is_null(answer):
+        return ""
     if isinstance(answer, (str, bool, int)):
         return str(answer)
-    if isinstance(answer, float) and math.isfinite(answer):
-        return str(answer) if "e" not in str(answer) else _plain(Decimal(str(answer)))
-    if isinstance(answer, Decimal) and answer.is_finite():
-        return _plain(answer)
+    if isinstance(answer, (float, Decimal)):
+        number = Decimal(str(answer))
+        if not number.is_finite():
+            raise UserError(f"{where}: {column}: expected a finite number, found {answer}")
+        return _plain(number)
     keys = f" with {', '.join(map(str, answer))} ({column}.KEY names a value)" if isinstance(answer, Mapping) else ""
     raise UserError(
         f"{where}: {column}: expected text, a number, true or false, or a list of them, "
