@@ -72,6 +72,19 @@ def test_a_malformed_row_is_named_and_nothing_is_written(tmp_path: Path, line: s
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("answer", "verdict"), [("null", "bad_gold"), ("NaN", "bad_gold"), ("true", "correct"), ("false", "wrong")]
+)
+def test_answers_without_a_value_are_not_judged_and_truth_values_are_answers(
+    tmp_path: Path, answer: str, verdict: str
+) -> None:
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(f'{{"response": "\\\\boxed{{true}}", "answer": {answer}}}\n')
+    with RewardManager(build_grader("rules")) as rules:
+        assert grade_file(source, output, rules) == {verdict: 1}
+    assert (json.loads(output.read_text())["reward"] is None) == (verdict == "bad_gold")
+
+
 def test_grade_refuses_its_own_input_and_what_is_not_there(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "in.jsonl", [{"response": "\\boxed{5}", "answer": "5"}])
     (tmp_path / "link.jsonl").symlink_to(source)

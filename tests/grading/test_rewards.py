@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attnrl.config.reward import RewardConfig
-from attnrl.errors import UserError
+from attnrl.errors import GraderError, UserError
 from attnrl.grading.answers import without_unfinished_thought
 from attnrl.grading.registry import build_grader
 from attnrl.grading.rewards import OVERLONG, RewardManager, soft_overlong_penalty
@@ -87,17 +87,20 @@ def test_a_function_that_fails_leaves_no_reward_and_the_reasons_are_counted() ->
     grades = grade(manager, "\\boxed{5}", "7")
     assert [(one.reward, one.verdict) for one in grades] == [(None, "correct"), (None, "no_answer")]
     assert grades[0].rewards == {"length": 9.0, "fails": None}
-    (note,) = manager.take_notes()
-    assert "2 of the 2" in note and "fails: RuntimeError" in note and "the judge is away" in note
-    assert manager.take_notes() == []
+    manager.require_few_faults(1.0)
+    with pytest.raises(GraderError) as failed:
+        manager.require_few_faults(0.9)
+    said = str(failed.value)
+    assert "2 of 2" in said and "fails: RuntimeError" in said and "the judge is away" in said
 
 
 def test_faults_with_a_text_of_their_own_take_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attnrl.grading.rewards.MAX_KNOWN", 3)
     manager = rewards("names_itself")
     grade(manager, *map(str, range(20)))
-    (note,) = manager.take_notes()
-    assert "20 of the 20" in note and "17 x other reasons" in note
+    with pytest.raises(GraderError) as failed:
+        manager.require_few_faults(0.5)
+    assert "20 of 20" in str(failed.value) and "17 x other reasons" in str(failed.value)
 
 
 def test_metrics_of_a_function_and_the_step() -> None:

@@ -14,6 +14,7 @@ from helpers import fake_loop
 
 from attnrl.config.method import BranchingConfig
 from attnrl.config.schema import LossConfig, OptimizerConfig
+from attnrl.grading.rewards import OVERLONG
 from attnrl.local.policy import LocalPolicy
 from attnrl.method.steps import Steps
 from attnrl.rl.clock import PhaseClock
@@ -270,9 +271,10 @@ def every_name(tokenizer) -> set[str]:
     )
     updated = policy.update([TrainingRow((1, 2), (3, 4), (-1.0, -1.0), (-1.0, -1.0), (1.0, 1.0))])
     evaluated = EvaluatedSample("p", 0, "", "", ("1",), 1.0, "correct", 3, "stop", rewards={"NAME": 0.5})
-    evaluated = Evaluation((evaluated,), 1).metrics()
+    evaluated = Evaluation((evaluated,), 1, {"reward/logged/NAME": 1.0}).metrics()
     loop = fake_loop(tokenizer)
-    loop.grader.rewards = {"NAME": 0.5}
+    loop.grader.rewards = {"NAME": 0.5, OVERLONG: -0.5}
+    loop.trainer.rewards._log_metric("NAME", 1.0)
     stepped = loop.trainer.step().metrics
     return {*stepped, *updated, *(f"eval/{name}" for name in evaluated)}
 

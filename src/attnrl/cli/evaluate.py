@@ -152,8 +152,6 @@ def grade(
         verdicts = grade_file(file, output, rewards, show, taken)
     for found, count in taken.items():
         echo(f"{found} ({count:,} rows)")
-    for note in rewards.take_notes():
-        echo(note)
     rows = sum(verdicts.values())
     for verdict, count in verdicts.most_common():
         echo(f"{verdict:<10} {count:>9,} {count / rows:>7.1%}")

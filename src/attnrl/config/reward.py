@@ -8,7 +8,6 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     field_validator,
     model_validator,
@@ -46,8 +45,8 @@ class RewardConfig(Strict):
     while_thinking: bool = Field(
         False, description="accept an answer inside of a <think> that never ends; false: such a box is no answer"
     )
-    timeout: PositiveFloat | None = Field(
-        300.0, description="time limit of one call of a reward function, in seconds; null: no limit"
+    timeout: float | None = Field(
+        300.0, gt=0, le=1e9, description="time limit of one call of a reward function, in seconds; null: no limit"
     )
     concurrency: PositiveInt = Field(16, description="calls of async reward functions that run at the same time")
     max_not_judged: float = Field(
@@ -57,10 +56,21 @@ class RewardConfig(Strict):
     @field_validator("functions", "weights", mode="before")
     @classmethod
     def _as_tuple(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, (str, int, float)) else value
+        if isinstance(value, str) and "," in value:
+            raise ValueError(f"expected a list: [{value}]")
+        return () if value is None else (value,) if isinstance(value, (str, int, float)) else value
 
     @model_validator(mode="after")
     def _one_weight_each(self) -> RewardConfig:
-        if self.weights and len(self.weights) != len(self.functions):
-            raise ValueError(f"weights: {len(self.weights)} weights for {len(self.functions)} functions")
+        weights, functions = len(self.weights), len(self.functions)
+        if weights and weights != functions:
+            raise ValueError(f"weights: expected one per function, found {weights} for functions of length {functions}")
+        if weights and not any(self.weights):
+            raise ValueError("weights: all 0, so that every reward is 0")
+        return self
+
+    @model_validator(mode="after")
+    def _penalty_over_a_buffer(self) -> RewardConfig:
+        if self.overlong_penalty != 1.0 and not self.overlong_buffer:
+            raise ValueError("overlong_penalty has no effect without overlong_buffer (tokens before max_new_tokens)")
         return self

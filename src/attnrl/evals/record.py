@@ -146,4 +146,12 @@ def finished_outcomes(directory: EvalDirectory, candidates: Sequence[Candidate])
 
 def outcome_of(row: dict[str, Any]) -> EvaluationOutcome:
     """Return the outcome of a row of ``samples.jsonl``."""
-    return EvaluationOutcome(row["problem"], row["reward"], row["verdict"], row["tokens"], row["finish_reason"])
+    return EvaluationOutcome(
+        row["problem"],
+        row["reward"],
+        row["verdict"],
+        row["tokens"],
+        row["finish_reason"],
+        row.get("rewards", {}),
+        row.get("fault"),
+    )

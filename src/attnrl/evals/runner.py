@@ -165,13 +165,13 @@ class EvaluationRun:
         return report
 
     def require_judged(self) -> None:
-        """Check that every response has a verdict, also the responses of earlier sessions.
+        """Check that the grader failed on no response, also in earlier sessions.
 
         Raises:
-            GraderError: with the number of responses without a verdict.
+            GraderError: with the number of responses that the grader failed on.
         """
         outcomes = [outcome for of_plan in self.outcomes.values() for outcome in of_plan.values()]
-        missing = sum(outcome.verdict == "not_judged" for outcome in outcomes)
+        missing = sum(outcome.fault is not None for outcome in outcomes)
         if missing:
             raise GraderError(
                 f"{missing:,} of {len(outcomes):,} responses were not judged, because the grader failed; to judge the "
@@ -282,12 +282,8 @@ class EvaluationRun:
                     model, _ = self._load(candidate)
                 self._sample(candidate, plan, model, rewards, progress)
             summary = summaries[plan.suite.name] = self._summarize(candidate, plan)
-            if summary.not_judged:
-                print_line(
-                    self.console,
-                    f"{candidate.name}, {plan.suite.name}: {summary.not_judged:,} of {summary.responses:,} responses "
-                    f"are not judged: they count as not correct, and are out of the mean reward ({summary.reasons}).",
-                )
+            if summary.remark is not None:
+                print_line(self.console, f"{candidate.name}, {plan.suite.name}: {summary.remark}")
             add_result(self.record, candidate.name, plan, summary)
             self._write_record()
         report.add(candidate.name, summaries)
@@ -316,8 +312,6 @@ class EvaluationRun:
         size = self.chunk or chunk_size(model, plan.sample_requests, batch)
         for missing in missing_chunks(plan.sample_requests, size, outcomes):
             samples = respond(missing, sampler=sampler, rewards=rewards, renderer=candidate.renderer)
-            for note in rewards.take_notes():
-                print_line(self.console, f"{candidate.name}, {plan.suite.name}: {note}")
             key = {"model": candidate.name, "benchmark": plan.suite.name}
             rows = [{**key, **sample.as_dict()} for sample in samples]
             if self.directory is not None:

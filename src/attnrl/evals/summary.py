@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean
 
 from torch import Tensor
 
+from attnrl.grading.not_judged import OUT_OF_THE_REWARD, not_judged_line
 from attnrl.rl.evaluation import mean_reward
 from attnrl.rl.metrics import verdict_ratios
 from attnrl.types import Verdict
@@ -24,6 +24,8 @@ class EvaluationOutcome:
     verdict: Verdict
     tokens: int
     finish_reason: str
+    rewards: Mapping[str, float | None] = field(default_factory=dict, hash=False)
+    fault: str | None = None
 
     @property
     def is_correct(self) -> bool:
@@ -48,7 +50,7 @@ class Summary:
         rewards_tell_more: True if some reward is another number than 1 for correct and 0 for not correct.
         responses: number of responses.
         not_judged: number of responses without a reward.
-        reasons: verdicts of the responses without a reward, with the number of each, as text.
+        remark: a line about the responses without a reward, with the reasons; None if every response is judged.
         pass_at_k: unbiased estimates of pass@k, by k.
         response_length: mean number of tokens per response.
         truncated_ratio: share of responses cut off at the token budget.
@@ -65,7 +67,7 @@ class Summary:
     rewards_tell_more: bool
     responses: int
     not_judged: int
-    reasons: str
+    remark: str | None
     pass_at_k: dict[int, float]
     response_length: float
     truncated_ratio: float
@@ -125,10 +127,7 @@ def summarize_outcomes(outcomes: Sequence[EvaluationOutcome], *, samples: int, s
         rewards_tell_more=any(outcome.reward != float(outcome.is_correct) for outcome in judged),
         responses=len(outcomes),
         not_judged=len(outcomes) - len(judged),
-        reasons=", ".join(
-            f"{verdict} {count:,}"
-            for verdict, count in Counter(o.verdict for o in outcomes if o.reward is None).most_common()
-        ),
+        remark=not_judged_line(outcomes, consequence=OUT_OF_THE_REWARD),
         pass_at_k={k: fmean(estimate_pass_at_k(samples, c, k) for c in correct) for k in pass_ks(samples)},
         response_length=fmean(outcome.tokens for outcome in outcomes),
         truncated_ratio=fmean(outcome.finish_reason == "length" for outcome in outcomes),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 from attnrl.config.reward import RewardConfig
 from attnrl.errors import UserError
@@ -16,7 +16,7 @@ from attnrl.grading.answers import extract_boxed
 from attnrl.grading.base import ClosableGrader
 from attnrl.grading.calls import FunctionCaller
 from attnrl.grading.functions import CallContext, Fault, RewardFunction, Value, described, finite_value
-from attnrl.types import Grade, Problem, Response
+from attnrl.types import Grade, Problem, Response, Verdict
 
 DEFAULTS = RewardConfig()
 
@@ -113,6 +113,9 @@ class ObjectGrader(ClosableGrader):
     def _checked(self, grade: Any) -> Grade:
         if not isinstance(grade, Grade):
             return self._fault(f"returned {type(grade).__name__}, expected attnrl.types.Grade")
+        if grade.verdict not in get_args(Verdict):
+            known = ", ".join(get_args(Verdict))
+            return self._fault(f"returned the verdict {grade.verdict!r}, expected one of {known}")
         value = finite_value(grade.reward)
         if isinstance(value, Fault):
             return self._fault(f"reward: {value.reason}")

@@ -25,6 +25,7 @@ from attnrl.errors import UserError, one_line
 from attnrl.types import Problem, Response
 from attnrl.utils.near import did_you_mean
 
+LARGEST = 1e12  # rewards beyond overflow the squares of gradients in float32
 ALIASES = ("solution", "ground_truth")  # names of the true answer in reward functions written for TRL and verl
 VERL_ARGUMENTS = ("data_source", "solution_str", "ground_truth", "extra_info")
 EXPECTED = (
@@ -57,12 +58,12 @@ class CallContext:
     Attributes:
         step: training steps done so far, TRL's ``trainer_state.global_step``.
         max_steps: training steps of the run; 0 outside of a run.
-        log_metric: receives the name and the value of a metric (TRL's ``log_metric``).
+        log_metric: receives the name and the value, a number, of a metric (TRL's ``log_metric``).
     """
 
     step: int = 0
     max_steps: int = 0
-    log_metric: Callable[[str, float], None] = field(default=lambda name, value: None)
+    log_metric: Callable[[str, float], None] = field(default=lambda name, value: _ignore(name, [float(value)]))
 
     def trainer_state(self) -> Any:
         """Return the ``transformers.TrainerState`` of the step."""
@@ -95,7 +96,7 @@ class RewardFunction:
             UserError: the object is not callable, is a torch module, or has another signature.
         """
         self.label = f"{setting}: {reference}"
-        self.function: Callable[..., Any] = self._callable(found)
+        self.function: Callable[..., Any] = self._callable(reference, found)
         self._parameters = self._read_signature()
         self.per_response = "solution_str" in self._parameters and "completions" not in self._parameters
         self._takes_all = any(one.kind is one.VAR_KEYWORD for one in self._parameters.values())
@@ -111,7 +112,7 @@ class RewardFunction:
         self._columns: set[str] = set()  # of the problems seen so far
         self._module = getattr(inner, "__module__", type(inner).__module__)
 
-    def _callable(self, found: Any) -> Callable[..., Any]:
+    def _callable(self, reference: str, found: Any) -> Callable[..., Any]:
         kind = found if inspect.isclass(found) else type(found)
         if any(base.__module__.startswith("torch.nn.") for base in kind.__mro__):
             raise UserError(
@@ -125,7 +126,8 @@ class RewardFunction:
                 said = described(error, kind.__module__)
                 raise UserError(f"{self.label}: {kind.__name__}() raised {said}") from error
         if not callable(found):
-            raise UserError(f"{self.label}: {kind.__name__} is not callable and has no method grade")
+            way_out = f"; for an object with a method grade, set grader={reference}" if hasattr(found, "grade") else ""
+            raise UserError(f"{self.label}: {kind.__name__} is not callable{way_out}")
         callable_object: Callable[..., Any] = found
         return callable_object
 
@@ -253,7 +255,7 @@ def distinct_names(functions: Sequence[RewardFunction]) -> list[str]:
 
 
 def finite_value(item: Any) -> Value:
-    """Return a reward as a float, None for None, or a fault for NaN, inf and anything but a number."""
+    """Return a reward as a float, None for None, or a fault for NaN, inf, a huge number and anything but a number."""
     if item is None:
         return None
     try:
@@ -262,7 +264,9 @@ def finite_value(item: Any) -> Value:
         number = float(item)
     except (TypeError, ValueError, OverflowError):
         return Fault(f"returned {type(item).__name__} {str(item)[:40]!r}, expected a number or None")
-    return number if math.isfinite(number) else Fault(f"returned {number}")
+    if not math.isfinite(number):
+        return Fault(f"returned {number}")
+    return number if abs(number) <= LARGEST else Fault(f"returned {number:g}, beyond the limits of -1e12 and 1e12")
 
 
 def _prompt(problem: Problem) -> str | list[dict[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -142,17 +143,25 @@ def _absent(key: str, names: Sequence[str]) -> str:
     return f"no {key} (columns: {', '.join(names)}){f'; rename {near} to {key}?' if near else ''}"
 
 
+def _accepted(answer: Any) -> tuple[str, ...]:
+    """Return the accepted answers of a field: no answer for null and NaN, two spellings of a truth value."""
+    if answer is None or (isinstance(answer, float) and math.isnan(answer)):
+        return ()
+    if isinstance(answer, bool):
+        return (str(answer), str(answer).lower())
+    return accepted_answers(answer)
+
+
 def _response(row: Mapping[str, Any], columns: Columns, where: str, needs_answer: bool) -> Response:
     """Return the response of a row, with the problem; all columns but prompt and response are in ``problem.info``.
 
     Raises:
         UserError: a field is missing or has another type; names ``where``.
     """
-    answer = row[columns.answer] if columns.answer is not None else None
-    if answer is None and needs_answer:
+    if columns.answer is None and needs_answer:
         raise UserError(f"{where}: {_absent('answer', list(row))}")
     try:
-        answers = () if answer is None else accepted_answers(answer)
+        answers = _accepted(row[columns.answer]) if columns.answer is not None else ()
     except TypeError as error:
         raise UserError(f"{where}: {error}") from None
     prompt = row[columns.prompt] if columns.prompt is not None else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from statistics import fmean
 from typing import Self
 
 from attnrl.config.reward import RewardConfig
@@ -14,13 +13,13 @@ from attnrl.grading.answers import extract_boxed, without_unfinished_thought
 from attnrl.grading.base import ClosableGrader
 from attnrl.grading.calls import FunctionCaller
 from attnrl.grading.custom import FunctionGrader, ObjectGrader, grade_of_value
-from attnrl.grading.functions import CallContext, Fault, RewardFunction, Value, distinct_names
+from attnrl.grading.functions import CallContext, Fault, RewardFunction, Value, distinct_names, finite_value
 from attnrl.grading.golds import UnusableGold
+from attnrl.grading.not_judged import frequent_reasons
 from attnrl.method.steps import THINK_END
 from attnrl.types import Grade, Grader, Problem, Response
 from attnrl.utils.plugins import import_object
 
-MAX_REASONS = 3  # named in a note
 MAX_KNOWN = 1_000  # distinct reasons counted in a session
 SETTING = "reward.functions"
 OVERLONG = "overlong_penalty"  # name of the penalty among the rewards of a grade
@@ -34,8 +33,8 @@ class RewardManager:
     ``reward.correct_from`` is correct. Truncation and the overlong penalty change the reward, never the verdict.
 
     A fault of a reward function or of the grader never raises: the response has no reward (None), and the reasons are
-    counted for :meth:`take_notes`. One function that fails leaves the whole response without a reward, because the
-    sum of the remaining functions is another reward.
+    counted for :meth:`require_few_faults`. One function that fails leaves the whole response without a reward, because
+    the sum of the remaining functions is another reward.
     """
 
     def __init__(
@@ -70,10 +69,8 @@ class RewardManager:
         self.weights = self.settings.weights or (1.0,) * len(self.functions)
         self._caller = FunctionCaller(self.settings.timeout, self.settings.concurrency)
         self._has_graded = False
-        self._graded = 0  # responses since the last call of take_notes
-        self._faults: Counter[str] = Counter()  # since the last take_notes
-        self._all_graded = 0
-        self._all_faults: Counter[str] = Counter()
+        self._graded = 0
+        self._faults: Counter[str] = Counter()
         self._metrics: dict[str, list[float]] = {}
 
     @property
@@ -105,7 +102,6 @@ class RewardManager:
         ]
         self._has_graded = self._has_graded or bool(grades)
         self._graded += len(grades)
-        self._all_graded += len(grades)
         for grade in grades:
             if grade.fault is not None:
                 self._count(grade.fault)
@@ -113,21 +109,21 @@ class RewardManager:
 
     def _count(self, fault: str) -> None:
         """Count a fault; new faults share one name once many are known (messages with an id would fill the memory)."""
-        known = fault in self._all_faults or len(self._all_faults) < MAX_KNOWN
-        reason = fault if known else "other reasons"
-        self._faults[reason] += 1
-        self._all_faults[reason] += 1
+        known = fault in self._faults or len(self._faults) < MAX_KNOWN
+        self._faults[fault if known else "other reasons"] += 1
 
     def require_few_faults(self, limit: float) -> None:
         """Check that at most the share ``limit`` of all responses graded so far had a fault.
 
         Raises:
-            GraderError: with the number of responses with a fault and the most frequent reason.
+            GraderError: with the number of responses with a fault and the most frequent reasons.
         """
-        faults = self._all_faults.total()
-        if faults > limit * self._all_graded:
-            reason, _ = self._all_faults.most_common(1)[0]
-            raise GraderError(f"{faults:,} of {self._all_graded:,} responses were not judged, most often: {reason}")
+        faults = self._faults.total()
+        if faults > limit * self._graded:
+            above = f" ({faults / self._graded:.1%}, more than reward.max_not_judged={limit:g})" if limit else ""
+            raise GraderError(
+                f"{faults:,} of {self._graded:,} responses were not judged{above}: {frequent_reasons(self._faults)}"
+            )
 
     @property
     def _called(self) -> list[RewardFunction]:
@@ -182,7 +178,8 @@ class RewardManager:
         if faults:
             return None, "; ".join(faults)
         parts = [weight * value for weight, value in zip(self.weights, values, strict=True) if isinstance(value, float)]
-        return (sum(parts) if parts else None), None
+        total = finite_value(sum(parts)) if parts else None
+        return (None, f"weighted sum: {total.reason}") if isinstance(total, Fault) else (total, None)
 
     def _by_reward(self, reward: float | None, response: Response) -> Grade:
         """Return the grade of a response without a grader: a reward of at least ``reward.correct_from`` is correct."""
@@ -234,27 +231,18 @@ class RewardManager:
         if isinstance(self.grader, ObjectGrader) and (fault := self.grader.grade([dummy.problem], [text])[0].fault):
             raise UserError(f"grader, called on the response {text[:60]!r}: {fault}")
 
-    def take_notes(self) -> list[str]:
-        """Return what went wrong since the last call, as lines: responses with a fault, and the first reasons."""
-        faults, graded = self._faults, self._graded
-        self._faults, self._graded = Counter(), 0
-        if not faults:
-            return []
-        reasons = [f"{count:,} x {reason}" for reason, count in faults.most_common(MAX_REASONS)]
-        if len(faults) > MAX_REASONS:
-            reasons.append(f"{len(faults) - MAX_REASONS:,} more reasons")
-        return [f"not judged: {faults.total():,} of the {graded:,} responses graded: {'; '.join(reasons)}"]
-
     def take_metrics(self) -> dict[str, float]:
         """Return the metrics logged by reward functions since the last call (TRL's ``log_metric``), each a mean.
 
         The names begin with ``reward/logged/``, so that no metric of a step is replaced.
         """
         metrics, self._metrics = self._metrics, {}
-        return {f"reward/logged/{name}": fmean(values) for name, values in metrics.items()}
+        # sum, because fmean raises on inf and on huge values; a mean that is not finite is left out of the records
+        return {f"reward/logged/{name}": sum(values) / len(values) for name, values in metrics.items()}
 
     def _log_metric(self, name: str, value: float) -> None:
-        self._metrics.setdefault(str(name), []).append(float(value))
+        number = float(value)
+        self._metrics.setdefault(str(name), []).append(number)
 
     def unusable_golds(self, problems: Sequence[Problem]) -> list[UnusableGold]:
         """Return the problems without a true answer usable by the grader."""

@@ -70,12 +70,12 @@ class Evaluation:
     Attributes:
         samples: the graded responses.
         per_problem: responses per problem.
-        notes: faults of grader and reward functions, one line each.
+        logged: metrics logged by reward functions (TRL's ``log_metric``).
     """
 
     samples: tuple[EvaluatedSample, ...]
     per_problem: int
-    notes: tuple[str, ...] = ()
+    logged: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def _problems(self) -> list[tuple[EvaluatedSample, ...]]:
@@ -123,6 +123,7 @@ class Evaluation:
             "standard_error": self.standard_error,
             **({} if self.reward is None else {"reward": self.reward}),
             **function_means([sample.rewards for sample in self.samples]),
+            **self.logged,
             "not_judged/responses": len(self.not_judged),
             "not_judged/ratio": len(self.not_judged) / len(self.samples),
             "pass_at_k": self.pass_at_k,
@@ -185,7 +186,7 @@ def evaluate(
         for k in range(samples)
     ]
     evaluated = respond(sample_requests, sampler=sampler, rewards=rewards, renderer=renderer, step=step)
-    return Evaluation(tuple(evaluated), samples, tuple(rewards.take_notes()))
+    return Evaluation(tuple(evaluated), samples, rewards.take_metrics())
 
 
 def respond(

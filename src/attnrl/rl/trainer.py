@@ -52,13 +52,11 @@ class StepResult:
         metrics: metrics by name; docs/metrics.md explains every name.
         problems: the problems of the batch, sampled in full.
         timeline: start and end of each phase, and of overlapped work, in seconds since the start of the step.
-        notes: faults of grader and reward functions during the step, one line each.
     """
 
     metrics: dict[str, float]
     problems: tuple[RolloutTree, ...]
     timeline: tuple[Span, ...]
-    notes: tuple[str, ...] = ()
 
 
 class Trainer:
@@ -137,7 +135,6 @@ class Trainer:
             {"step": state.step, **metrics, **self.rewards.take_metrics()},
             tuple(problems),
             tuple(self.clock.spans),
-            notes=tuple(self.rewards.take_notes()),
         )
 
     def _plan(self, state: TrainerState, groups: Sequence[Group]) -> tuple[list[BranchPlan], TrainerState]:

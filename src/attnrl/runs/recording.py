@@ -14,7 +14,7 @@ from attnrl.config.schema import TrainConfig
 from attnrl.errors import RunError
 from attnrl.rl.clock import Span
 from attnrl.rl.evaluation import Evaluation
-from attnrl.rl.judging import most_frequent_reason, step_warnings
+from attnrl.rl.judging import evaluation_warnings, step_warnings
 from attnrl.rl.trainer import StepResult
 from attnrl.runs.directory import METRICS, SAMPLES, TIMELINE, TREES, RunDirectory
 from attnrl.runs.forest_rows import forest_row
@@ -73,8 +73,6 @@ class RunRecorder:
         if trees_every and (step - 1) % trees_every == 0:
             self.directory.append(TREES, (forest_row(tree, self.tokenizer, step) for tree in result.problems))
         self.recorded_step = step
-        for note in result.notes:
-            self.say(f"step {step}: {note}")
         for line in step_warnings(step, result.problems, self.config):
             self.say(line)
         return row
@@ -82,19 +80,13 @@ class RunRecorder:
     def record_evaluation(self, step: int, evaluation: Evaluation) -> Metrics:
         """Append the first response to each of ``log.samples`` problems; return the metrics under ``eval/``.
 
-        Says how many responses are not judged.
+        Says how many responses are not judged (:func:`attnrl.rl.judging.evaluation_warnings`).
         """
         firsts = evaluation.samples[:: evaluation.per_problem]
         rows = [{"step": step, **sample.as_dict()} for sample in firsts[: self.config.log.samples]]
         self.directory.append(SAMPLES, rows)
-        for note in evaluation.notes:
-            self.say(f"evaluation of step {step}: {note}")
-        if evaluation.not_judged:
-            self.say(
-                f"evaluation of step {step}: {len(evaluation.not_judged):,} of {len(evaluation.samples):,} responses "
-                "are not judged: they count as not correct, and are out of the mean reward; most often: "
-                f"{most_frequent_reason(evaluation.not_judged)}"
-            )
+        for line in evaluation_warnings(step, evaluation, self.config):
+            self.say(line)
         return {f"eval/{name}": value for name, value in evaluation.metrics().items()}
 
     def complete_last_row(self, evaluation: Mapping[str, float]) -> Metrics:

@@ -21,7 +21,7 @@ from attnrl.utils.near import did_you_mean
 
 T = TypeVar("T")
 
-REFERENCE = re.compile(r"([A-Za-z_]\w*(\.[A-Za-z_]\w*)*|.+\.py):[A-Za-z_]\w*")
+REFERENCE = re.compile(r"([A-Za-z_]\w*(\.[A-Za-z_]\w*)*|.+\.py):[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
 def resolve(name: str, table: Mapping[str, T], setting: str) -> T:
@@ -45,7 +45,7 @@ def resolve(name: str, table: Mapping[str, T], setting: str) -> T:
 
 
 def import_object(reference: str, setting: str) -> Any:
-    """Import ``module:object`` or ``path/to/file.py:object`` and return the object.
+    """Import ``module:object`` or ``path/to/file.py:object`` and return the object; ``object`` may be ``Class.method``.
 
     The working directory (the folder of the file) is on the path meanwhile.
 
@@ -66,10 +66,13 @@ def import_object(reference: str, setting: str) -> Any:
         except (Exception, SystemExit) as error:  # SystemExit: a script that runs whenever it is imported
             said = f"{type(error).__name__}: {one_line(error)}"
             raise UserError(f"{setting}: importing {module_name} raised {said}") from error
-    if not hasattr(module, attribute):
-        suggestion = did_you_mean(attribute, vars(module))
-        raise UserError(f"{setting}: module {module_name} has no {attribute}{suggestion}")
-    return getattr(module, attribute)
+    found: Any = module
+    owner = f"module {module_name}"
+    for name in attribute.split("."):
+        if not hasattr(found, name):
+            raise UserError(f"{setting}: {owner} has no {name}{did_you_mean(name, dir(found))}")
+        found, owner = getattr(found, name), f"{name} of {owner}"
+    return found
 
 
 def _import_file(name: str) -> ModuleType:

@@ -49,6 +49,17 @@ async def away(completions, **columns): raise ConnectionError("judge.example ref
 def leaves(completions, **columns): raise SystemExit(0)
 class Model(torch.nn.Module):
     def forward(self, completions): return 0
+def logs_text(completions, log_metric, **columns):
+    log_metric("level", "high")
+    return [1.0]
+def huge(completions, **columns): return [-1e30]
+class Grades:
+    def grade(self, problems, responses):
+        from attnrl.types import Grade
+        return [Grade(1.0, "right") for _ in responses]
+class Judge:
+    @staticmethod
+    def of_verl(solution_str, ground_truth): return float(len(solution_str))
 class Needs:
     def __init__(self, size): pass
     def __call__(self, completions): return []
@@ -107,6 +118,9 @@ PROBES = {
     "torch module": ("Model", ["torch module"]),
     "class with arguments": ("Needs", ["TypeError", "size"]),
     "number": ("number", ["int"]),
+    "metric that is text": ("logs_text", ["'high'", "mine.py, line"]),
+    "beyond float32": ("huge", ["-1e+30", "1e12"]),
+    "no such method": ("Judge.of_ver", ["of_ver", "did you mean of_verl"]),
     "misspelt": ("negativ", ["did you mean negative"]),
 }
 
@@ -117,7 +131,7 @@ def test_a_function_that_cannot_be_called_is_found_at_the_dry_run(case: str, att
     for setting in (functions(name), f"grader=mine:{name}"):
         outcome = attnrl(*train(*FILE, setting, "reward.timeout=0.1"), "--dry-run")
         assert (outcome.code, outcome.err.count("\n")) == (2, 1)
-        said = (setting.partition("=")[0], *named, "negativ" if case == "misspelt" else f"mine:{name}")
+        said = (setting.partition("=")[0], *named, "mine" if "did you mean " in named[-1] else f"mine:{name}")
         assert [part for part in said if part not in outcome.err] == []
     assert not Path("out").exists()
 
@@ -128,6 +142,12 @@ def test_a_function_that_cannot_be_called_is_found_at_the_dry_run(case: str, att
         (["reward.functions=[mine]"], ["reward.functions", "module:object"]),
         (["reward.functions=[nowhere:f]"], ["reward.functions", "nowhere"]),
         ([functions("negative"), "reward.weights=[1,2]"], ["reward", "weights"]),
+        ([functions("negative"), "reward.weights=[0]"], ["weights", "all 0"]),
+        (["reward.functions=mine:negative,mine:partial"], ["reward.functions", "[mine:negative,mine:partial]"]),
+        (["reward.functions=[mine:Grades]"], ["reward.functions", "mine:Grades", "grader=mine:Grades"]),
+        (["grader=mine:Grades"], ["grader", "mine:Grades", "right", "correct, wrong"]),
+        (["reward.timeout=1e12"], ["reward.timeout"]),
+        (["reward.overlong_penalty=0.5"], ["overlong_penalty", "overlong_buffer"]),
         (["reward.overlong_buffer=97"], ["reward.overlong_buffer", "97", "96"]),
         (["reward.truncated=skip"], ["reward.truncated", "skip"]),
         (["reward.correct_from=.nan"], ["reward.correct_from"]),
@@ -167,7 +187,7 @@ def test_grade_with_a_reward_function_that_fails_on_a_row(attnrl: Attnrl, folder
         (None, "not_judged"),
         (0.5, "wrong"),
     ]
-    assert "1 of the 3" in outcome.out and "no_box: returned nan" in outcome.out
+    assert "1 of 3" in outcome.err and "no_box: returned nan" in outcome.err
 
 
 @pytest.mark.parametrize(("options", "verdict"), [([], "no_answer"), (["--while-thinking"], "correct")])

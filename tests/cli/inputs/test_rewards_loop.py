@@ -30,6 +30,9 @@ def nan_once(completions, **columns):
     return [first] + [float(luck(text, 2)) for text in completions[1:]]
 def half(completions, **columns):
     return [None if number % 2 else 1.0 for number, _ in enumerate(completions)]
+def mixed(completions, log_metric, **columns):
+    log_metric("graded", len(completions))
+    return [1e300 if len(completions) > 1 and luck(text, 2) else 1e12 for text in completions]
 def negative(completions, **columns):
     return [-1.0] * len(completions)
 class Partial:
@@ -100,7 +103,10 @@ def test_none_and_nan_are_not_judged_and_the_run_goes_on(attnrl: Attnrl) -> None
     for row in rows("out/metrics.jsonl")[1:]:
         assert 0 < row["not_judged/ratio"] < 1 and row["not_judged/responses"] >= 1
         assert all(math.isfinite(value) for value in row.values())
-    assert ran.out.count("reward.max_not_judged=0.2") == 2  # each step, at once
+    for label in ("step 1", "step 2", "evaluation of step 1", "evaluation of step 2"):  # at once, in one line each
+        (line,) = [line for line in ran.out.splitlines() if line.startswith(f"{label}: ") and "judged" in line]
+        assert ("warning" in line) == ("reward.max_not_judged=0.2" in line) and "returned nan" in line
+    assert all("warning: " in line for line in ran.out.splitlines() if re.match(r"step \d: .* judged", line))
     nodes = [node for row in rows("out/trees.jsonl") for tree in row["trees"] for node in tree["nodes"]]
     assert {node["reward"] for node in nodes} == {None, 1.0, 2.0}
     assert all((node["segments"] == []) == (node["reward"] is None) for node in nodes)
@@ -124,15 +130,26 @@ def test_one_nan_neither_ends_the_run_nor_its_resume(attnrl: Attnrl) -> None:
 
 def test_a_group_without_a_judged_response_is_dropped_and_said(attnrl: Attnrl) -> None:
     ran = attnrl(*rewarded("never", "steps=1"))
-    assert ran.code == 3, ran.err
+    assert ran.code == 0, ran.err  # no fault: the function applies to no response
     row = rows("out/metrics.jsonl")[-1]
     assert row["not_judged/groups"] == row["prompt_batch_size"] == 2
     assert row["not_judged/ratio"] == 1.0 and row["update_skipped"] == 1.0
     assert not {"reward", "accuracy", "eval/reward"} & row.keys()
     assert row["eval/accuracy"] == 0.0 and row["eval/not_judged/ratio"] == 1.0
-    assert "step 1: 2 of 2 problems dropped" in ran.out and "returned None" in ran.out
+    (line,) = [line for line in ran.out.splitlines() if line.startswith("step 1: ") and "judged (" in line]
+    assert "6 of 6" in line and "2 of 2 problems dropped" in line and "returned None" in line
     assert rows("out/trees.jsonl")[0]["root_value"] is None
     assert attnrl("report", "out", "-o", "report.html").code == 0
+
+
+def test_a_reward_too_large_for_gradients_is_not_judged(attnrl: Attnrl) -> None:
+    """Squares of 1e300 are inf, and so are sums; log_metric of an evaluation is no metric of the next step."""
+    ran = attnrl(*rewarded("mixed", "steps=2", "reward.max_not_judged=1"))
+    assert ran.code == 0, ran.err
+    assert "returned 1e+300" in ran.out
+    for row in rows("out/metrics.jsonl")[1:]:
+        assert row["reward"] == 1e12 and row["eval/reward/logged/graded"] == 4.0 != row["reward/logged/graded"]
+        assert math.isfinite(row.get("loss/policy", 0.0))
 
 
 def test_equal_negative_rewards_are_no_signal(attnrl: Attnrl) -> None:
@@ -170,13 +187,20 @@ def test_eval_says_reward_and_correct_apart(attnrl: Attnrl) -> None:
 
 def test_eval_counts_responses_that_are_not_judged_as_not_correct(attnrl: Attnrl) -> None:
     asked = [*EVAL[:2], "--data", "rows.jsonl", *EVAL[2:], "--grader", "mine:half", "--output", "out"]
-    ran = attnrl(*asked)
-    assert ran.code == 3, ran.err
-    samples, results = rows("out/samples.jsonl"), json.loads(Path("out/results.json").read_text())["results"][0]
-    assert [row["reward"] for row in samples].count(None) == results["not_judged"] == 3
-    assert (results["accuracy"], results["reward"]) == (0.5, 1.0)
-    assert "3 of 6 responses are not judged" in ran.out
-    assert attnrl(*asked).code == 3  # reads the rewards that are None
+    for _ in range(2):  # the second time, the rewards that are None are read
+        ran = attnrl(*asked)
+        assert ran.code == 0, ran.err  # no fault: the function does not apply
+        samples, results = rows("out/samples.jsonl"), json.loads(Path("out/results.json").read_text())["results"][0]
+        assert [row["reward"] for row in samples].count(None) == results["not_judged"] == 3
+        assert (results["accuracy"], results["reward"]) == (0.5, 1.0)
+        (line,) = [line for line in ran.out.splitlines() if "judged (" in line]
+        assert "3 of 6" in line
+    failed = [*asked[:-2], "--output", "failed", "--grader", "mine:nan_once"]
+    for _ in range(2):
+        ran = attnrl(*failed)
+        assert ran.code == 3 and "1 of 6" in ran.err
+        (line,) = [line for line in ran.out.splitlines() if "judged (" in line]
+        assert "1 of 6" in line and "nan_once: returned nan" in line
 
 
 def test_an_answer_that_cannot_be_worked_out_is_wrong_with_reward_0(attnrl: Attnrl) -> None:
