@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import dense_attention
 from torch import nn
+from transformers import AutoModelForCausalLM, MistralConfig, Qwen2MoeConfig
 from transformers.masking_utils import create_causal_mask
 
 from attnrl.fci import ATTENTION, Capture, CaptureSpec, FciUnsupportedError, capture, check_attention, columns
@@ -679,3 +680,15 @@ def test_the_check_sees_every_difference_of_masks_as_transformers_makes_them(dra
     same = bool((seen == expected)[inside].all())  # padding may see what it likes
     found = _mask_matches(layout.unbroken, tokens, seen.device, window, lambda rows, queries, keys: seen[queries, keys])
     assert found == same
+
+
+def test_a_window_of_no_token_is_refused_where_a_layer_uses_it() -> None:
+    """Qwen2-MoE asks for the mask of such a window in every forward, and no layer uses the mask."""
+    shape = dict(vocab_size=61, hidden_size=16, intermediate_size=16, num_attention_heads=2, num_key_value_heads=2)
+    experts = dict(num_experts=2, num_experts_per_tok=1, moe_intermediate_size=16, shared_expert_intermediate_size=16)
+    mixture = AutoModelForCausalLM.from_config(Qwen2MoeConfig(**shape, **experts, num_hidden_layers=1))
+    assert mixture.config.sliding_window == 0
+    assert check_attention(mixture.eval()) == {}
+    windowed = AutoModelForCausalLM.from_config(MistralConfig(**shape, num_hidden_layers=1, sliding_window=0))
+    with pytest.raises(FciUnsupportedError):
+        check_attention(windowed.eval())

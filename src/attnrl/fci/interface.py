@@ -194,6 +194,8 @@ def capture_mask(
             f"{q_length} queries for {kv_length} keys: capture needs the whole sequence in one forward with "
             "use_cache=False"
         )
+    if local_size is not None and local_size < 1:  # Qwen2-MoE asks for the mask of a window that no layer uses
+        return CaptureMask(captured, local_size, opened.own_softmax)
     layout = captured.layout(batch_size, kv_length, torch.device(device))
     padding_BT = None if attention_mask is None else attention_mask.to(device=device, dtype=torch.bool)
 
@@ -294,6 +296,9 @@ def captured_attention(
         raise FciUnsupportedError(f"{name} received {given}; capture needs the mask of transformers' mask interface")
     if attention_mask.own_softmax and not {"softcap", "s_aux"} & kwargs.keys():
         raise FciUnsupportedError(f"{name}: the model does not support sdpa and passes neither softcap nor s_aux")
+    window = attention_mask.window
+    if window is not None and window < 1:
+        raise FciUnsupportedError(f"{name} has a sliding window of {window}, which hides every key")
     index = getattr(module, "layer_idx", None)
     if not isinstance(index, int):
         raise FciUnsupportedError(f"{name} has no layer_idx")
@@ -308,7 +313,7 @@ def captured_attention(
         key,
         value,
         scaling=query.shape[3] ** -0.5 if scaling is None else scaling,
-        window=attention_mask.window,
+        window=window,
         softcap=kwargs.get("softcap"),
         sinks_H=kwargs.get("s_aux"),
     )

@@ -26,14 +26,23 @@ from attnrl.config.schema import TrainConfig
 from attnrl.errors import UserError, one_line
 from attnrl.fci import FciUnsupportedError, check_attention
 from attnrl.local.logprobs import TreesUnsupportedError, check_trees
-from attnrl.local.model_config import check_token_ids, read_config
+from attnrl.local.model_config import check_token_ids, read_config, refuse_other_heads
 from attnrl.local.model_files import TRUST, check_model_files
 from attnrl.local.packing import Packing
 from attnrl.local.policy import LocalPolicy
 from attnrl.local.tokenizer_check import check_tokenizer_file
-from attnrl.local.weights import LoadedModel, check_finite, check_loading, check_shapes, trial_forward
+from attnrl.local.weights import (
+    LoadedModel,
+    check_finite,
+    check_loading,
+    check_shapes,
+    note_zeros,
+    trial_forward,
+    unread_weights,
+)
 from attnrl.utils.deadline import DeadlineError, deadline
 
+TOKENIZER_FILES = ("tokenizer.", "vocab.", "spiece.", "merges.", "qwen.tiktoken", "sentencepiece")
 LOADING_SECONDS = 60.0  # time limit of transformers for a config, a tokenizer, or a model without weights
 
 
@@ -77,6 +86,11 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> PreTr
             without_end = tokenizer.eos_token_id is None
     except UserError:
         load_model_config(directory, trust_remote_code=trust_remote_code)  # AutoTokenizer reads the config too
+        if not any(path.name.startswith(TOKENIZER_FILES) for path in directory.iterdir()):
+            raise UserError(
+                f"model {directory}: has no tokenizer (tokenizer.json): copy tokenizer.json and tokenizer_config.json "
+                "from the model that the weights were trained from"
+            ) from None
         raise
     if without_end:
         raise UserError(f"model {directory}: the tokenizer has no end-of-sequence token")
@@ -124,6 +138,7 @@ def load_model(
         hide_kernel_advice()
     check_model_files(directory, trust_remote_code=trust_remote_code)
     settings = read_config(directory)
+    refuse_other_heads(directory, settings)
     config = load_model_config(directory, trust_remote_code=trust_remote_code)
     dropped = drop_attentions(directory, config)
     expected = build_without_weights(directory, config, trust_remote_code=trust_remote_code)
@@ -142,12 +157,12 @@ def load_model(
             )
     except Exception as error:  # exceptions of many types for faulty files
         raise _not_loaded(directory, "cannot be loaded", error) from None
-    notes = (*dropped, *check_loading(directory, info, model, expected))
+    notes = (*dropped, *unread_weights(directory, settings), *check_loading(directory, info, model, expected))
     moved: Any = model.to(device)
     loaded: PreTrainedModel = moved.eval()
     check_finite(directory, loaded)
     check_token_ids(directory, tokenizer, trial_forward(directory, loaded))
-    return LoadedModel(loaded, notes)
+    return LoadedModel(loaded, (*notes, *note_zeros(directory, loaded)))
 
 
 def hide_kernel_advice() -> None:
@@ -221,11 +236,16 @@ def _silent_transformers() -> Iterator[None]:
 def _not_loaded(directory: Path, problem: str, error: BaseException) -> UserError:
     if "trust_remote_code" in str(error):  # raised by transformers for code in the directory
         return UserError(f"model {directory}: contains custom code (auto_map), which runs only with {TRUST}")
-    return UserError(f"model {directory}: {problem} ({type(error).__name__}: {one_line(error)})")
+    cause = one_line(error).partition(" Model type should be one of ")[0]  # a list of hundreds of classes
+    return UserError(f"model {directory}: {problem} ({type(error).__name__}: {cause})")
 
 
-def require_influence(model: PreTrainedModel) -> dict[int, str]:
+def require_influence(model: PreTrainedModel, way_out: str = "") -> dict[int, str]:
     """Check that FCI can be computed from the model's attention.
+
+    Args:
+        model: the model.
+        way_out: end of the message, with the setting that needs no FCI.
 
     Returns:
         The kind of each layer without softmax attention, by layer index; FCI leaves these layers out.
@@ -236,7 +256,7 @@ def require_influence(model: PreTrainedModel) -> dict[int, str]:
     try:
         return check_attention(model)
     except FciUnsupportedError as error:
-        raise UserError(f"model: {one_line(error)}") from None
+        raise UserError(f"model: {one_line(error)}{way_out}") from None
 
 
 def choose_packing(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ SIZES = frozenset(
     | {"max_position_embeddings", "n_embd", "n_head", "n_layer", "n_positions"}
 )
 
+OTHER_HEADS = re.compile(r"(Classification|QuestionAnswering|RewardModel)$")
 COUNTS = frozenset({"num_hidden_layers", "n_layer", "num_labels"})
 MOST = 10_000  # a config or a model takes time and memory for each layer and label, even without weights
 
@@ -83,6 +85,20 @@ def read_config(directory: Path) -> dict[str, Any]:
     return settings
 
 
+def refuse_other_heads(directory: Path, settings: dict[str, Any]) -> None:
+    """Refuse a reward model or classifier, whose head gives no logits of tokens.
+
+    Raises:
+        UserError: naming the architecture.
+    """
+    named = settings.get("architectures")
+    for name in named if isinstance(named, list) else ():
+        if isinstance(name, str) and OTHER_HEADS.search(name):
+            raise UserError(
+                f"model {directory}: {CONFIG}: {name} is a reward model or a classifier: give a causal language model"
+            )
+
+
 def check_token_ids(directory: Path, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
     """Refuse a tokenizer with token ids beyond the model's vocabulary, and end-of-sequence ids beyond the vocabulary.
 
@@ -113,11 +129,19 @@ def check_token_ids(directory: Path, tokenizer: PreTrainedTokenizerBase, vocabul
 
 
 def _end_of_sequence(path: Path) -> list[Any]:
-    """Return the values of ``eos_token_id`` in a file; none without the file."""
+    """Return the values of ``eos_token_id`` in a file; none without the file.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        if not isinstance(settings, dict):
+            raise TypeError("a JSON object expected")
+    except FileNotFoundError:
         return []
-    parts = [settings, settings.get("text_config")] if isinstance(settings, dict) else []
+    except (OSError, ValueError, TypeError, RecursionError) as error:  # transformers would go on without the file
+        raise UserError(f"model {path.parent}: {path.name} cannot be read ({one_line(error)})") from None
+    parts = [settings, settings.get("text_config")]
     found = [part.get("eos_token_id") for part in parts if isinstance(part, dict)]
     return [token for ids in found for token in (ids if isinstance(ids, list) else [ids]) if token is not None]

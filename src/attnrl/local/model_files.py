@@ -20,6 +20,8 @@ from attnrl.local.model_config import read_config
 
 PICKLED = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill"})
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+READ = frozenset({".safetensors", ".json", ".jinja", ".model", ".txt"})  # files of a model that are read
+LFS_POINTER, LFS_SIZE = b"version https://git-lfs.github.com/spec/", 1024  # a pointer has about 130 bytes
 # Only checkpoints of attnrl have both files (Hugging Face's Trainer writes trainer_state.json too, next to pickles).
 OWN_FILES = ("trainer_state.json", "optimizer.safetensors")
 TRUST = "trust_remote_code=true (--trust-remote-code)"
@@ -56,6 +58,29 @@ def refuse_pickles(directory: Path) -> None:
             f"checkpoint {directory}: {found.relative_to(directory)} is pickled, and unpickling can run anything: "
             "a checkpoint holds safetensors and JSON only"
         )
+
+
+def refuse_placeholders(name: str, directory: Path) -> None:
+    """Refuse files of a model that stand for a file elsewhere: pointers of git LFS, links to missing files.
+
+    Args:
+        name: the model in messages.
+        directory: the model directory.
+
+    Raises:
+        UserError: naming the file and the way out.
+    """
+    for path in sorted(path for path in directory.iterdir() if path.suffix in READ):
+        if path.is_symlink() and not path.exists():
+            raise UserError(
+                f"model {name}: {path.name} is a link to {path.readlink()}, which does not exist: copy the directory "
+                "again, with the files that the links name (cp -rL)"
+            )
+        if path.is_file() and path.stat().st_size <= LFS_SIZE and path.read_bytes().startswith(LFS_POINTER):
+            raise UserError(
+                f"model {name}: {path.name} is a pointer of git LFS, and the file itself was not downloaded: run "
+                "`git lfs pull` in the directory"
+            )
 
 
 def check_model_files(directory: Path, *, trust_remote_code: bool = False) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from attnrl.errors import UserError
 from attnrl.local.checkpoint import find_checkpoint, list_checkpoints
 from attnrl.local.hub import HubError, Snapshot, cached_models, find_cached, find_snapshot, id_in_address, split_hub_id
+from attnrl.local.model_files import refuse_placeholders
 
 SHIPPED = resources.files("attnrl") / "models"
 HUB_ID = "a model of the Hugging Face Hub is OWNER/NAME or OWNER/NAME@REVISION"
@@ -126,6 +127,7 @@ def _in_directory(name: str, path: Path) -> ModelSource:
         UserError: the directory holds neither.
     """
     _refuse_adapter(name, path)
+    refuse_placeholders(name, path)
     if (path / "config.json").is_file():
         return ModelSource(name, path)
     for root in (path / "checkpoints", path):
@@ -189,7 +191,9 @@ def _near_names(name: str) -> list[str]:
     if address is not None:
         return [address]
     near = difflib.get_close_matches(name[:200], [*shipped_models(), *cached_models()], n=2)
-    path = Path(os.path.expanduser(name))
+    path = Path(os.path.expanduser(os.path.expandvars(name.removeprefix("file://"))))
+    if str(path) != name and os.path.isdir(path):
+        return [str(path)]
     missing = path
     while missing.parent != missing and not os.path.isdir(missing.parent):
         missing = missing.parent

@@ -67,7 +67,9 @@ def weight_files(directory: Path, settings: Mapping[str, Any]) -> list[Path]:
     names = [chosen] if chosen is not None else [WEIGHTS, WEIGHTS_INDEX]
     found = next((directory / name for name in names if (directory / name).is_file()), None)
     if found is None:
-        raise UserError(f"model {directory}: no {' or '.join(names)}: the directory has no safetensors weights")
+        others = [path.name for path in directory.iterdir() if path.suffix in {".safetensors", ".gguf"}]
+        held = f" of these names (found: {some(others)})" if others else ""
+        raise UserError(f"model {directory}: no {' or '.join(names)}: the directory has no safetensors weights{held}")
     if found.suffix != ".json":
         return [found]
     try:
@@ -81,6 +83,15 @@ def weight_files(directory: Path, settings: Mapping[str, Any]) -> list[Path]:
             "the files again"
         )
     return [directory / shard for shard in shards]
+
+
+def unread_weights(directory: Path, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return a note if the directory has a second set of weights, which transformers does not read."""
+    read = {path.name for path in weight_files(directory, settings)}
+    unread = [path.name for path in directory.glob("model*.safetensors") if path.name not in read]
+    if not unread:
+        return ()
+    return (f"model {directory}: weights are read from {some(read)}, and not from {some(unread)}",)
 
 
 def read_shapes(directory: Path, files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
@@ -259,7 +270,7 @@ def check_loading(
     if missing:
         names = f"; not used: {some(unexpected)}" if unexpected else ""
         head = " (a head tied to the embedding: set tie_word_embeddings to true in config.json)"
-        tied = head if missing == ["lm_head.weight"] else ""
+        tied = head if missing == ["lm_head.weight"] and not unexpected else ""
         raise UserError(
             f"model {directory}: {len(missing)} of {len(expected.state_dict())} tensors of {kind} (config.json) are "
             f"not in the weight files: {some(missing)}{names}{tied}"
@@ -275,7 +286,8 @@ def check_loading(
         )
     if not unexpected:
         return ()
-    return (f"model {directory}: {len(unexpected)} tensors are not part of {kind} and not used: {some(unexpected)}",)
+    tensors = f"{len(unexpected)} tensor{'s are' if len(unexpected) > 1 else ' is'}"
+    return (f"model {directory}: {tensors} not part of {kind} and not used: {some(unexpected)}",)
 
 
 def _tied(model: PreTrainedModel) -> dict[str, str]:
@@ -296,6 +308,18 @@ def check_finite(directory: Path, model: PreTrainedModel) -> None:
     if faulty:
         named = some([f"{name} ({count} of {model.get_parameter(name).numel()})" for name, count in faulty.items()])
         raise UserError(f"model {directory}: {len(faulty)} tensors have NaN or infinite values: {named}")
+
+
+def note_zeros(directory: Path, model: PreTrainedModel) -> tuple[str, ...]:
+    """Return a note if matrices hold only zeros, as after an interrupted download or copy."""
+    zeros = [
+        name
+        for name, tensor in model.named_parameters()
+        if tensor.dim() > 1 and tensor.numel() and not tensor[0].any() and not tensor.any()
+    ]
+    if not zeros:
+        return ()
+    return (f"model {directory}: all values are 0 in {len(zeros)} of the tensors: {some(zeros)}",)
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -17,8 +17,11 @@ from transformers import PreTrainedTokenizerBase
 
 from attnrl.errors import UserError, one_line
 from attnrl.prompts.settings import PromptSettings
+from attnrl.utils.deadline import DeadlineError, deadline
+from attnrl.utils.memory import memory_limit
 
 WAY_OUT = "set data.chat_template (attnrl eval: --chat-template) to a file with a sound template"
+COMPILE_SECONDS, MEMORY_GIB = 10.0, 1  # limits of the computation of constant expressions
 MOST_REPEATS = 1_000_000  # of a text multiplied by a number
 
 #: Variables and functions that transformers gives to every template.
@@ -61,6 +64,8 @@ def find_template(tokenizer: PreTrainedTokenizerBase, choice: str) -> TemplateSo
     """
     own: str | dict[str, str] | None = tokenizer.chat_template
     named = own if isinstance(own, dict) else {}
+    if own is not None and not isinstance(own, str | dict) and choice == "auto":
+        raise UserError(f"chat template of the model: a text expected, not {own!r:.40}; {WAY_OUT}")
     if choice in named:
         return TemplateSource(f"chat template {choice!r} of the model", named[choice])
     if choice not in ("auto", "never"):
@@ -104,8 +109,12 @@ def check_variables(source: TemplateSource, tokenizer: PreTrainedTokenizerBase, 
     )
     environment.globals.update(dict.fromkeys(_FUNCTIONS))
     try:
-        tree = environment.parse(source.text)
-        read = meta.find_undeclared_variables(tree)
+        with deadline(COMPILE_SECONDS), memory_limit(MEMORY_GIB << 30):  # jinja computes constant expressions
+            tree = environment.parse(source.text)
+            read = meta.find_undeclared_variables(tree)
+    except (DeadlineError, MemoryError):
+        limits = f"{COMPILE_SECONDS:g} seconds or {MEMORY_GIB} GiB"
+        raise UserError(f"{source.name}: a constant expression takes more than {limits}; {WAY_OUT}") from None
     except (TemplateError, RecursionError, ValueError) as error:
         raise UserError(f"{source.name}: {type(error).__name__}: {one_line(error)}; {WAY_OUT}") from None
     if fault := next(_boundless(tree), None):

@@ -12,9 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 from attnrl.errors import UserError, one_line
 from attnrl.prompts.settings import PromptSettings
-from attnrl.prompts.sources import WAY_OUT, TemplateSource, check_variables
+from attnrl.prompts.sources import MEMORY_GIB, WAY_OUT, TemplateSource, check_variables
 from attnrl.types import Chat
 from attnrl.utils.deadline import DeadlineError, deadline
+from attnrl.utils.memory import memory_limit
 
 SECONDS = 10.0  # time limit of the rendering of one conversation
 FEWEST_CHARACTERS = 3  # of a role marker without special tokens
@@ -104,6 +105,8 @@ class ChatTemplate:
                 )
         except DeadlineError:
             raise TemplateTimeoutError(f"no end after {SECONDS:g} seconds") from None
+        except MemoryError:
+            raise TemplateError("the text needs too much memory") from None
         except Exception as error:  # anything: a template is a program
             raise TemplateError(f"{type(error).__name__}: {one_line(error)[:200]}") from None
         return cast(str, text)
@@ -133,7 +136,8 @@ class ChatTemplate:
             UserError: the rendering does not end in time.
         """
         try:
-            return self._apply(messages, continues=False), ""
+            with memory_limit(MEMORY_GIB << 30):
+                return self._apply(messages, continues=False), ""
         except TemplateTimeoutError as error:
             raise UserError(f"{self.name}: {error}; {WAY_OUT}") from None
         except TemplateError as error:

@@ -33,6 +33,8 @@ from attnrl.runs.directory import RunDirectory
 from attnrl.runs.model_record import changed_weights, find_run_model
 from attnrl.runs.trackers import require_trackers
 
+WITHOUT_FCI = ": train with a recipe that needs no FCI (attnrl train grpo, attnrl train treerl)"
+
 
 @dataclass(frozen=True)
 class PreparedRun:
@@ -129,7 +131,7 @@ def prepare(config: TrainConfig) -> PreparedRun:
             sampler=sampler,
             data=data,
             rewards=rewards,
-            layers_without_fci=require_influence(model) if config.method.needs_influence else {},
+            layers_without_fci=require_influence(model, WITHOUT_FCI) if config.method.needs_influence else {},
             checkpoints=checkpoints,
             notes=[*source.notes, *of_model, *of_run, *data.notes],
             resources=resources.pop_all(),

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import EVAL, Attnrl, train
+import torch
+from command_line import EVAL, FILE, ROWS, Attnrl, jsonl, train
+from safetensors.torch import load_file, save_file
 
 from attnrl.local import loading, model_config, tokenizer_check
 
 EVALUATE = [*EVAL[2:], "--task", "ledger"]
 TOKENIZER, SETTINGS, CONFIG = "tokenizer.json", "tokenizer_config.json", "config.json"
+GENERATION, WEIGHTS, SHARD = "generation_config.json", "model.safetensors", "model-00001-of-00002.safetensors"
 Edit = Callable[[dict[str, Any]], None]
 
 
@@ -123,6 +126,65 @@ def test_one_line_and_exit_code_2(
         assert len(outcome.err.splitlines()) == 1, outcome.err
         assert "model evil" in outcome.err
     assert list(tmp_path.iterdir()) == [folder]
+
+
+DOUBLES = (
+    "{% set kept = namespace(text='ab' * 1000000) %}{% for time in range(40) %}"
+    "{% set kept.text = kept.text + kept.text %}{% endfor %}{{ messages[0]['content'] }}"
+)
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 123\n"
+# Name: a change of the directory, and parts of the line.
+INCOMPLETE: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
+    "weights are a pointer": (lambda evil: write(evil / WEIGHTS, LFS), [WEIGHTS, "git lfs pull"]),
+    "tokenizer is a pointer": (lambda evil: write(evil / TOKENIZER, LFS), [TOKENIZER, "git lfs pull"]),
+    "weights link nowhere": (lambda evil: link(evil / WEIGHTS), [WEIGHTS, "../blobs/0a"]),
+    "config links nowhere": (lambda evil: link(evil / CONFIG), [CONFIG, "../blobs/0a"]),
+    "generation config cut short": (lambda evil: write(evil / GENERATION, "{"), [GENERATION]),
+    "generation config that is null": (lambda evil: write(evil / GENERATION, "null"), ["evil"]),
+    "no tokenizer": (lambda evil: [(evil / name).unlink() for name in (TOKENIZER, SETTINGS)], [TOKENIZER]),
+    "shard without index": (lambda evil: (evil / WEIGHTS).rename(evil / SHARD), [SHARD]),
+    "other format": (lambda evil: (evil / WEIGHTS).rename(evil / "model.gguf"), ["model.gguf"]),
+    "reward model": (
+        lambda evil: write(evil / CONFIG, put(architectures=["LlamaForSequenceClassification"])),
+        ["LlamaForSequenceClassification"],
+    ),
+    "template that is a number": (lambda evil: write(evil / SETTINGS, put(chat_template=3)), ["chat_template"]),
+    "template that fills the memory": (
+        lambda evil: write(evil / "chat_template.jinja", "{{ '%9999999999d'|format(1) }}{{ messages }}"),
+        ["chat_template", "memory"],
+    ),
+    "template that doubles a text": (
+        lambda evil: write(evil / "chat_template.jinja", DOUBLES),
+        ["chat_template", "memory"],
+    ),
+}
+
+
+def link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("../blobs/0a")
+
+
+@pytest.mark.parametrize("case", INCOMPLETE)
+def test_an_incomplete_directory_names_the_file(case: str, folder: Path, attnrl: Attnrl) -> None:
+    change, named = INCOMPLETE[case]
+    change(folder)
+    write(folder.parent / "rows.jsonl", jsonl(*ROWS))
+    outcome = attnrl(*train("model=evil", "--dry-run", *FILE))
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1), outcome
+    assert [part for part in named if part not in outcome.err] == [], outcome.err
+
+
+def test_a_second_set_of_weights_and_matrices_of_zeros_are_said(folder: Path, attnrl: Attnrl) -> None:
+    shutil.copy(folder / WEIGHTS, folder / SHARD)
+    weights = load_file(folder / WEIGHTS)
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_file({**weights, name: torch.zeros_like(weights[name])}, folder / WEIGHTS, metadata={"format": "pt"})
+    for call in (train("model=evil", "--dry-run"), ["eval", "evil", *EVALUATE]):
+        outcome = attnrl(*call)
+        assert outcome.code == 0, outcome.err
+        said = " ".join(outcome.out.split())
+        assert f"not from {SHARD}" in said and name in said
 
 
 def test_transformers_has_a_time_limit(folder: Path, attnrl: Attnrl, monkeypatch: pytest.MonkeyPatch) -> None:

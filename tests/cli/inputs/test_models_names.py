@@ -161,7 +161,10 @@ def test_an_adapter_names_its_base_and_the_way_out(attnrl: Attnrl, hub: Path) ->
     refused(dry_run(attnrl, "maker/lora@main"), "maker/lora", NAME, "merge")
 
 
-def test_misspelt_names_suggest_near_names(attnrl: Attnrl, tiny_checkpoint: Path, tmp_path: Path, hub: Path) -> None:
+def test_misspelt_names_suggest_near_names(
+    attnrl: Attnrl, tiny_checkpoint: Path, tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HERE", str(tmp_path))
     shutil.copytree(tiny_checkpoint, "models/tiny-base")
     cache(hub, NAME, tiny_checkpoint)
     for model, near in (
@@ -171,6 +174,8 @@ def test_misspelt_names_suggest_near_names(attnrl: Attnrl, tiny_checkpoint: Path
         ("models/tiny-bas", "models/tiny-base"),
         (f"{tmp_path}/models/tinybase", f"{tmp_path}/models/tiny-base"),
         ("maker/tiny-maths", NAME),
+        (f"file://{tmp_path}/models/tiny-base", f"near: {tmp_path}/models/tiny-base"),
+        ("$HERE/models/tiny-base", f"near: {tmp_path}/models/tiny-base"),
     ):
         started = time.monotonic()
         refused(dry_run(attnrl, model), f"model {model}: no such directory", near)

@@ -24,6 +24,7 @@ SHORT = (
 # What the run says of each model.
 SAID = {
     "Mixtral": [],
+    "Qwen2-MoE": [],
     "Qwen3-Next": ["own cache", "optimizer.packing", "FCI skips 2 layers"],
     "Qwen3.5": ["own cache", "optimizer.packing", "FCI skips 2 layers"],
     "LFM2": ["own cache", "optimizer.packing", "FCI skips 2 layers"],
@@ -53,7 +54,7 @@ def rows(run: Path) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("name", sorted(SAID))
 def test_train_resume_and_eval(name: str, folder: Path, attnrl: Attnrl, tokenizer: PreTrainedTokenizerBase) -> None:
-    asked = {"output_router_logits": True} if name == "Mixtral" else {}
+    asked = {} if SAID[name] else {"output_router_logits": True}
     save(name, folder / "tiny", tokenizer, **asked)
     whole = attnrl(*train(*SHORT, "output_dir=whole"))
     assert whole.code == 0, whole.err
@@ -79,6 +80,17 @@ def test_train_resume_and_eval(name: str, folder: Path, attnrl: Attnrl, tokenize
     outcome = attnrl(*[EVAL[0], f"whole/{last}", *EVAL[2:]], "--task", "ledger")
     assert outcome.code == 0, outcome.err
     assert ("own cache" in outcome.out + outcome.err) == bool(SAID[name])
+
+
+def test_a_model_without_attention_names_the_recipes_without_fci(
+    folder: Path, attnrl: Attnrl, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    save("Mamba", folder / "tiny", tokenizer)
+    refused = attnrl(*train(*SHORT, "--dry-run"))
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "attnrl train grpo" in refused.err
+    for recipe in ("grpo", "treerl"):
+        assert attnrl(*train(*SHORT, "--dry-run", recipe=recipe)).code == 0
 
 
 def test_packing_tree_is_refused_for_a_hybrid_and_a_resumed_run_keeps_its_packing(
