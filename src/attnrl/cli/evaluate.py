@@ -10,7 +10,7 @@ import typer
 
 from attnrl.cli.console import console, echo
 from attnrl.cli.options import FlexibleAnswersOption, ResponseOptions, WhileThinkingOption, with_response_options
-from attnrl.config.columns import parse_columns
+from attnrl.config.columns import GRADE_KEYS, parse_columns
 from attnrl.data.benchmarks import DATA_DIR_VARIABLE, KNOWN, TEMPERATURE
 
 
@@ -107,7 +107,7 @@ def evaluate(
 
 
 def grade(
-    file: Annotated[Path, typer.Argument(help="Rows of response and answer (.jsonl).")],
+    file: Annotated[Path, typer.Argument(help="Rows of response and answer (jsonl, json, csv, tsv, parquet).")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .jsonl file to write.")],
     grader: Annotated[str, typer.Option(help="rules, math or module:object.")] = "math",
     workers: Annotated[
@@ -116,6 +116,13 @@ def grade(
     deadline: Annotated[float, typer.Option(help="Time limit for the comparison of one answer, in seconds.")] = 5.0,
     flexible_answers: FlexibleAnswersOption = False,
     while_thinking: WhileThinkingOption = False,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            help="Names of columns, as response=text,answer=meta.gold (keys: response, answer, prompt). "
+            "\\[default: found by the popular spellings]"
+        ),
+    ] = None,
 ) -> None:
     """Grade responses: each row gets a verdict, the extracted answer and the reward.
 
@@ -131,16 +138,18 @@ def grade(
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     from attnrl.config.reward import RewardConfig
-    from attnrl.grading.grade_file import Columns, grade_file
+    from attnrl.data.remarks import Remarks
+    from attnrl.evals.grade_file import Columns, grade_file
     from attnrl.grading.registry import build_grader
     from attnrl.grading.rewards import RewardManager
 
+    named = parse_columns(columns, GRADE_KEYS)
     total = file.stat().st_size if file.is_file() else None
-    columns = (TextColumn("grading"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rate]}"))
+    bars = (TextColumn("grading"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rate]}"))
     built = build_grader(grader, flexible=flexible_answers, workers=workers, deadline=deadline)
     with (
         RewardManager(built, RewardConfig(while_thinking=while_thinking)) as rewards,
-        Progress(*columns, TimeRemainingColumn(), console=console) as progress,
+        Progress(*bars, TimeRemainingColumn(), console=console) as progress,
     ):
         bar = progress.add_task("grading", total=total, rate="")
 
@@ -149,9 +158,12 @@ def grade(
             progress.update(bar, completed=size, rate=f"{rows:,} rows, {rate:,.0f}/s")
 
         taken: Counter[Columns] = Counter()
-        verdicts = grade_file(file, output, rewards, show, taken)
+        remarks = Remarks()
+        verdicts = grade_file(file, output, rewards, show, taken, named=named, remarks=remarks)
     for found, count in taken.items():
         echo(f"{found} ({count:,} rows)")
+    for remark, count in remarks.others.items():
+        echo(f"{remark} ({count:,} {'time' if count == 1 else 'times'})")
     rows = sum(verdicts.values())
     for verdict, count in verdicts.most_common():
         echo(f"{verdict:<10} {count:>9,} {count / rows:>7.1%}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from attnrl.errors import UserError
 from attnrl.utils.near import did_you_mean
@@ -55,9 +56,11 @@ RESPONSE = ("response", "completion", "output", "generation", "prediction", "gen
 
 #: The columns that a setting can name.
 KEYS = ("prompt", "answer", "system", "id")
+#: The columns that the option ``--columns`` of ``attnrl grade`` can name.
+GRADE_KEYS = ("response", "answer", "prompt")
 
 
-def parse_columns(text: str | None) -> dict[str, str]:
+def parse_columns(text: str | None, keys: Sequence[str] = KEYS) -> dict[str, str]:
     """Return the columns named by the option ``--columns``: ``prompt=Problem,answer=meta.gold``.
 
     Raises:
@@ -67,10 +70,10 @@ def parse_columns(text: str | None) -> dict[str, str]:
     for entry in text.split(",") if text is not None else []:
         key, equals, name = (part.strip() for part in entry.partition("="))
         if not equals or not name:
-            raise UserError(f"--columns {text}: expected KEY=COLUMN,... with the keys {', '.join(KEYS)}")
-        if key not in KEYS:
+            raise UserError(f"--columns {text}: expected KEY=COLUMN,... with the keys {', '.join(keys)}")
+        if key not in keys:
             raise UserError(
-                f"--columns {text}: unknown key {key!r} (known: {', '.join(KEYS)}){did_you_mean(key, KEYS)}"
+                f"--columns {text}: unknown key {key!r} (known: {', '.join(keys)}){did_you_mean(key, keys)}"
             )
         if key in columns:
             raise UserError(f"--columns {text}: {key} is given twice")
@@ -78,6 +81,7 @@ def parse_columns(text: str | None) -> dict[str, str]:
     return columns
 
 
+@lru_cache(maxsize=4096)  # the names of the columns of every row
 def spelling_of(name: str) -> str:
     """Return a column name in lower case without spaces and punctuation: ``finalanswer`` for ``Final Answer``."""
     return re.sub(r"[\W_]+", "", name.casefold())

@@ -43,7 +43,7 @@ class Columns:
         instruction_input: column of the text after an instruction (Alpaca).
         answer_is_named: the setting names the column of the true answer.
         names: all columns of the source.
-        nested: dotted names of nested columns in the first rows, for suggestions.
+        first_rows: rows searched for the names of nested columns, for suggestions.
         missing: columns named by the setting but absent from the source, by the key of the setting.
     """
 
@@ -54,7 +54,7 @@ class Columns:
     instruction_input: str | None
     answer_is_named: bool
     names: tuple[str, ...]
-    nested: tuple[str, ...]
+    first_rows: tuple[Mapping[str, Any], ...]
     missing: Mapping[str, str]
 
 
@@ -82,9 +82,14 @@ def choose_columns(rows: Iterable[Mapping[str, Any]], named: Mapping[str, str]) 
         instruction_input=inputs[0] if joined else None,
         answer_is_named="answer" in given,
         names=names,
-        nested=tuple(dict.fromkeys(name for row in rows[:MAX_SEARCHED] for name in _nested_names(row))),
+        first_rows=tuple(rows[:MAX_SEARCHED]),
         missing=missing,
     )
+
+
+def _nested(columns: Columns) -> list[str]:
+    """Return the dotted names of the nested columns in the first rows."""
+    return list(dict.fromkeys(name for row in columns.first_rows for name in _nested_names(row)))
 
 
 def _nested_names(value: Any, prefix: str = "", depth: int = 1) -> Iterator[str]:
@@ -153,8 +158,10 @@ def absent_column(columns: Columns, key: str, spellings: Sequence[str]) -> str:
     if key in columns.missing:
         return missing_column(columns, key)
     known = {spelling_of(spelling) for spelling in spellings}
-    inner = [name for name in columns.nested if spelling_of(name.rpartition(".")[2]) in known]
-    alike = [name for name in columns.names if near_names(spelling_of(name), known)]
+    inner = [name for name in _nested(columns) if spelling_of(name.rpartition(".")[2]) in known]
+    right = {spelling_of(spelling) for spelling in (*PROMPT, *ANSWER, *SYSTEM)}
+    free = [name for name in columns.names if spelling_of(name) not in right]
+    alike = [name for name in free if near_names(spelling_of(name), known)]
     name = next(iter(inner or alike), None)
     way_out = f"did you mean {key}={name}?" if name else f"name the column with {key}=NAME"
     return (
@@ -166,7 +173,7 @@ def absent_column(columns: Columns, key: str, spellings: Sequence[str]) -> str:
 def missing_column(columns: Columns, key: str) -> str:
     """Return the clause on a column that the setting names and the source lacks."""
     wrong = columns.missing[key]
-    suggestion = did_you_mean(wrong, (*columns.names, *columns.nested))
+    suggestion = did_you_mean(wrong, (*columns.names, *_nested(columns)))
     return f"{key}={wrong} (data.columns or --columns): no such column (columns: {_listed(columns)}){suggestion}"
 
 

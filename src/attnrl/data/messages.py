@@ -36,6 +36,11 @@ def is_message(value: Any) -> bool:
     )
 
 
+def are_messages(value: Any) -> bool:
+    """Return True for a message, and for a list of messages that is not empty."""
+    return is_message(value) or (isinstance(value, list) and bool(value) and all(map(is_message, value)))
+
+
 def read_messages(messages: Sequence[Any], where: str, remarks: Remarks) -> Chat:
     """Return chat messages with role and content only.
 

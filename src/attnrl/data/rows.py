@@ -15,7 +15,7 @@ from typing import Any
 from attnrl.config.columns import ANSWER, PROMPT, spelling_of
 from attnrl.data.columns import Columns, absent_column, first_value, is_null, value_at
 from attnrl.data.held import held_structure, looks_like_structure
-from attnrl.data.messages import is_message, read_messages
+from attnrl.data.messages import are_messages, is_message, read_messages
 from attnrl.data.remarks import Remarks
 from attnrl.errors import UserError
 from attnrl.grading.answers import conclusion_of, final_answer
@@ -100,7 +100,7 @@ def read_prompt(row: Mapping[str, Any], columns: Columns, where: str, remarks: R
             raise UserError(f"{where}: {column} looks like JSON of messages, but cannot be parsed")
         if held is None:
             return column, _joined(_text(value, where, column), row, columns, column, where, remarks)
-        if not _are_messages(held):
+        if not are_messages(held):
             raise UserError(
                 f"{where}: {column} is JSON text, but not a list of messages. prompt={column}.KEY (data.columns or "
                 "--columns) names a text inside; a message {role: user, content: TEXT} holds any text"
@@ -120,10 +120,6 @@ def read_prompt(row: Mapping[str, Any], columns: Columns, where: str, remarks: R
     if all(message["role"] != "user" for message in messages):
         raise UserError(f"{where}: {column} has no user message")
     return column, messages
-
-
-def _are_messages(held: Any) -> bool:
-    return is_message(held) or (isinstance(held, list) and bool(held) and all(map(is_message, held)))
 
 
 def _text(value: str, where: str, column: str) -> str:
@@ -193,7 +189,7 @@ def read_answers(
         remarks.others[f"{column} decoded from JSON text"] += 1
         value = held
     spelling = spelling_of(column.rpartition(".")[2])
-    if spelling in RESPONSES and _are_messages(value):
+    if spelling in RESPONSES and are_messages(value):
         value = read_messages([value] if is_message(value) else value, f"{where}: {column}", remarks)[-1]["content"]
     is_response = spelling in RESPONSES or (spelling == "solution" and columns.answer_is_named)
     worked = spelling == "solution" and not _has_prompt_of_trl(row, columns)

@@ -9,7 +9,6 @@ standalone             ``grade`` and ``grade_batch``, for other projects
 base, rules, custom    the base class; equal spelling; graders of the user
 rewards                rewards of a run: grader, reward functions, truncation, overlong penalty
 functions, calls       signatures and arguments of reward functions; calls under a time limit
-grade_file             the command ``attnrl grade``
 golds                  the search for true answers without a meaning, before a run
 answers                boxes, the text after ``</think>``, true answers of data sets
 math                   the ``math`` grader in the parent: equal spelling, plain numbers, jobs, cache

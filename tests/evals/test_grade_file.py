@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from attnrl.cli.app import app
 from attnrl.errors import UserError
-from attnrl.grading.grade_file import Columns, grade_file
+from attnrl.evals.grade_file import Columns, grade_file
 from attnrl.grading.registry import build_grader
 from attnrl.grading.rewards import RewardManager
 from attnrl.grading.rules import RulesGrader
@@ -57,7 +57,9 @@ def test_grade_writes_verdicts_in_order(tmp_path: Path) -> None:
         ('{"response": 5, "answer": "5"}', "response"),
         ('{"response": "5"}', "answer"),
         ('{"response": "5", "answer": {"a": 1}}', "answer"),
-        ('{"response": "5", "answer": [true]}', "answer"),
+        ('{"response": "5", "answer": Infinity}', "answer"),
+        ('{"response": ["5"], "answer": "5"}', "response"),
+        ('{"response": null, "answer": "5"}', "response is null"),
         ('{"response": "5", "answer": "5", "prompt": 7}', "prompt"),
     ],
 )
@@ -112,8 +114,8 @@ def test_popular_names_are_found_and_counted(tmp_path: Path) -> None:
         assert grade_file(source, tmp_path / "out.jsonl", rewards, taken=taken) == {"correct": 2}
     assert taken == {Columns("Completion", "Expected Answer", "question"): 1, Columns("output", "label", None): 1}
     misspelt = [
-        ({"respons": "2", "answer": "2"}, "rename respons"),
-        ({"response": "2", "anwser": "2"}, "rename anwser"),
+        ({"respons": "2", "answer": "2"}, "did you mean response=respons"),
+        ({"response": "2", "anwser": "2"}, "did you mean answer=anwser"),
     ]
     for row, said in misspelt:
         source.write_text(json.dumps(row))
