@@ -129,6 +129,8 @@ def test_workers_that_cannot_start_end_no_run_that_has_begun() -> None:
     (one,) = grade(manager, "\\boxed{5}")
     assert (one.reward, one.verdict) == (None, "not_judged")
     assert one.fault is not None and "could not start" in one.fault
+    with_function = rewards("length", grader=Broken())
+    assert [grade(with_function, "\\boxed{5}")[0].reward for _ in range(2)] == [9.0, None]  # no verdict for the filters
     broken = Broken()
     broken.calls = 1
     with pytest.raises(UserError, match="could not start"):

@@ -11,6 +11,7 @@ from attnrl.cli.console import console, echo
 from attnrl.cli.options import DeviceOption, ModelArgument, ResponseOptions, SeedOption, with_response_options
 from attnrl.config.columns import parse_columns
 from attnrl.config.load import dump_config
+from attnrl.errors import GraderError
 from attnrl.experiments.comparison.config import comparison_names, load_comparison, plan_runs
 from attnrl.utils.files import require_writable
 
@@ -52,11 +53,15 @@ def compare(
         return
     from attnrl.experiments.comparison.runner import run_comparison, write_results
 
-    if train:
-        run_comparison(loaded, runs, console)
+    with_faults = run_comparison(loaded, runs, console) if train else []
     for line in write_results(loaded, runs):
         echo(line)
     echo(f"Results: {loaded.output_dir}")
+    if with_faults:
+        raise GraderError(
+            f"{len(with_faults)} of {len(runs)} runs have more responses not judged than reward.max_not_judged, first "
+            f"arm {with_faults[0].arm}, seed {with_faults[0].seed} (log: {with_faults[0].log})"
+        )
 
 
 @with_response_options

@@ -39,23 +39,21 @@ class Graded(Protocol):
 
 
 def not_judged_line(graded: Sequence[Graded], limit: float | None = None, *, consequence: str = "") -> str | None:
-    """Return a line about the responses without a reward, or with a fault of the grader; None if every one is judged.
+    """Return a line about the responses without a reward; None if every response is judged.
 
     Args:
         graded: responses with grades.
         limit: share of responses (``reward.max_not_judged``) above which the line is a warning; None: no limit.
         consequence: what follows for the responses, inserted before the reasons.
     """
-    missing = [one for one in graded if one.reward is None or one.fault is not None]
+    missing = [one for one in graded if one.reward is None]
     if not missing:
         return None
     share = len(missing) / len(graded)
     above = limit is not None and share > limit
-    without_verdict = sum(one.reward is not None for one in missing)
     parts = [
         f"{'warning: ' if above else ''}{len(missing):,} of {len(graded):,} responses not judged ({share:.1%}"
         f"{f', more than reward.max_not_judged={limit:g}' if above else ''})",
-        *([f"{without_verdict:,} of the {len(missing):,} with a reward, but no verdict"] if without_verdict else []),
         *([consequence] if consequence else []),
     ]
     return f"{', '.join(parts)}: {frequent_reasons(Counter(map(_reason, missing)))}"

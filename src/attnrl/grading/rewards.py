@@ -34,7 +34,7 @@ class RewardManager:
 
     A fault of a reward function or of the grader never raises: the response has no reward (None), and the reasons are
     counted for :meth:`require_few_faults`. One function that fails leaves the whole response without a reward, because
-    the sum of the remaining functions is another reward.
+    the sum of the remaining functions is another reward; and so does the grader, because filters read the verdict.
     """
 
     def __init__(
@@ -164,6 +164,7 @@ class RewardManager:
                 name: None if isinstance(value, Fault) else value
                 for name, value in zip(self.names, values, strict=True)
             }
+            reward = None if faults else reward
             judged = replace(judged, reward=reward, rewards=rewards, fault="; ".join(faults) or None)
         assert judged is not None  # without reward functions there is a grader
         return self._shaped(judged, response)
@@ -179,7 +180,9 @@ class RewardManager:
             return None, "; ".join(faults)
         parts = [weight * value for weight, value in zip(self.weights, values, strict=True) if isinstance(value, float)]
         total = finite_value(sum(parts)) if parts else None
-        return (None, f"weighted sum: {total.reason}") if isinstance(total, Fault) else (total, None)
+        if isinstance(total, Fault):
+            return None, f"weighted sum: {total.reason.removeprefix('returned ')}"
+        return total, None
 
     def _by_reward(self, reward: float | None, response: Response) -> Grade:
         """Return the grade of a response without a grader: a reward of at least ``reward.correct_from`` is correct."""

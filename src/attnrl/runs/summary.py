@@ -63,8 +63,8 @@ def summarize_run(rows: list[dict[str, float]]) -> list[str]:
     if stepped:
         seconds = sum(row["time/step"] for row in stepped)
         lines.append(
-            f"{len(stepped)} training steps, {stepped[-1]['tokens/total']:,.0f} tokens sampled, "
-            f"{seconds:.0f} s of training"
+            f"{len(stepped)} training step{'s' if len(stepped) > 1 else ''}, "
+            f"{stepped[-1]['tokens/total']:,.0f} tokens sampled, {seconds:.0f} s of training"
         )
         beyond = [row["branch/beyond_first_steps_ratio"] for row in stepped if "branch/beyond_first_steps_ratio" in row]
         if beyond:

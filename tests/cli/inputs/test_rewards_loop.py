@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 import sys
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 from command_line import EVAL, FILE, ROWS, Attnrl, jsonl, train
+
+import attnrl as attnrl_package
 
 MODULE = """
 import zlib
@@ -210,6 +213,21 @@ def test_an_answer_that_cannot_be_worked_out_is_wrong_with_reward_0(attnrl: Attn
     assert ran.code == 0, ran.err
     [row] = rows("graded.jsonl")
     assert row["reward"] == 0.0 and row["verdict"] in ("wrong", "timeout", "error")
+
+
+def test_a_comparison_keeps_a_run_with_responses_not_judged(attnrl: Attnrl, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run is over, so the table is written, with reward and accuracy apart."""
+    source = Path(attnrl_package.__file__).parents[1]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(source), os.environ.get("PYTHONPATH", ""))))
+    small = [part for part in rewarded("sometimes")[2:] if not part.startswith(("steps", "output_dir"))]
+    settings = f"settings={json.dumps(small)}"
+    ran = attnrl("compare", "grpo", "tokens=200", "seeds=[0]", "workers=1", "output_dir=compared", settings)
+    assert ran.code == 3 and ran.err.count("\n") == 1 and "grpo, seed 0" in ran.err
+    assert "returned nan" in ran.out and "failed: " not in ran.out
+    assert "| reward |" in Path("compared/results.md").read_text()
+    assert json.loads(Path("compared/results.json").read_text())["runs"]
+    again = attnrl("compare", "grpo", "tokens=200", "seeds=[0]", "workers=1", "output_dir=compared", settings)
+    assert again.code == 0, again.err  # finished already
 
 
 def test_rewards_of_runs_before_are_still_read(attnrl: Attnrl) -> None:

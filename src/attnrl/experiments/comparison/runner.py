@@ -35,13 +35,17 @@ from attnrl.utils.console import print_line
 
 POLL_SECONDS = 0.5
 RESULTS = "results.json"
+GRADER_FAILED = 3  # exit code of a finished run with responses that are not judged
 
 
-def run_comparison(comparison: Comparison, runs: Sequence[PlannedRun], console: Console) -> None:
+def run_comparison(comparison: Comparison, runs: Sequence[PlannedRun], console: Console) -> list[PlannedRun]:
     """Train every unfinished run; interrupted runs resume, finished runs are skipped.
 
     The first Ctrl-C (or SIGTERM) lets running processes finish the current step and save a checkpoint; the second
     kills the processes.
+
+    Returns:
+        The runs trained to the end, but with more responses not judged than ``reward.max_not_judged``.
 
     Raises:
         UserError: some runs failed. Raised after all runs have ended; the message names the first failed run and the
@@ -53,14 +57,14 @@ def run_comparison(comparison: Comparison, runs: Sequence[PlannedRun], console: 
     if len(waiting) < len(runs):
         print_line(console, f"{len(runs) - len(waiting)} of {len(runs)} runs are finished already")
     with _progress(console, len(runs) * comparison.tokens) as bar, _sigterm_interrupts():
-        failed = _Workers(comparison, runs, waiting, bar).work()
+        workers = _Workers(comparison, runs, waiting, bar)
+        failed = workers.work()
     if failed:
-        log = failed[0].log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        last = log[-1] if log else "the log is empty"
         raise UserError(
-            f"{len(failed)} of {len(runs)} runs failed, first arm {failed[0].arm}, seed {failed[0].seed}: {last} "
-            f"(log: {failed[0].log})"
+            f"{len(failed)} of {len(runs)} runs failed, first arm {failed[0].arm}, seed {failed[0].seed}: "
+            f"{_last_line(failed[0].log)} (log: {failed[0].log})"
         )
+    return workers.with_faults
 
 
 def is_finished(run: PlannedRun) -> bool:
@@ -71,13 +75,14 @@ def is_finished(run: PlannedRun) -> bool:
 
 @dataclass
 class _Workers:
-    """The running subprocesses, and the progress bar of sampled tokens."""
+    """The running subprocesses, the runs with a fault of the grader, and the progress bar of sampled tokens."""
 
     comparison: Comparison
     runs: Sequence[PlannedRun]
     waiting: list[PlannedRun]
     bar: Progress
     working: dict[int, tuple[PlannedRun, subprocess.Popen[bytes]]] = field(default_factory=dict)
+    with_faults: list[PlannedRun] = field(default_factory=list)
 
     def work(self) -> list[PlannedRun]:
         """Run all waiting runs, and return the failed runs."""
@@ -96,11 +101,14 @@ class _Workers:
                         continue
                     del self.working[pid]
                     done += 1
-                    if process.returncode or not is_finished(run):
+                    finished = process.returncode in (0, GRADER_FAILED) and is_finished(run)
+                    text = f"{run.arm}, seed {run.seed} ({done} of {len(self.runs)})"
+                    if not finished:
                         failed.append(run)
-                    word = "failed" if run in failed else "finished"
-                    text = f"{word}: {run.arm}, seed {run.seed} ({done} of {len(self.runs)})"
-                    print_line(self.bar.console, text)
+                    elif process.returncode == GRADER_FAILED:
+                        self.with_faults.append(run)
+                        text += f": warning: {_last_line(run.log)}"
+                    print_line(self.bar.console, f"{'finished' if finished else 'failed'}: {text}")
                 self._show(done)
         except KeyboardInterrupt:
             self._stop()
@@ -128,6 +136,11 @@ class _Workers:
             for _, process in self.working.values():
                 process.kill()
             raise
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1].removeprefix("attnrl: ") if lines else "the log is empty"
 
 
 def _start(run: PlannedRun) -> subprocess.Popen[bytes]:
