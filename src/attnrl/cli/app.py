@@ -49,6 +49,18 @@ def attnrl(
     """Train reasoning language models with attention-guided process-supervised RL (AttnRL)."""
 
 
+def _check_environment() -> None:
+    """Check the environment variables that end the import of huggingface_hub with a traceback.
+
+    Raises:
+        UserError: the value is not a whole number.
+    """
+    for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
+        value = os.environ.get(name, "0")
+        if not value.isdecimal():
+            raise UserError(f"environment variable {name} is {value!r}: a whole number of seconds expected")
+
+
 def main() -> None:
     """Run the command line.
 
@@ -61,6 +73,7 @@ def main() -> None:
     if "--version" in words:  # before or after a command
         words = ["--version"]
     try:
+        _check_environment()
         code = app(args=words or ["--help"], standalone_mode=False)
     except RunError as error:
         _end(str(error), 1)

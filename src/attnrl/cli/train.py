@@ -13,6 +13,7 @@ from attnrl.cli.options import OverridesArgument, RecipeArgument, TrustRemoteCod
 from attnrl.config.load import dump_config, load_config
 from attnrl.config.schema import TrainConfig
 from attnrl.config.sft import SftConfig
+from attnrl.errors import UserError
 
 
 def train(
@@ -156,6 +157,10 @@ def export(
     from attnrl.local.adapter import is_adapter, merge_adapter
     from attnrl.local.clean_copy import is_model_directory, write_clean_copy
 
+    if not checkpoint.is_dir():
+        raise UserError(
+            f"checkpoint {checkpoint}: no such directory (a checkpoint of verl, a model or a LoRA adapter expected)"
+        )
     if is_adapter(checkpoint):
         base = merge_adapter(checkpoint, output, trust_remote_code=trust_remote_code, say=echo)
         echo(f"Wrote {base} with the adapter {checkpoint} to {output}.")

@@ -115,6 +115,7 @@ def _find_local(name: str) -> ModelSource | None:
 
 def _from_hub(name: str, snapshot: Snapshot) -> ModelSource:
     _refuse_adapter(name, snapshot.directory)
+    refuse_placeholders(name, snapshot.directory)
     where = f"model {name}: commit {snapshot.commit} of the Hugging Face Hub, in {snapshot.directory}"
     behind = f"; the cached commit may not be the newest: {snapshot.unreachable}" if snapshot.unreachable else ""
     return ModelSource(name, snapshot.directory, snapshot.commit, (where + behind,))
@@ -181,7 +182,7 @@ def _base_model(adapter: Path) -> str:
 
 def _known(name: str) -> str:
     """Return the clause of a message with near names, else with the names of the shipped models."""
-    near = _near_names(name)
+    near = [other for other in _near_names(name) if other != name]
     return f"near: {', '.join(near)}" if near else f"shipped models: {', '.join(shipped_models())}"
 
 

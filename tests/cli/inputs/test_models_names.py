@@ -222,7 +222,23 @@ def test_an_incomplete_snapshot_is_no_model(
     refused(dry_run(attnrl, NAME), f"model {NAME}", "hf download")
     (snapshot / "model.safetensors.index.json").unlink()
     (snapshot / "model.safetensors").unlink()
-    refused(dry_run(attnrl, NAME), f"model {NAME}", "hf download")
+    outcome = dry_run(attnrl, NAME)
+    refused(outcome, f"model {NAME}", "hf download")
+    assert f"near: {NAME}" not in outcome.err
+    (snapshot / "model.safetensors").symlink_to("../nowhere")
+    refused(dry_run(attnrl, NAME), f"model {NAME}", "model.safetensors", "../nowhere")
+
+
+@pytest.mark.parametrize("value", ["0.5", "", "soon"])
+def test_a_time_limit_that_is_no_whole_number_is_refused(
+    value: str, attnrl: Attnrl, hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", value)
+    refused(dry_run(attnrl, NAME), "HF_HUB_ETAG_TIMEOUT")
+
+
+def test_export_of_a_missing_directory(attnrl: Attnrl, hub: Path) -> None:
+    refused(attnrl("export", "nowhere", "out"), "checkpoint nowhere: no such directory")
 
 
 def test_without_network_one_line_at_once(tmp_path: Path) -> None:
