@@ -7,6 +7,7 @@ protocols. Token ids are plain ints and log-probabilities are in nats, so a reco
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -52,6 +53,9 @@ FinishReason = Literal["stop", "length", "unfinished"]
 #: no verdict, because of a fault outside of the response.
 Verdict = Literal["correct", "wrong", "no_answer", "timeout", "error", "bad_gold", "not_judged"]
 
+#: Text of backslashes and letters where line breaks and tabs are meant.
+WRITTEN_ESCAPES = re.compile(r"(?:\\[nrt])+")
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -87,6 +91,9 @@ class SamplingParams:
         ):
             if not ok:
                 raise ValueError(f"{name} {getattr(self, name)!r}: expected {wanted}")
+        for text in self.stop:
+            if WRITTEN_ESCAPES.fullmatch(text):
+                raise ValueError(f"stop {text}: a backslash and a letter, no line break: write $'{text}' in the shell")
 
     @property
     def truncates(self) -> bool:

@@ -78,6 +78,10 @@ def test_defaults_are_those_of_the_paper() -> None:
         ("output_dir=runs/a=b", "output_dir", Path("runs/a=b")),
         ("model=/models/With Space", "model", "/models/With Space"),
         ("data.prompt_suffix=' Answer: '", "data.prompt_suffix", " Answer: "),
+        ("data.prompt_suffix= Answer: # 1 ", "data.prompt_suffix", " Answer: # 1 "),
+        ("data.prompt_suffix=", "data.prompt_suffix", ""),
+        ("sampling.stop=###", "sampling.stop", ("###",)),
+        ("log.run_name=first # 2", "log.run_name", "first # 2"),
     ],
 )
 def test_overrides(override: str, path: str, value: Any) -> None:

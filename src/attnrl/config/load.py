@@ -26,6 +26,9 @@ from attnrl.utils.yaml import load_yaml
 MAX_SHOWN = 200  # characters of a faulty value or key in a message
 MAX_FAULTS = 20  # faults in a message
 KEY_OF_MAPPING = "[key]"  # the last part of pydantic's location of a faulty key
+FREE_TEXT = ("data.system_prompt", "data.prompt_suffix")
+QUOTES = "'\""
+YAML_SIGNS = f"{QUOTES}|>!&"  # at the beginning of text in quotes, blocks, and text with a tag or an anchor
 NEAR_MISS = 0.8  # similarity of a misplaced key to a known key, above difflib's 0.6: fewer candidates are meant
 
 ConfigT = TypeVar("ConfigT", bound=Strict)
@@ -102,7 +105,10 @@ def _neighbours(path: Path) -> list[str]:
 
 
 def apply_overrides(settings: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return a copy of ``settings`` with each override ``key.path=value`` set; values are parsed as YAML.
+    """Return a copy of ``settings`` with each override ``key.path=value`` set.
+
+    Values are parsed as YAML, but text without quotes is taken as is: no ``#`` begins a comment, and lines stay lines.
+    The settings :data:`FREE_TEXT` are taken as is with spaces, colons and other signs of YAML, too.
 
     Raises:
         UserError: an override has another form, or its path leads through a value that is not a group of settings.
@@ -119,14 +125,31 @@ def apply_overrides(settings: dict[str, Any], overrides: Sequence[str]) -> dict[
             if not isinstance(target, dict):
                 raise UserError(f"override {override!r}: {key} is a value, not a group of settings")
         try:
-            target[keys[-1]] = _parse_value(value)
+            target[keys[-1]] = _parse_text(value) if path in FREE_TEXT else _parse_value(value)
         except ValueError:
             raise UserError(f"override {override!r}: the value is not valid YAML") from None
     return merged
 
 
+def _parse_text(value: str) -> str | None:
+    """Return free text: null is None, text in quotes is read as YAML, other text is taken as is."""
+    stripped = value.strip()
+    if stripped == "null":
+        return None
+    if len(stripped) > 1 and stripped[0] in QUOTES and stripped[0] == stripped[-1]:
+        parsed = load_yaml(value)
+        if isinstance(parsed, str):
+            return parsed
+    return value
+
+
 def _parse_value(value: str) -> Any:
+    stripped = value.strip()
+    if stripped.startswith("#"):
+        return stripped
     parsed = load_yaml(value)
+    if isinstance(parsed, str) and stripped[0] not in YAML_SIGNS:
+        parsed = stripped
     if isinstance(parsed, str):
         # YAML 1.1 reads 3e-4 as text; a user means the number.
         try:

@@ -7,16 +7,26 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from attnrl.config.base import Strict
-from attnrl.types import SamplingParams
+from attnrl.types import WRITTEN_ESCAPES, SamplingParams
 
 StopString = Annotated[str, Field(min_length=1)]
 
 
 def _as_list(value: object) -> object:
-    """Return a single stop string as a list; null as no stop string."""
+    """Return a single stop string as a list; null as no stop string.
+
+    Raises:
+        ValueError: YAML has read text as something else, or text consists of written line breaks.
+    """
     if value is None:
         return ()
-    return (value,) if isinstance(value, str) else value
+    texts = value if isinstance(value, (list, tuple)) else (value,)
+    for text in texts:
+        if isinstance(text, dict):
+            raise ValueError("text with a colon needs quotes, as in sampling.stop='[\"Question:\"]'")
+        if isinstance(text, str) and WRITTEN_ESCAPES.fullmatch(text):
+            raise ValueError("a backslash and a letter, no line break: use double quotes, as in '[\"\\n\\n\"]'")
+    return tuple(texts)
 
 
 class SamplingConfig(Strict):

@@ -141,11 +141,11 @@ def deviations(name: str, *, problems: int, samples: int, max_new_tokens: int, s
     known = KNOWN[name]
     found = []
     if problems != known.problems:
-        found.append(f"{problems} problems of {known.title} instead of {known.problems}")
+        found.append(f"{problems} problem{_s(problems)} of {known.title} instead of {known.problems}")
     if samples != known.samples:
-        found.append(f"{samples} samples of {known.title} instead of {known.samples}")
+        found.append(f"{samples} sample{_s(samples)} of {known.title} instead of {known.samples}")
     if max_new_tokens != MAX_NEW_TOKENS:
-        found.append(f"{max_new_tokens:,} tokens instead of {MAX_NEW_TOKENS:,}")
+        found.append(f"{max_new_tokens:,} token{_s(max_new_tokens)} instead of {MAX_NEW_TOKENS:,}")
     if sampling.temperature != TEMPERATURE:
         found.append(f"temperature {sampling.temperature:g} instead of {TEMPERATURE:g}")
     if sampling.top_p != TOP_P:
@@ -157,3 +157,8 @@ def deviations(name: str, *, problems: int, samples: int, max_new_tokens: int, s
     if sampling.stop:
         found.append(f"stop strings {', '.join(map(repr, sampling.stop))}")
     return found
+
+
+def _s(count: int) -> str:
+    """Return the plural s after ``count``."""
+    return "" if count == 1 else "s"

@@ -35,14 +35,12 @@ class SuitePlan:
         sample_requests: every response to sample, in order.
         skipped: ids of problems with a prompt too long for the model.
         shortened: whether the model's positions cut the token budget of some response.
-        remarks: remarks on the prompts, one line each.
     """
 
     suite: Suite
     sample_requests: tuple[SampleRequest, ...]
     skipped: tuple[str, ...]
     shortened: bool
-    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,7 @@ class Candidate:
         plans: the responses to sample, one plan per suite.
         trust_remote_code: whether Python code in the checkpoint directory may run.
         notes: remarks on the choice of the directory.
+        remarks: remarks on the prompts of all suites, one line each.
     """
 
     name: str
@@ -68,6 +67,7 @@ class Candidate:
     plans: tuple[SuitePlan, ...]
     trust_remote_code: bool = False
     notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def load(self, device: torch.device, dtype: str) -> LoadedModel:
         """Load the model's weights onto ``device``.
@@ -94,16 +94,23 @@ def open_candidate(name: str, suites: Sequence[Suite], settings: EvalSettings, t
     limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     positions = int(limit) if limit else None
     renderer = PromptRenderer(tokenizer, settings.prompts)
-    plans = tuple(plan_suite(suite, settings, renderer, positions) for suite in suites)
+    tally = PromptTally(renderer)
+    plans = tuple(plan_suite(suite, settings, renderer, positions, tally) for suite in suites)
     for plan in plans:
         if not plan.sample_requests:
             raise UserError(f"model {name}: every prompt of {plan.suite.name} is too long for the model")
     fingerprint = weights_fingerprint(name, directory, with_code=trust_remote_code)
-    return Candidate(name, directory, fingerprint, positions, renderer, plans, trust_remote_code, found.notes)
+    return Candidate(
+        name, directory, fingerprint, positions, renderer, plans, trust_remote_code, found.notes, tally.remarks()
+    )
 
 
-def plan_suite(suite: Suite, settings: EvalSettings, renderer: PromptRenderer, positions: int | None) -> SuitePlan:
+def plan_suite(
+    suite: Suite, settings: EvalSettings, renderer: PromptRenderer, positions: int | None, tally: PromptTally
+) -> SuitePlan:
     """Plan the responses of a model with ``positions`` positions (None: no limit) to ``suite``.
+
+    The remarks on the prompts are counted in ``tally``.
 
     A token budget beyond the last position is cut. A problem is skipped if the prompt leaves no position for a
     response or exceeds ``settings.max_prompt_tokens``.
@@ -111,7 +118,6 @@ def plan_suite(suite: Suite, settings: EvalSettings, renderer: PromptRenderer, p
     sample_requests: list[SampleRequest] = []
     skipped = []
     shortened = False
-    tally = PromptTally(renderer)
     for problem in suite.problems:
         prompt = renderer.encode(problem)
         tally.add(problem, prompt)
@@ -124,7 +130,7 @@ def plan_suite(suite: Suite, settings: EvalSettings, renderer: PromptRenderer, p
         for sample in range(suite.samples):
             seed = sample_seed(settings.seed, suite.name, problem.id, sample)
             sample_requests.append(SampleRequest(asked, sample, Request(prompt, budget, seed)))
-    return SuitePlan(suite, tuple(sample_requests), tuple(skipped), shortened, tally.remarks())
+    return SuitePlan(suite, tuple(sample_requests), tuple(skipped), shortened)
 
 
 def sample_seed(seed: int, benchmark: str, problem: str, sample: int) -> int:

@@ -198,10 +198,9 @@ class EvaluationRun:
                 yield f"{suite.name}, {where}: its true answer {gold.answers[0][:60]!r} {gold.reason}."
         for candidate in self.candidates:
             yield from candidate.notes
-            yield from (f"{candidate.name}: {note}" for note in candidate.renderer.notes)
+            yield from (f"{candidate.name}: {note}" for note in (*candidate.renderer.notes, *candidate.remarks))
             for plan in candidate.plans:
                 name = f"{candidate.name}, {plan.suite.name}"
-                yield from (f"{name}: {remark}" for remark in plan.remarks)
                 if plan.skipped:
                     first = next(problem.where for problem in plan.suite.problems if problem.id == plan.skipped[0])
                     count = len(plan.skipped)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
@@ -19,6 +20,10 @@ from attnrl.types import Chat, FinishReason, Problem, Response
 
 MOST_SHOWN = 4_000  # characters of a prompt in the output of a command
 JOINT = "\n\n"  # between the contents of messages without a chat template
+#: A popular role marker, possibly after a start token.
+ROLE_MARKER = re.compile(
+    r"\s*(?:<s>|<bos>|<[|｜]begin[^<>]*>)?\s*(<[|｜](?!begin|im_end|end|eot|pad)[^<>|｜\s]+[|｜]>|\[INST\]|<start_of_turn>)"
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ class PromptRenderer:
             return replace(problem, prompt=self._with_suffix_inside(templated))
         if not isinstance(prompt, str):
             return replace(problem, prompt=_with_suffix_in_chat(prompt, suffix))
-        text = with_suffix(prompt, suffix)
+        text = prompt if _foreign_marker(prompt) else with_suffix(prompt, suffix)
         if self._template is None or self._settings.chat_template == "never":
             return replace(problem, prompt=text)
         return replace(problem, prompt=({"role": "user", "content": text},), wrapped=True)
@@ -154,11 +159,20 @@ class PromptRenderer:
             yield "already in the format of the chat template: not wrapped again"
             if settings.system_prompt is not None:
                 yield "without system_prompt, because the text holds a chat template already"
+            if not isinstance(prompt, str) and len(prompt) > 1:
+                yield "without the system message of the row, because the text holds a chat template already"
+            if self._escapes:
+                yield "with special tokens that count in spite of special_tokens=escape, as parts of the chat template"
             if settings.suffix.strip() and settings.suffix.strip() not in self._with_suffix_inside(templated):
                 yield "without prompt_suffix, because the end of the user's part was not found"
             return
+        if marker := _foreign_marker(prompt):
+            without = ": without prompt_suffix" if settings.suffix.strip() else ""
+            yield f"beginning with {marker}, as in the chat template of another model{without}"
         if not isinstance(prompt, str):
             roles = [message["role"] for message in prompt]
+            if settings.system_prompt is not None and "system" in roles:
+                yield "with the system message of the row in place of system_prompt"
             if self._template is None and self._fault is None:
                 yield "of chat messages, read as plain text (contents joined by blank lines): no chat template"
             elif "system" in roles and self._template is not None and not self._template.features.takes_system:
@@ -209,7 +223,9 @@ class PromptRenderer:
             raise UserError(f"{where}: the {template.name} fails: {fault}") from None
         squeezed = "".join(text.split())
         for message in messages:
-            if message["role"] in ("system", "user") and "".join(message["content"].split()) not in squeezed:
+            # Templates leave out the thoughts of earlier responses.
+            said = message["content"].rpartition(THINK_END)[2] if message["role"] == "assistant" else message["content"]
+            if "".join(said.split()) not in squeezed:
                 raise UserError(f"{where}: the {template.name} leaves out or changes the {message['role']} message")
         asked = [message["content"].strip() for message in messages if message["role"] == "user"]
         place = text.rfind(asked[-1]) if asked else -1
@@ -219,20 +235,25 @@ class PromptRenderer:
         return self._encoder.hide(text, where) if self._escapes else text
 
     def _templated_text(self, prompt: str | Chat) -> str | None:
-        """Return the text if a prompt (text or a lone user message) begins with the start token or a role marker.
+        """Return the text if a prompt is in the format of the chat template.
 
-        Spaces before the start token or the marker are left out.
+        The prompt is a text or a user message, possibly after a system message. The text begins with the start token or
+        a role marker, or ends with the header of the response (not if special tokens are escaped). Spaces before the
+        start token or the marker are left out.
         """
-        if not isinstance(prompt, str):
-            if len(prompt) != 1 or prompt[0]["role"] != "user":
-                return None
-            prompt = prompt[0]["content"]
-        if self._template is None:
+        text = _lone_text(prompt)
+        if self._template is None or text is None:
             return None
         start = self.tokenizer.bos_token
         openings = (*self._template.features.openings, *([str(start)] if start else []))
-        text = prompt.lstrip()
-        return text if text.startswith(openings) else None
+        text = text.lstrip()
+        return text if text.startswith(openings) or self._ends_with_header(text) else None
+
+    def _ends_with_header(self, text: str) -> bool:
+        assert self._template is not None
+        header = next(iter(self._template.features.user_closings), "")
+        headers = (header, header.removesuffix(THINK_BEGIN).rstrip())
+        return not self._escapes and bool(self._encoder.tokens_in(headers[1])) and text.rstrip().endswith(headers)
 
     def _end_of_user_part(self, text: str) -> int | None:
         """Return the place in templated text where the last part of the user ends; None if no end is found."""
@@ -254,20 +275,42 @@ class PromptRenderer:
         return f"{with_suffix(asked.rstrip(), self._settings.suffix)}{spaces}{text[end:]}"
 
 
+def _lone_text(prompt: str | Chat) -> str | None:
+    """Return the text of a prompt of one user message, possibly after a system message; None for other messages."""
+    if isinstance(prompt, str):
+        return prompt
+    roles = [message["role"] for message in prompt]
+    return prompt[-1]["content"] if roles in (["user"], ["system", "user"]) else None
+
+
+def _foreign_marker(prompt: str | Chat) -> str | None:
+    """Return the role marker at the beginning of a text that the chat template of some model has written, or None."""
+    found = ROLE_MARKER.match(_lone_text(prompt) or "")
+    return found[1] if found else None
+
+
 def with_suffix(text: str, suffix: str) -> str:
     """Return the text with ``suffix`` at the end, unless already present."""
     return text if text.rstrip().endswith(suffix.strip()) else text + suffix
 
 
 def _with_suffix_in_chat(chat: Chat, suffix: str) -> Chat:
-    """Return the messages with ``suffix`` at the end of the last user message, unless already present."""
+    """Return the messages with ``suffix`` at the end of the last user message, unless already present.
+
+    Text that the chat template of another model has written stays the same.
+    """
+    if _foreign_marker(chat):
+        return chat
     last = max(index for index, message in enumerate(chat) if message["role"] == "user")
     asked = {**chat[last], "content": with_suffix(chat[last]["content"], suffix)}
     return (*chat[:last], asked, *chat[last + 1 :])
 
 
 def merge_system(messages: Chat) -> Chat:
-    """Return the messages with the text of each system message at the beginning of the next user message."""
+    """Return the messages with the text of each system message at the beginning of the next user message.
+
+    A system message after the last user message goes to the end of the last user message.
+    """
     merged: list[dict[str, str]] = []
     rules: list[str] = []
     for message in messages:
@@ -278,4 +321,7 @@ def merge_system(messages: Chat) -> Chat:
             rules = []
         else:
             merged.append(dict(message))
+    asked = next((message for message in reversed(merged) if message["role"] == "user"), None)
+    if asked is not None:
+        asked["content"] = JOINT.join([asked["content"], *rules])
     return tuple(merged)

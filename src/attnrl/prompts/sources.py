@@ -19,6 +19,7 @@ from attnrl.errors import UserError, one_line
 from attnrl.prompts.settings import PromptSettings
 from attnrl.utils.deadline import DeadlineError, deadline
 from attnrl.utils.memory import memory_limit
+from attnrl.utils.near import did_you_mean
 
 WAY_OUT = "set data.chat_template (attnrl eval: --chat-template) to a file with a sound template"
 COMPILE_SECONDS, MEMORY_GIB = 10.0, 1  # limits of the computation of constant expressions
@@ -82,9 +83,10 @@ def find_template(tokenizer: PreTrainedTokenizerBase, choice: str) -> TemplateSo
 def _read_template(path: Path, names: list[str]) -> TemplateSource:
     others = f"auto, never, {''.join(f'{name}, ' for name in names)}or a file"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise UserError(f"chat_template {path}: no such file ({others})") from None
+        near = did_you_mean(str(path), ["auto", "never", *names])
+        raise UserError(f"chat_template {path}: no such file ({others}){near}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"chat_template {path}: cannot be read ({one_line(error)})") from None
     if not text.strip():

@@ -99,6 +99,8 @@ def test_logprobs_are_before_truncation(attnrl: Attnrl, setting: str) -> None:
 REFUSED = {
     "empty": ("sampling.stop=['']", "sampling.stop"),
     "a number": ("sampling.stop=[3]", "sampling.stop"),
+    "a colon": ("sampling.stop=Question:", "quotes"),
+    "a written line break": ("sampling.stop=\\n\\n", "double quotes"),
     "top_k": ("sampling.top_k=-1", "sampling.top_k"),
     "min_p": ("sampling.min_p=1.5", "sampling.min_p"),
     "eval.top_k": ("eval.top_k=2.5", "eval.top_k"),
@@ -118,6 +120,7 @@ def test_wrong_settings_are_named(attnrl: Attnrl, case: str) -> None:
     ("options", "named"),
     [
         (["--stop", ""], "--stop"),
+        (["--stop", "\\n\\n"], "--stop"),
         (["--top-k", "-1"], "--top-k"),
         (["--min-p", "2"], "--min-p"),
         (["--top-p", "0"], "--top-p"),

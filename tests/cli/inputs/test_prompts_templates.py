@@ -33,6 +33,10 @@ FILES = {
         {"prompt": f"{IM_END}{IM_END}?", "answer": "1"},
     ],
     "tool.jsonl": [TEXT, {"prompt": [USER, {"role": "tool", "content": "x"}], "answer": "2"}],
+    "late.jsonl": [{"prompt": [USER, SYSTEM], "answer": "2"}],
+    "inside.jsonl": [{"prompt": [SYSTEM, {"role": "user", "content": WRAPPED}], "answer": "2"}],
+    "header.jsonl": [{"prompt": "Be exact.<|User|>1+1?<|Assistant|>", "answer": "2"}],
+    "ruled.jsonl": [{"prompt": [{"role": "developer", "content": "Be exact."}, USER], "answer": "2"}],
 }
 
 
@@ -154,6 +158,65 @@ def test_a_template_without_system_message(style: str, attnrl: Attnrl) -> None:
         assert "system message" in outcome.out
 
 
+BOX = "data.prompt_suffix=' Box it.'"
+BOXED = WRAPPED.replace("1+1?", "1+1? Box it.")
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "expected", "said"),
+    [
+        # A text that some template has written keeps its end: the header of the response.
+        ("base", "templated.jsonl", WRAPPED, "without prompt_suffix"),
+        ("llama3", "templated.jsonl", None, "without prompt_suffix"),
+        ("chatml", "inside.jsonl", BOXED, "without the system message"),
+        ("r1", "header.jsonl", "<|begin|>Be exact.<|User|>1+1? Box it.<|Assistant|>", "not wrapped again"),
+        ("gemma", "late.jsonl", "<bos><start_of_turn>user\n1+1? Box it.\n\nBe exact.<end_of_turn>\n", "system message"),
+        ("chatml", "chat.jsonl", f"{IM_START}system\nBe exact.{IM_END}\n{BOXED}", "system_prompt"),
+    ],
+)
+def test_nothing_of_a_row_is_lost_or_wrapped_twice(
+    model: str, data: str, expected: str | None, said: str, attnrl: Attnrl
+) -> None:
+    system = ["data.system_prompt=Be brief."] if data == "chat.jsonl" else []
+    outcome = attnrl(*dry_run(model, data, BOX, *system))
+    assert outcome.code == 0, outcome.err
+    assert said in outcome.out
+    if expected is not None:
+        assert prompt_in(outcome.out).startswith(expected)
+    else:
+        assert "Box it" not in prompt_in(outcome.out)
+
+
+def test_a_message_that_the_template_leaves_out_names_the_row(attnrl: Attnrl) -> None:
+    Path("users.jinja").write_text("{% for m in messages if m.role != 'developer' %}{{ m.content }}{% endfor %}")
+    outcome = attnrl(*dry_run("base", "ruled.jsonl", "data.chat_template=users.jinja"))
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "ruled.jsonl, line 1" in outcome.err and "developer" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("Answer after #### please", "Answer after #### please"),
+        ("# Rules:\n\n- be brief\n- add", "# Rules:\n\n- be brief\n- add"),
+        ("Note: be brief", "Note: be brief"),
+        ('"One\\nTwo"', "One\nTwo"),
+    ],
+)
+def test_free_text_is_taken_as_is(value: str, expected: str, attnrl: Attnrl) -> None:
+    outcome = attnrl(*dry_run("chatml", "text.jsonl", f"data.system_prompt={value}", "data.prompt_suffix= # Box: it"))
+    assert outcome.code == 0, outcome.err
+    turn = WRAPPED.replace("1+1?", "1+1? # Box: it")
+    assert prompt_in(outcome.out) == f"{IM_START}system\n{expected}{IM_END}\n{turn}"
+
+
+def test_a_template_file_of_a_windows_editor(attnrl: Attnrl) -> None:
+    Path("mine.jinja").write_bytes(b"\xef\xbb\xbf" + CHATML.encode())
+    assert prompt_in(attnrl(*dry_run("chatml", "text.jsonl", "data.chat_template=mine.jinja")).out) == WRAPPED
+    outcome = attnrl(*dry_run("chatml", "text.jsonl", "data.chat_template=Never"))
+    assert outcome.code == 2 and "did you mean never?" in outcome.err
+
+
 # --- special tokens in the text ---------------------------------------------------------------------------------------
 
 
@@ -233,6 +296,9 @@ FAULTS = {
     "exception": "{{ raise_exception('never') }}",
     "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "power": CHATML + "{{ 10 ** 10 ** 10 }}",
+    "width": CHATML + "{{ 'x'|center(9999999999) }}",
+    "format": CHATML + "{{ '%9999999999d' % 1 }}",
+    "repeats": CHATML + "{% set n = 99999999 %}{{ 'x' * n * 100 }}",
     "endless": CHATML + "{% for i in range(99999) %}" * 4 + "{% endfor %}" * 4,
     "ignores": "Hello {{ bos_token }}",
     "empty": " ",
