@@ -53,7 +53,7 @@ def read_file(path: Path) -> list[Row]:
     """
     kind = file_kind(path)
     if not path.is_file():
-        raise UserError(f"data file {path}: no such file{did_you_mean(path.name, _neighbours(path))}")
+        raise UserError(f"data file {path}: no such file{did_you_mean(path.name, neighbours(path))}")
     if kind is None:
         raise UserError(f"data file {path}: expected {', '.join(READERS)} or, but for .parquet, the same with {GZIP}")
     rows = READERS[kind](path)
@@ -62,7 +62,8 @@ def read_file(path: Path) -> list[Row]:
     return rows
 
 
-def _neighbours(path: Path) -> list[str]:
+def neighbours(path: Path) -> list[str]:
+    """Return the names of the data files in the folder of a file, for suggestions."""
     if not path.parent.is_dir():
         return []
     return [other.name for other in path.parent.iterdir() if file_kind(other) and other.is_file()]

@@ -15,7 +15,7 @@ from typing import Any
 
 from attnrl.config.columns import PROMPT, RESPONSE, find_columns, spelling_of
 from attnrl.data.columns import choose_columns, first_value, is_null, missing_column, value_at
-from attnrl.data.files import GZIP, file_kind, read_file
+from attnrl.data.files import GZIP, file_kind, neighbours, read_file
 from attnrl.data.held import held_structure
 from attnrl.data.messages import are_messages, is_message, read_messages
 from attnrl.data.remarks import Remarks
@@ -25,7 +25,7 @@ from attnrl.grading.rewards import RewardManager
 from attnrl.method.steps import THINK_BEGIN
 from attnrl.types import Chat, Problem, Response
 from attnrl.utils.files import require_writable_file
-from attnrl.utils.near import near_names
+from attnrl.utils.near import did_you_mean, near_names
 
 PROMPTS = frozenset(PROMPT[:3])  # text, or messages without the response
 BATCH_ROWS = 256  # graded in one call: work for every worker, and frequent progress
@@ -79,8 +79,10 @@ def grade_file(
         UserError: the source cannot be read, is empty or is the output, a row is malformed (the line is named), or a
             grader of the user fails on a dummy response.
     """
+    if source.is_dir():
+        raise UserError(f"{source}: expected a file, found a folder")
     if not source.is_file():
-        raise UserError(f"{source}: no such file")
+        raise UserError(f"{source}: no such file{did_you_mean(source.name, neighbours(source))}")
     if output.exists() and output.samefile(source):
         raise UserError(f"--output {output} is the file to be graded")
     require_writable_file(output, f"--output {output}")

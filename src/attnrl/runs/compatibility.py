@@ -128,7 +128,8 @@ def missing_record_warnings(run: RunDirectory, checkpoint: Checkpoint | None) ->
         if lost <= 0 and not (steps and name == METRICS):
             continue
         rows = f"{lost:,} of {recorded[name]:,} rows" if lost > 0 else f"{len(steps):,} rows"
-        which = f"steps {spans(steps)}" if steps else f"the last row is of step {max(found, default=0)}"
+        last = f"the last row is of step {max(found)}" if found else "no row is left"
+        which = f"steps {spans(steps)}" if steps else last
         warnings.append(f"{run.root / name}: lacks {rows} up to the checkpoint of step {checkpoint.step} ({which})")
     return warnings
 

@@ -49,7 +49,10 @@ def require_trackers(config: TrainConfig) -> None:
     installed = {str(tracker) for tracker in tracking.get_available_trackers()}
     missing = [name for name in config.log.trackers if name not in installed]
     if missing:
-        raise UserError(f"log.trackers: {', '.join(missing)} is not installed")
+        raise UserError(
+            f"log.trackers: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed: "
+            f"pip install {' '.join(missing)}"
+        )
     if "wandb" in config.log.trackers:
         require_wandb_account()
 

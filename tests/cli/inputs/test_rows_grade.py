@@ -107,3 +107,11 @@ def test_a_fault_names_the_row_and_the_way_out(name: str, attnrl: Attnrl) -> Non
     assert outcome.code == 2 and not Path("out.jsonl").exists()
     assert outcome.err.splitlines()[-1].startswith("attnrl: ") and outcome.err.count("attnrl: ") == 1
     assert [part for part in named if part not in outcome.err] == []
+
+
+def test_a_misspelt_file_is_corrected(attnrl: Attnrl) -> None:
+    Path("responses.jsonl").write_text(jsonl({**ANSWER, "answer": "2"}))
+    Path("folder").mkdir()
+    for source, said in (("response.jsonl", "did you mean responses.jsonl?"), ("folder", "folder")):
+        outcome = attnrl("grade", source, "--output", "out.jsonl", "--grader", "rules")
+        assert outcome.code == 2 and said in outcome.err

@@ -76,7 +76,7 @@ def test_samples_gone(attnrl: Attnrl) -> None:
     count = len(lines("samples.jsonl"))
     Path("out/samples.jsonl").unlink()
     (line,) = said(attnrl)
-    assert "samples.jsonl" in line and f"{count} of {count} rows" in line
+    assert "samples.jsonl" in line and f"{count} of {count} rows" in line and "no row is left" in line
 
 
 @pytest.mark.parametrize("name", ["timeline.jsonl", "metrics.jsonl"])
