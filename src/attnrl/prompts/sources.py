@@ -133,11 +133,17 @@ def check_variables(source: TemplateSource, tokenizer: PreTrainedTokenizerBase, 
             f"{source.name}: prints {', '.join(valueless)}, and no such variable has a value: set "
             f"chat_template_kwargs to {{{valueless[0]}: VALUE}}"
         )
-    return [
+    unread = [
         f"chat_template_kwargs: {name} changes nothing, because the {source.name} reads no variable of this name"
         for name in given
         if name not in read
     ]
+    quoted = [
+        f"chat_template_kwargs: {name} is the text {value!r}, no truth value: write {value.lower()} without quotes"
+        for name, value in given.items()
+        if isinstance(value, str) and value.lower() in ("true", "false", "null")
+    ]
+    return unread + quoted
 
 
 def _refuse_reserved(given: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:

@@ -351,6 +351,8 @@ def test_settings_that_are_wrong(options: list[str], named: str, attnrl: Attnrl)
 def test_an_argument_that_the_template_does_not_read_is_said(attnrl: Attnrl) -> None:
     outcome = attnrl(*dry_run("qwen3", "text.jsonl", "data.chat_template_kwargs={enable_thinkin: false}"))
     assert outcome.code == 0 and "enable_thinkin changes nothing" in outcome.out
+    outcome = attnrl(*dry_run("qwen3", "text.jsonl", "data.chat_template_kwargs={enable_thinking: 'False'}"))
+    assert outcome.code == 0 and "without quotes" in outcome.out
 
 
 def test_a_tokenizer_with_its_template_in_a_file_or_with_several(attnrl: Attnrl) -> None:
