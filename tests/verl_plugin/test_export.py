@@ -512,7 +512,8 @@ def test_a_run_whose_newest_checkpoint_is_not_there(damaged, attnrl, tmp_path, s
 
 
 def test_what_is_no_run_and_what_is_there_already(damaged, attnrl, tmp_path):
-    for directory in (tmp_path / "missing", damaged / ACTOR):
+    (tmp_path / "empty").mkdir()
+    for directory in (tmp_path / "empty", damaged / ACTOR):
         outcome = attnrl("export", str(directory), str(tmp_path / "out"))
         assert (outcome.code, outcome.err.count("\n")) == (2, 1)
         assert f"checkpoint {directory}: " in outcome.err and exporting.NEWEST in outcome.err
