@@ -468,7 +468,7 @@ def check_grades(value: tuple[str, list[str], str, bool]) -> None:
     by_math = math_graders()[flexible].grade(problems, [response])
     for grade in (*by_rules, *by_math):
         assert isinstance(grade, Grade) and grade.verdict in get_args(Verdict)
-        assert grade.reward == float(grade.verdict == "correct")
+        assert grade.reward == (None if grade.verdict == "bad_gold" else float(grade.verdict == "correct"))
         assert grade.answer is None or isinstance(grade.answer, str)
 
 

@@ -500,7 +500,7 @@ BAD_INPUT: dict[str, tuple[list[str], list[str]]] = {
         ["gold_none.jsonl, line 2"],
     ),
     "grade by lists of lists": (["grade", "gold_list.jsonl", "-o", "g.jsonl"], ["gold_list.jsonl, line 1", "answer"]),
-    "grade of a table": (["grade", "whole.parquet", "-o", "g.jsonl"], ["whole.parquet, line 1"]),
+    "grade of a table": (["grade", "whole.parquet", "-o", "g.jsonl"], ["whole.parquet"]),
     "grade of a row nested without end": (
         ["grade", "deep.jsonl", "-o", "g.jsonl"],
         ["deep.jsonl, line 1"],

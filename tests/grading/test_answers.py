@@ -111,7 +111,6 @@ def test_the_same_answer_in_other_words(one: str, other: str) -> None:
         ("2n", "n"),
         ("\\leftarrow", "arrow"),
         ("\\{1\\}", "1"),
-        ("0", ""),
     ],
 )
 def test_other_answers_are_not_the_same(one: str, other: str) -> None:
@@ -126,7 +125,8 @@ def test_any_accepted_answer_will_do() -> None:
 def test_nothing_is_never_correct() -> None:
     """An empty box is not correct, even if the normalised true answer is empty too."""
     grade = rewards_of()
-    assert grade([[""], ["$$"], ["1"], ["1"]], ["\\boxed{}", "\\boxed{\\%}", "1", "\\boxed{ }"]) == [0.0] * 4
+    assert grade([["1"], ["1"], ["1"]], ["\\boxed{}", "1", "\\boxed{ }"]) == [0.0] * 3
+    assert grade([[""], ["$$"]], ["\\boxed{}", "\\boxed{\\%}"]) == [None, None]  # not judged: no true answer
 
 
 def test_answers_and_responses_must_be_as_many() -> None:
@@ -170,7 +170,7 @@ def test_true_answers_that_say_something() -> None:
 @given(mathematics | st.text(max_size=60), mathematics | st.text(max_size=60))
 def test_grading_never_raises(answer: str, response: str) -> None:
     (reward,) = rewards_of()([[answer]], [response])
-    assert reward in (0.0, 1.0)
+    assert reward in (0.0, 1.0) if true_answers([answer]) else reward is None
     assert spelling(response) == spelling(response + " ")
     assert all(box in response or "boxed" in response for box in all_boxes(response))
 
@@ -178,8 +178,8 @@ def test_grading_never_raises(answer: str, response: str) -> None:
 @given(mathematics | st.text(max_size=60))
 def test_an_answer_without_braces_is_itself_when_boxed(answer: str) -> None:
     answer = answer.replace("{", "").replace("}", "").replace("</think>", "")
-    says_something = spelling(answer) is not None
-    assert rewards_of()([[answer]], [f"so \\boxed{{{answer}}}."]) == [float(says_something)]
+    expected = 1.0 if spelling(answer) is not None else None  # None: the true answer is empty
+    assert rewards_of()([[answer]], [f"so \\boxed{{{answer}}}."]) == [expected]
 
 
 @given(st.integers(-(10**12), 10**12))

@@ -102,7 +102,8 @@ def require_grades(grades: list[Grade], count: int) -> None:
     assert len(grades) == count
     for grade in grades:
         assert grade.verdict in get_args(Verdict)
-        assert grade.reward == float(grade.verdict == "correct")
+        expected = None if grade.verdict in ("bad_gold", "not_judged") else float(grade.verdict == "correct")
+        assert grade.reward == expected
         assert grade.answer is None or isinstance(grade.answer, str)
 
 
