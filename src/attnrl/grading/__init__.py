@@ -9,6 +9,7 @@ standalone             ``grade`` and ``grade_batch``, for other projects
 base, rules, custom    the base class; equal spelling; graders of the user
 rewards                rewards of a run: grader, reward functions, truncation, overlong penalty
 functions, calls       signatures and arguments of reward functions; calls under a time limit
+not_judged             the line on responses without a reward, with the most frequent reasons
 golds                  the search for true answers without a meaning, before a run
 answers                boxes, the text after ``</think>``, true answers of data sets
 math                   the ``math`` grader in the parent: equal spelling, plain numbers, jobs, cache
