@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -19,6 +19,7 @@ from attnrl.tokenization import decode
 from attnrl.types import Chat, FinishReason, Problem, Response
 
 MOST_SHOWN = 4_000  # characters of a prompt in the output of a command
+MOST_KNOWN = 4_096  # prompts whose rendering is known to end inside or outside of a thought
 JOINT = "\n\n"  # between the contents of messages without a chat template
 #: A popular role marker, possibly after a start token.
 ROLE_MARKER = re.compile(
@@ -68,6 +69,7 @@ class PromptRenderer:
         self._escapes = self._settings.special_tokens == "escape"
         self._encoder = PromptEncoder(tokenizer, markers, escapes=self._escapes)
         self.notes = tuple(self._remarks_on_settings())
+        self._thinking: dict[Hashable, bool] = {}  # by prompt: every response to a problem asks again
 
     def asked(self, problem: Problem) -> Problem:
         """Return the problem with the prompt as asked: with the suffix; text as a user message if there is a template.
@@ -102,8 +104,14 @@ class PromptRenderer:
 
     def is_thinking(self, problem: Problem) -> bool:
         """Return True if the prompt ends inside of a ``<think>``, which the response has to close."""
-        tail = self._render(problem).tail
-        return tail.rfind(THINK_BEGIN) > tail.rfind(THINK_END)
+        prompt = problem.prompt
+        key = prompt if isinstance(prompt, str) else tuple((one["role"], one["content"]) for one in prompt)
+        if key not in self._thinking:
+            if len(self._thinking) >= MOST_KNOWN:
+                self._thinking.clear()
+            tail = self._render(problem).tail
+            self._thinking[key] = tail.rfind(THINK_BEGIN) > tail.rfind(THINK_END)
+        return self._thinking[key]
 
     def finished_response(self, problem: Problem, tokens: Sequence[int], finish_reason: FinishReason) -> Response:
         """Return a finished response to the problem for grading: the text with and without special tokens."""
