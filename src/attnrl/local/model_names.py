@@ -60,10 +60,8 @@ def find_model(name: str, *, commit: str | None = None, trust_remote_code: bool 
     local = _find_local(name)
     if local is not None:
         return local
-    hub = split_hub_id(name)
-    if hub is None:
-        raise UserError(f"model {name}: no such directory ({_known(name)}; {HUB_ID})")
-    repository, revision = hub[0], commit or hub[1]
+    repository, named = _hub_id(name)
+    revision = commit or named
     owner = repository.partition("/")[0]
     if revision is None and os.path.isdir(owner):  # the name may be a misspelt path
         cached = find_cached(repository, None, trust_remote_code=trust_remote_code)
@@ -90,11 +88,20 @@ def find_model_here(name: str) -> ModelSource | None:
     local = _find_local(name)
     if local is not None:
         return local
+    cached = find_cached(*_hub_id(name))
+    return None if cached is None else _from_hub(name, cached)
+
+
+def _hub_id(name: str) -> tuple[str, str | None]:
+    """Return repository and revision of a model of the Hub.
+
+    Raises:
+        UserError: ``name`` is no id of the Hub; the name is no directory either.
+    """
     hub = split_hub_id(name)
     if hub is None:
         raise UserError(f"model {name}: no such directory ({_known(name)}; {HUB_ID})")
-    cached = find_cached(*hub)
-    return None if cached is None else _from_hub(name, cached)
+    return hub
 
 
 def _find_local(name: str) -> ModelSource | None:
