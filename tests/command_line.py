@@ -1,9 +1,14 @@
 """Calling ``attnrl`` in this process, and the arguments that several tests call it with."""
 
 import json
+import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 ROWS = [{"prompt": f"A={digit}; B+1; C+2?", "answer": str((digit + 3) % 10)} for digit in range(6)]
 # A run that takes a second at most.
@@ -47,6 +52,20 @@ def train(*changes: str, recipe: str = "attnrl") -> list[str]:
 
 def stages(task: str) -> str:
     return f"stages=[{{task: {task}, steps: 1, learning_rate: [1e-3, 1e-3], save: it}}]"
+
+
+def working_folder(folder: Path, checkpoint: Path, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in ``folder``, with the model ``tiny``, the rows ``rows.jsonl`` and the module ``mine`` of the user."""
+    shutil.copytree(checkpoint, folder / "tiny")
+    (folder / "mine.py").write_text(module)
+    (folder / "rows.jsonl").write_text(jsonl(*ROWS))
+    monkeypatch.chdir(folder)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+
+def read_jsonl(path: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
 def jsonl(*rows: object) -> str:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import EVAL, FILE, ROWS, Attnrl, jsonl, train
+from command_line import EVAL, FILE, ROWS, Attnrl, jsonl, read_jsonl, train, working_folder
 from transformers import PreTrainedTokenizerBase
 
 MODULE = """
@@ -69,17 +66,8 @@ number = 5
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(tiny_checkpoint, tmp_path / "tiny")
-    (tmp_path / "mine.py").write_text(MODULE)
-    (tmp_path / "rows.jsonl").write_text(jsonl(*ROWS))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "mine", raising=False)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    working_folder(tmp_path, tiny_checkpoint, MODULE, monkeypatch)
     return tmp_path
-
-
-def rows(path: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
 def functions(*names: str) -> str:
@@ -90,7 +78,7 @@ ONE_STEP = ["steps=1", "eval.every=0", "method.pipeline=two_phase"]
 
 
 def initial(path: str = "out/trees.jsonl") -> list[dict[str, Any]]:
-    return [tree["nodes"][0] for row in rows(path) for tree in row["trees"]]
+    return [tree["nodes"][0] for row in read_jsonl(path) for tree in row["trees"]]
 
 
 def test_the_signature_of_verl(attnrl: Attnrl) -> None:
@@ -163,7 +151,7 @@ def test_settings_that_do_not_fit(settings: list[str], named: list[str], attnrl:
 def test_eval_with_a_reward_function(attnrl: Attnrl) -> None:
     command = [*EVAL, "--task", "ledger", "--output", "evals"]
     assert attnrl(*command, "--grader", "mine:negative").code == 0
-    found = rows("evals/samples.jsonl")
+    found = read_jsonl("evals/samples.jsonl")
     assert all((row["verdict"] == "correct") == (row["reward"] >= 1) for row in found)
     assert min(row["reward"] for row in found) < 0
     outcome = attnrl(*EVAL, "--task", "ledger", "--grader", "mine:raises")
@@ -173,7 +161,7 @@ def test_eval_with_a_reward_function(attnrl: Attnrl) -> None:
 def test_eval_of_rows_without_answers(attnrl: Attnrl, folder: Path) -> None:
     (folder / "rows.jsonl").write_text(jsonl(*({"prompt": row["prompt"]} for row in ROWS)))
     assert attnrl(*EVAL, "--data", "rows.jsonl", "--grader", "mine:negative", "--output", "evals").code == 0
-    assert [row["answers"] for row in rows("evals/samples.jsonl")] == [[]] * 6
+    assert [row["answers"] for row in read_jsonl("evals/samples.jsonl")] == [[]] * 6
     assert attnrl(*EVAL, "--data", "rows.jsonl").code == 2
 
 
@@ -182,7 +170,7 @@ def test_grade_with_a_reward_function_that_fails_on_a_row(attnrl: Attnrl, folder
     (folder / "in.jsonl").write_text(jsonl(*source))
     outcome = attnrl("grade", "in.jsonl", "-o", "out.jsonl", "--grader", "mine:no_box")
     assert outcome.code == 3, outcome.err
-    assert [(row["reward"], row["verdict"]) for row in rows("out.jsonl")] == [
+    assert [(row["reward"], row["verdict"]) for row in read_jsonl("out.jsonl")] == [
         (0.5, "wrong"),
         (None, "not_judged"),
         (0.5, "wrong"),
@@ -200,14 +188,14 @@ def test_a_box_in_a_thought_that_never_ends(options: list[str], verdict: str, at
     (folder / "in.jsonl").write_text(jsonl(*source))
     for grader in ("rules", "math"):
         assert attnrl("grade", "in.jsonl", "-o", "out.jsonl", "--grader", grader, *options).code == 0
-        assert [row["verdict"] for row in rows("out.jsonl")] == [verdict, verdict, "correct"]
+        assert [row["verdict"] for row in read_jsonl("out.jsonl")] == [verdict, verdict, "correct"]
 
 
 def test_a_bomb_in_an_answer_is_wrong_with_reward_0_and_counted(attnrl: Attnrl, folder: Path) -> None:
     source = [{"response": "\\boxed{9^{9^{9^9}}}", "answer": "5"}, {"response": "\\boxed{5}", "answer": "5"}]
     (folder / "in.jsonl").write_text(jsonl(*source))
     outcome = attnrl("grade", "in.jsonl", "-o", "out.jsonl", "--workers", "1")
-    bomb, right = rows("out.jsonl")
+    bomb, right = read_jsonl("out.jsonl")
     assert bomb["verdict"] in ("timeout", "error") and bomb["reward"] == 0.0
     assert right["reward"] == 1.0 and bomb["verdict"] in outcome.out
 
@@ -223,7 +211,7 @@ def test_any_number_is_a_reward_and_the_grader_decides_what_is_correct(
 ) -> None:
     outcome = attnrl(*train(*FILE, *ONE_STEP, functions("negative")))
     assert outcome.code == 0, outcome.err
-    last = rows("out/metrics.jsonl")[-1]
+    last = read_jsonl("out/metrics.jsonl")[-1]
     expected = [-3.0 + len(without_special_tokens(node["text"], tokenizer)) % 7 for node in initial()]
     assert [node["reward"] for node in initial()] == expected
     assert min(expected) < 0 and max(expected) > 1
@@ -234,7 +222,7 @@ def test_several_functions_of_every_kind_and_weights(attnrl: Attnrl, tokenizer: 
     names = functions("negative", "later", "Logs", "partial")
     outcome = attnrl(*train(*ONE_STEP, names, "reward.weights=[1, 10, 1, -1]"))
     assert outcome.code == 0, outcome.err
-    last = rows("out/metrics.jsonl")[-1]
+    last = read_jsonl("out/metrics.jsonl")[-1]
     assert {name for name in last if name.startswith("reward/functions/")} == {
         f"reward/functions/{name}" for name in ("negative", "later", "Logs", "partial")
     }
@@ -260,7 +248,7 @@ def test_responses_that_a_function_fails_on_are_not_judged(attnrl: Attnrl) -> No
     assert outcome.code == 0, outcome.err
     failed = [node["reward"] is None for node in initial()]
     assert failed == ["boxed" not in node["text"] for node in initial()] and True in failed
-    assert rows("out/metrics.jsonl")[-1]["not_judged/responses"] >= sum(failed)
+    assert read_jsonl("out/metrics.jsonl")[-1]["not_judged/responses"] >= sum(failed)
     assert "no_box: returned nan" in outcome.out
 
 
@@ -270,5 +258,5 @@ def test_truncated_responses_and_the_overlong_penalty(attnrl: Attnrl) -> None:
     assert outcome.code == 0, outcome.err
     cut = [node for node in initial() if node["finish_reason"] == "length"]
     assert cut and {node["reward"] for node in cut} == {-2.0}
-    last = rows("out/metrics.jsonl")[-1]
+    last = read_jsonl("out/metrics.jsonl")[-1]
     assert -2.0 <= last["reward/functions/overlong_penalty"] < 0

@@ -6,13 +6,10 @@ import json
 import math
 import os
 import re
-import shutil
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from command_line import EVAL, FILE, ROWS, Attnrl, jsonl, train
+from command_line import EVAL, FILE, Attnrl, jsonl, read_jsonl, train, working_folder
 
 import attnrl as attnrl_package
 
@@ -48,20 +45,11 @@ class Partial:
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(tiny_checkpoint, tmp_path / "tiny")
-    (tmp_path / "mine.py").write_text(MODULE)
-    (tmp_path / "rows.jsonl").write_text(jsonl(*ROWS))
+    working_folder(tmp_path, tiny_checkpoint, MODULE, monkeypatch)
     (tmp_path / "held_out.jsonl").write_text(
         jsonl({"prompt": "B=7?", "answer": "7"}, {"prompt": "C=8?", "answer": "8"})
     )
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "mine", raising=False)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     return tmp_path
-
-
-def rows(path: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
 def rewarded(function: str, *changes: str) -> list[str]:
@@ -73,7 +61,7 @@ def test_rewards_below_0_and_above_1_train_and_are_no_accuracy(attnrl: Attnrl) -
     """A random model solves nothing: accuracy is 0, and the reward is another number, everywhere."""
     ran = attnrl(*rewarded("signed", "steps=2"))
     assert ran.code == 0, ran.err
-    steps = rows("out/metrics.jsonl")
+    steps = read_jsonl("out/metrics.jsonl")
     for row in steps[1:]:
         assert row["accuracy"] == row["accuracy/initial"] == 0.0
         assert row["reward"] == row["reward/functions/signed"] != 0.0
@@ -83,7 +71,7 @@ def test_rewards_below_0_and_above_1_train_and_are_no_accuracy(attnrl: Attnrl) -
     assert all(row["eval/accuracy"] == 0.0 and row["eval/reward"] != 0.0 for row in steps)
     assert "held-out accuracy 0.0%" in ran.out and f"held-out reward {steps[0]['eval/reward']:.3g}" in ran.out
     assert f"{steps[-1]['eval/reward']:.3f}" in ran.out  # the summary
-    trees = rows("out/trees.jsonl")
+    trees = read_jsonl("out/trees.jsonl")
     rewards = {node["reward"] for row in trees for tree in row["trees"] for node in tree["nodes"]}
     assert rewards == {-3.5, 0.25, 6.0}
     assert not any(node["correct"] for row in trees for tree in row["trees"] for node in tree["nodes"])
@@ -94,7 +82,7 @@ def test_rewards_below_0_and_above_1_train_and_are_no_accuracy(attnrl: Attnrl) -
 def test_the_built_in_graders_show_one_number_once(attnrl: Attnrl) -> None:
     ran = attnrl(*train("steps=1"))
     assert ran.code == 0, ran.err
-    row = rows("out/metrics.jsonl")[-1]
+    row = read_jsonl("out/metrics.jsonl")[-1]
     assert row["reward"] == row["accuracy"] and row["eval/reward"] == row["eval/accuracy"]
     assert "held-out accuracy" in ran.out.lower() and "held-out reward" not in ran.out.lower()
     assert not re.search(r"reward \S+  accuracy", ran.out)
@@ -103,14 +91,14 @@ def test_the_built_in_graders_show_one_number_once(attnrl: Attnrl) -> None:
 def test_none_and_nan_are_not_judged_and_the_run_goes_on(attnrl: Attnrl) -> None:
     ran = attnrl(*rewarded("sometimes", "steps=2", "reward.max_not_judged=0.2"))
     assert ran.code == 3, ran.err  # the run is over, and the grader failed more often than max_not_judged
-    for row in rows("out/metrics.jsonl")[1:]:
+    for row in read_jsonl("out/metrics.jsonl")[1:]:
         assert 0 < row["not_judged/ratio"] < 1 and row["not_judged/responses"] >= 1
         assert all(math.isfinite(value) for value in row.values())
     for label in ("step 1", "step 2", "evaluation of step 1", "evaluation of step 2"):  # at once, in one line each
         (line,) = [line for line in ran.out.splitlines() if line.startswith(f"{label}: ") and "judged" in line]
         assert ("warning" in line) == ("reward.max_not_judged=0.2" in line) and "returned nan" in line
     assert all("warning: " in line for line in ran.out.splitlines() if re.match(r"step \d: .* judged", line))
-    nodes = [node for row in rows("out/trees.jsonl") for tree in row["trees"] for node in tree["nodes"]]
+    nodes = [node for row in read_jsonl("out/trees.jsonl") for tree in row["trees"] for node in tree["nodes"]]
     assert {node["reward"] for node in nodes} == {None, 1.0, 2.0}
     assert all((node["segments"] == []) == (node["reward"] is None) for node in nodes)
     assert attnrl("report", "out", "-o", "report.html").code == 0
@@ -128,20 +116,20 @@ def test_one_nan_neither_ends_the_run_nor_its_resume(attnrl: Attnrl) -> None:
         for one in ("whole", "parts")
     ]
     assert states[0] == states[1]
-    assert any(row["not_judged/responses"] for row in rows("whole/metrics.jsonl")[1:])
+    assert any(row["not_judged/responses"] for row in read_jsonl("whole/metrics.jsonl")[1:])
 
 
 def test_a_group_without_a_judged_response_is_dropped_and_said(attnrl: Attnrl) -> None:
     ran = attnrl(*rewarded("never", "steps=1"))
     assert ran.code == 0, ran.err  # no fault: the function applies to no response
-    row = rows("out/metrics.jsonl")[-1]
+    row = read_jsonl("out/metrics.jsonl")[-1]
     assert row["not_judged/groups"] == row["prompt_batch_size"] == 2
     assert row["not_judged/ratio"] == 1.0 and row["update_skipped"] == 1.0
     assert not {"reward", "accuracy", "eval/reward"} & row.keys()
     assert row["eval/accuracy"] == 0.0 and row["eval/not_judged/ratio"] == 1.0
     (line,) = [line for line in ran.out.splitlines() if line.startswith("step 1: ") and "judged (" in line]
     assert "6 of 6" in line and "2 of 2 problems dropped" in line and "returned None" in line
-    assert rows("out/trees.jsonl")[0]["root_value"] is None
+    assert read_jsonl("out/trees.jsonl")[0]["root_value"] is None
     assert attnrl("report", "out", "-o", "report.html").code == 0
 
 
@@ -150,7 +138,7 @@ def test_a_reward_too_large_for_gradients_is_not_judged(attnrl: Attnrl) -> None:
     ran = attnrl(*rewarded("mixed", "steps=2", "reward.max_not_judged=1"))
     assert ran.code == 0, ran.err
     assert "returned 1e+300" in ran.out
-    for row in rows("out/metrics.jsonl")[1:]:
+    for row in read_jsonl("out/metrics.jsonl")[1:]:
         assert row["reward"] == 1e12 and row["eval/reward/logged/graded"] == 4.0 != row["reward/logged/graded"]
         assert math.isfinite(row.get("loss/policy", 0.0))
 
@@ -158,7 +146,7 @@ def test_a_reward_too_large_for_gradients_is_not_judged(attnrl: Attnrl) -> None:
 def test_equal_negative_rewards_are_no_signal(attnrl: Attnrl) -> None:
     ran = attnrl(*rewarded("negative", "steps=1"))
     assert ran.code == 0, ran.err
-    row = rows("out/metrics.jsonl")[-1]
+    row = read_jsonl("out/metrics.jsonl")[-1]
     assert (row["reward"], row["update_skipped"], row["all/valid_ratio"]) == (-1.0, 1.0, 0.0)
 
 
@@ -166,7 +154,7 @@ def test_truncated_responses_are_masked_and_a_note_names_the_way_out(attnrl: Att
     short = [*rewarded("signed", "steps=1"), "sampling.max_new_tokens=8", "eval.every=100"]
     plain, masked = (attnrl(*short, f"reward.truncated={way}", f"output_dir={way}") for way in ("as_is", "mask"))
     assert (plain.code, masked.code) == (0, 0), plain.err + masked.err
-    one, other = rows("as_is/metrics.jsonl")[-1], rows("mask/metrics.jsonl")[-1]
+    one, other = read_jsonl("as_is/metrics.jsonl")[-1], read_jsonl("mask/metrics.jsonl")[-1]
     assert one["truncated_ratio"] == other["truncated_ratio"] > 0.5
     assert one["reward"] == other["reward"]  # in the values and baselines
     assert one["masked_responses"] == 0 < other["masked_responses"]
@@ -180,7 +168,7 @@ def test_eval_says_reward_and_correct_apart(attnrl: Attnrl) -> None:
     asked = [*EVAL[:2], "--data", "rows.jsonl", *EVAL[2:], "--grader", "mine:Partial", "--output", "out"]
     ran = attnrl(*asked)
     assert ran.code == 0, ran.err
-    samples, results = rows("out/samples.jsonl"), json.loads(Path("out/results.json").read_text())["results"][0]
+    samples, results = read_jsonl("out/samples.jsonl"), json.loads(Path("out/results.json").read_text())["results"][0]
     assert {row["reward"] for row in samples} <= {-3.5, 0.25, 6.0}
     correct = [row["verdict"] == "correct" for row in samples]
     assert results["accuracy"] == pytest.approx(sum(correct) / len(correct))
@@ -193,7 +181,10 @@ def test_eval_counts_responses_that_are_not_judged_as_not_correct(attnrl: Attnrl
     for _ in range(2):  # the second time, the rewards that are None are read
         ran = attnrl(*asked)
         assert ran.code == 0, ran.err  # no fault: the function does not apply
-        samples, results = rows("out/samples.jsonl"), json.loads(Path("out/results.json").read_text())["results"][0]
+        samples, results = (
+            read_jsonl("out/samples.jsonl"),
+            json.loads(Path("out/results.json").read_text())["results"][0],
+        )
         assert [row["reward"] for row in samples].count(None) == results["not_judged"] == 3
         assert (results["accuracy"], results["reward"]) == (0.5, 1.0)
         (line,) = [line for line in ran.out.splitlines() if "judged (" in line]
@@ -211,7 +202,7 @@ def test_an_answer_that_cannot_be_worked_out_is_wrong_with_reward_0(attnrl: Attn
     Path("answers.jsonl").write_text(jsonl({"response": "\\boxed{9^{9^{9^9}}}", "answer": "5", "prompt": "?"}))
     ran = attnrl("grade", "answers.jsonl", "--output", "graded.jsonl", "--workers", "1")
     assert ran.code == 0, ran.err
-    [row] = rows("graded.jsonl")
+    [row] = read_jsonl("graded.jsonl")
     assert row["reward"] == 0.0 and row["verdict"] in ("wrong", "timeout", "error")
 
 
@@ -239,10 +230,10 @@ def test_rewards_of_runs_before_are_still_read(attnrl: Attnrl) -> None:
             for k, v in row.items()
             if not re.search("accuracy$|accuracy/|not_judged|eval/reward", k) or k == "eval/accuracy"
         }
-        for row in rows("out/metrics.jsonl")
+        for row in read_jsonl("out/metrics.jsonl")
     ]
     Path("out/metrics.jsonl").write_text(jsonl(*old))
-    trees = rows("out/trees.jsonl")
+    trees = read_jsonl("out/trees.jsonl")
     for row in trees:
         for tree in row["trees"]:
             tree["nodes"] = [
